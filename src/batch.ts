@@ -1,0 +1,128 @@
+/**
+ * A burst of frames: one slab of bytes and the columns that say where in it things are.
+ *
+ *     in rows    what a device read: a TAP's frames, or the underlay's datagrams
+ *     out rows   what is to be written: datagrams to a remote, or frames to a TAP
+ *
+ * Both directions use it alike: a device fills the in rows, the dataplane decides and fills the out
+ * rows, the other device writes them. Payload bytes never move: an out row points into the slab
+ * that an in row was read to. One in row may become many out rows (flooding to several remotes; a
+ * train of datagrams that UDP_GRO delivered as one buffer), or none (a drop).
+ *
+ * A TAP packs frames one behind the other, each behind HEADROOM, so that a burst of small frames
+ * and a few 64 KiB super-frames alike stay within the second-level cache. The underlay receives to
+ * slots of a fixed stride, because recvmmsg(2) wants its buffers beforehand.
+ *
+ * Everything lies in one SharedArrayBuffer, because such memory can be neither moved nor detached
+ * while native code holds its address. `native/layout.h` repeats the numbers of `LAYOUT`; the
+ * loader of the addon refuses to start when they differ.
+ */
+
+/** Rows of the in columns: frames or datagrams that one read may return. */
+export const IN_ROWS = 256;
+/** Rows of the out columns: a flood to a thousand remotes fits. */
+export const OUT_ROWS = 1024;
+/** 8 bytes for the VXLAN header, and 2 so that the inner IP header is 8-byte aligned. */
+export const HEADROOM = 10;
+/** Room for nine 64 KiB slots: a working set that stays in a second-level cache. */
+export const SLAB_BYTES = 640 * 1024;
+/** Words of a virtio_net_hdr's row; the header itself takes the first 10 bytes. */
+export const VNET_WORDS = 4;
+/** Words of an address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. */
+export const ADDRESS_WORDS = 4;
+
+/** `inFlags`: the datagram was longer than its slot and what is there is only its beginning. */
+export const TRUNCATED = 1;
+
+/** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
+export const VNET_NEEDS_CSUM = 1;
+
+const IN_OFFSET = 0;
+const IN_LENGTH = IN_OFFSET + IN_ROWS;
+const IN_SEGMENT = IN_LENGTH + IN_ROWS;
+const IN_FLAGS = IN_SEGMENT + IN_ROWS;
+const IN_VNET = IN_FLAGS + IN_ROWS;
+const IN_ADDRESS = IN_VNET + IN_ROWS * VNET_WORDS;
+const OUT_OFFSET = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
+const OUT_LENGTH = OUT_OFFSET + OUT_ROWS;
+const OUT_ROW = OUT_LENGTH + OUT_ROWS;
+const OUT_REMOTE = OUT_ROW + OUT_ROWS;
+const OUT_HASH = OUT_REMOTE + OUT_ROWS;
+const OUT_ERROR = OUT_HASH + OUT_ROWS;
+const COLUMN_WORDS = OUT_ERROR + OUT_ROWS;
+
+/** What native code must agree with: `native/layout.h` holds the same names and numbers. */
+export const LAYOUT = {
+  IN_ROWS,
+  OUT_ROWS,
+  HEADROOM,
+  SLAB_BYTES,
+  VNET_WORDS,
+  ADDRESS_WORDS,
+  TRUNCATED,
+  VNET_NEEDS_CSUM,
+  IN_OFFSET,
+  IN_LENGTH,
+  IN_SEGMENT,
+  IN_FLAGS,
+  IN_VNET,
+  IN_ADDRESS,
+  OUT_OFFSET,
+  OUT_LENGTH,
+  OUT_ROW,
+  OUT_REMOTE,
+  OUT_HASH,
+  OUT_ERROR,
+  COLUMN_WORDS,
+} as const;
+
+export class Batch {
+  /** All columns in one array of int32, as native code sees them. */
+  readonly columns: Int32Array;
+  /** Frame and datagram bytes. */
+  readonly slab: Uint8Array;
+  /** The same bytes as `slab`, for codecs. */
+  readonly view: DataView;
+
+  /** Where the frame (TAP) or the datagram's payload (underlay) begins in the slab. */
+  readonly inOffset: Int32Array;
+  readonly inLength: Int32Array;
+  /** Underlay: stride of the datagrams in this row; equal to `inLength` where there is only one. */
+  readonly inSegment: Int32Array;
+  readonly inFlags: Int32Array;
+  /** TAP: the frame's virtio_net_hdr in host byte order, VNET_WORDS words a row. */
+  readonly inVnet: DataView;
+  /** Underlay: who sent it, ADDRESS_WORDS words a row. */
+  readonly inAddress: Int32Array;
+
+  readonly outOffset: Int32Array;
+  readonly outLength: Int32Array;
+  /** Towards the underlay: the in row that this was read as, whose virtio_net_hdr applies. */
+  readonly outRow: Int32Array;
+  /** Towards the underlay: index into `Remotes`. */
+  readonly outRemote: Int32Array;
+  /** Towards the underlay: hash of the inner flow, which chooses the outer source port. */
+  readonly outHash: Int32Array;
+  /** Set by the device that wrote the row: 0, or the errno because of which it was dropped. */
+  readonly outError: Int32Array;
+
+  constructor() {
+    const memory = new SharedArrayBuffer(COLUMN_WORDS * 4 + SLAB_BYTES);
+    const column = (word: number, rows: number) => new Int32Array(memory, word * 4, rows);
+    this.columns = column(0, COLUMN_WORDS);
+    this.slab = new Uint8Array(memory, COLUMN_WORDS * 4, SLAB_BYTES);
+    this.view = new DataView(memory, COLUMN_WORDS * 4, SLAB_BYTES);
+    this.inOffset = column(IN_OFFSET, IN_ROWS);
+    this.inLength = column(IN_LENGTH, IN_ROWS);
+    this.inSegment = column(IN_SEGMENT, IN_ROWS);
+    this.inFlags = column(IN_FLAGS, IN_ROWS);
+    this.inVnet = new DataView(memory, IN_VNET * 4, IN_ROWS * VNET_WORDS * 4);
+    this.inAddress = column(IN_ADDRESS, IN_ROWS * ADDRESS_WORDS);
+    this.outOffset = column(OUT_OFFSET, OUT_ROWS);
+    this.outLength = column(OUT_LENGTH, OUT_ROWS);
+    this.outRow = column(OUT_ROW, OUT_ROWS);
+    this.outRemote = column(OUT_REMOTE, OUT_ROWS);
+    this.outHash = column(OUT_HASH, OUT_ROWS);
+    this.outError = column(OUT_ERROR, OUT_ROWS);
+  }
+}

@@ -1,0 +1,145 @@
+/**
+ * What a forwarding thread counts: a row a network, of doubles in shared memory (exact to 2^53), and
+ * row 0 for what happens before a datagram's network is known. One thread writes; any thread reads.
+ *
+ * The reasons for drops are one fixed list. Where the kernel has a name for a reason, that is the
+ * name (include/net/dropreason-core.h, drivers/net/vxlan/drop.h).
+ */
+import { constants } from "node:os";
+import { ADDRESS_WORDS } from "./batch.ts";
+import { formatAddress } from "./remotes.ts";
+
+/** Columns of a row: events. */
+export const Counter = {
+  /** Frames and bytes of inner frames sent to remotes; each copy of a flooded frame counts. */
+  encapFrames: 0,
+  encapBytes: 1,
+  /** Frames and bytes of inner frames written to the TAP. */
+  decapFrames: 2,
+  decapBytes: 3,
+  /** Frames from the TAP that went to the flood list: broadcast, unknown unicast, multicast. */
+  flooded: 4,
+  learned: 5,
+  moved: 6,
+  aged: 7,
+  evicted: 8,
+  /** Datagrams accepted although reserved bits of their VXLAN header were set (RFC 7348, 5). */
+  reservedBits: 9,
+} as const;
+
+/** Columns of a row: frames dropped, by reason. */
+export const Drop = {
+  /** Shorter than an Ethernet header. */
+  PKT_TOO_SMALL: 16,
+  /** Longer than the path, or than the largest frame any network here may carry. */
+  PKT_TOO_BIG: 17,
+  /** Source MAC zero or multicast. */
+  MAC_INVALID_SOURCE: 18,
+  /** From the underlay with the TAP's own source MAC: a loop, or a duplicate address. */
+  LOCAL_MAC: 19,
+  /** No VXLAN header, I flag clear, or reserved bits set in strict mode. */
+  VXLAN_INVALID_HDR: 20,
+  VXLAN_VNI_NOT_FOUND: 21,
+  /** From an address that is no remote of the network. The kernel would accept it. */
+  VXLAN_REMOTE_NOT_ALLOWED: 22,
+  /** Source MAC contradicts a static or control-plane entry. */
+  VXLAN_ENTRY_EXISTS: 23,
+  /** Nowhere to send: destination unknown and the flood list empty. */
+  VXLAN_NO_REMOTE: 24,
+  /** A send queue was full. */
+  FULL_RING: 25,
+  /** The TAP is down, or the underlay refused the frame. */
+  DEV_READY: 26,
+  IP_OUTNOROUTES: 27,
+  /** The host's firewall refused the datagram. */
+  NETFILTER_DROP: 28,
+  /** Arrived and found the receive buffer full. */
+  SOCKET_RCVBUFF: 29,
+} as const;
+
+export type DropReason = keyof typeof Drop;
+
+const ROW_WORDS = 32;
+/** The last two doubles of a row: an address, as ADDRESS_WORDS words of int32. */
+const STRANGER = 30;
+
+export class Counters {
+  readonly memory: SharedArrayBuffer;
+  readonly #cells: Float64Array;
+  readonly #words: Int32Array;
+
+  static allocate(networks: number): SharedArrayBuffer {
+    return new SharedArrayBuffer((networks + 1) * ROW_WORDS * 8);
+  }
+
+  constructor(memory: SharedArrayBuffer) {
+    this.memory = memory;
+    this.#cells = new Float64Array(memory);
+    this.#words = new Int32Array(memory);
+  }
+
+  /** Adds `amount` to a column (of Counter or Drop) of a network's row; network 0 is none. */
+  add(network: number, column: number, amount: number): void {
+    const cell = network * ROW_WORDS + column;
+    this.#cells[cell] = this.#cells[cell]! + amount;
+  }
+
+  get(network: number, column: number): number {
+    return this.#cells[network * ROW_WORDS + column]!;
+  }
+
+  /** Remembers the address at `words[at…at + 3]` as the one that was refused last in a network. */
+  setStranger(network: number, words: Int32Array, at: number): void {
+    const cell = (network * ROW_WORDS + STRANGER) * 2;
+    for (let word = 0; word < ADDRESS_WORDS; word++) this.#words[cell + word] = words[at + word]!;
+  }
+
+  /** The address that was refused last (VXLAN_REMOTE_NOT_ALLOWED), if any was. */
+  stranger(network: number): string | undefined {
+    if (this.get(network, Drop.VXLAN_REMOTE_NOT_ALLOWED) === 0) return undefined;
+    return formatAddress(this.#words, (network * ROW_WORDS + STRANGER) * 2);
+  }
+
+  /** Every event of a network by name. */
+  events(network: number): Record<keyof typeof Counter, number> {
+    return this.#named(network, Counter);
+  }
+
+  /** The drops of a network by reason, those that happened. */
+  drops(network: number): Partial<Record<DropReason, number>> {
+    const all = Object.entries(this.#named(network, Drop));
+    return Object.fromEntries(all.filter(([, count]) => count > 0));
+  }
+
+  #named<Name extends string>(
+    network: number,
+    columns: Record<Name, number>,
+  ): Record<Name, number> {
+    const names = Object.keys(columns) as Name[];
+    const counts = names.map((name) => [name, this.get(network, columns[name])]);
+    return Object.fromEntries(counts) as Record<Name, number>;
+  }
+}
+
+const { errno } = constants;
+
+/** The reason that a device's errno stands for. */
+export function dropOfErrno(error: number): number {
+  switch (error) {
+    case errno.EMSGSIZE:
+      return Drop.PKT_TOO_BIG;
+    case errno.EAGAIN:
+    case errno.ENOBUFS:
+    case errno.ENOMEM:
+      return Drop.FULL_RING;
+    case errno.ENETUNREACH:
+    case errno.EHOSTUNREACH:
+    case errno.ENETDOWN:
+      return Drop.IP_OUTNOROUTES;
+    case errno.EPERM:
+    case errno.EACCES:
+      return Drop.NETFILTER_DROP;
+    default:
+      return Drop.DEV_READY;
+  }
+}

@@ -1,0 +1,72 @@
+/**
+ * The two ports of a VTEP, as the dataplane sees them. Several implementations of each live in
+ * `device/`; one conformance suite runs on all of them. What one cannot do is a declared
+ * capability, never a special case in the dataplane.
+ *
+ * Neither interface ever waits, and nothing here throws once it is open: what could not be written
+ * is counted by the caller from `outError`, and the loss of the device itself is told once, to
+ * `onLost`.
+ */
+import type { Batch } from "./batch.ts";
+import type { VtepError } from "./errors.ts";
+
+/** What both ports tell their owner. */
+export interface Watch {
+  /** Something can be read. Called again, from the event loop, as long as that is so. */
+  onReadable(): void;
+  /** The device is gone for good (its interface was deleted, say). Called at most once. */
+  onLost(error: VtepError): void;
+}
+
+/** One queue of one TAP device: the VTEP's port into the host's Layer 2. */
+export interface Tap {
+  readonly name: string;
+  /**
+   * Reads frames to the batch's in rows (inOffset, inLength, inVnet), each behind HEADROOM, until
+   * nothing waits, the rows are used up, or the slab could not hold another frame of full size.
+   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
+   */
+  read(batch: Batch): number;
+  /**
+   * Writes the frames of out rows `first` to `end` − 1 (outOffset, outLength) in that order, and
+   * sets outError of each. Returns how many failed. The slab may be reused when it returns.
+   */
+  write(batch: Batch, first: number, end: number): number;
+  watch(watch: Watch): void;
+  /** Removes the interface, unless it is persistent. A second call does nothing. */
+  close(): void;
+}
+
+/** What an underlay can do beyond carrying datagrams; shown to the user, never tested for. */
+export interface Capabilities {
+  /** The outer source port follows the inner flow (RFC 7348, section 5). */
+  readonly sourcePortEntropy: boolean;
+  /** The outer header forbids fragmentation: a VTEP must not fragment (RFC 7348, section 4.3). */
+  readonly dontFragment: boolean;
+  /** An outer UDP checksum of zero is accepted over IPv6 too (RFC 6935). */
+  readonly zeroChecksum6: boolean;
+  /** Datagrams that the socket's buffer had no room for are counted by `overflows`. */
+  readonly countsOverflows: boolean;
+}
+
+/** The VTEP's port into the underlay: UDP over IPv4, IPv6 or both. */
+export interface Underlay {
+  readonly capabilities: Capabilities;
+  /**
+   * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inAddress).
+   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
+   */
+  receive(batch: Batch): number;
+  /**
+   * Sends out rows 0 to `count` − 1 (outOffset, outLength, outRow, outRemote, outHash), completing
+   * first the checksum of a frame whose virtio_net_hdr (of in row outRow) says that it is partial,
+   * and sets outError of each. Order is kept within one hash. Returns how many failed: a full
+   * socket drops (EAGAIN, ENOBUFS), nothing is retried. The slab may be reused when it returns.
+   */
+  send(batch: Batch, count: number): number;
+  /** Datagrams that arrived and found the socket's buffer full, since it was opened. */
+  overflows(): number;
+  watch(watch: Watch): void;
+  /** A second call does nothing. */
+  close(): void;
+}

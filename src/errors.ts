@@ -1,0 +1,37 @@
+/**
+ * The one error that leaves this program on purpose. `code` is stable (documented in the README's
+ * table of codes), the message is one sentence that ends with the remedy, `cause` is the system's
+ * own error where there was one. Programmer mistakes are TypeError or RangeError instead.
+ */
+export class VtepError extends Error {
+  override readonly name = "VtepError";
+  readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, message: string, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.code = code;
+  }
+}
+
+/** Exit codes of the command: bad usage is the caller's to mend, failure the host's. */
+export const EXIT_FAILURE = 1;
+export const EXIT_USAGE = 2;
+
+export type ErrorCode =
+  | "USAGE" // unknown flag or key, value out of range, contradiction: exit code 2
+  | "ADDON" // native addon missing, or built for another memory layout
+  | "PERMISSION" // a capability is missing
+  | "TUN_MISSING" // no /dev/net/tun
+  | "NAME_IN_USE" // an interface of that name exists
+  | "ADDRESS" // not an address of this host, or no route to a peer
+  | "PORT_IN_USE" // another program or a kernel VXLAN device holds the UDP port
+  | "MTU" // larger than the underlay carries
+  | "LINK" // iproute2 refused
+  | "LOST" // a device went away while it was in use
+  | "CLOSED" // used after close
+  | "SYSTEM"; // anything else that the kernel refused
+
+/** The exit code that goes with an error. */
+export function exitCode(error: unknown): number {
+  return error instanceof VtepError && error.code === "USAGE" ? EXIT_USAGE : EXIT_FAILURE;
+}

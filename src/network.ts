@@ -1,0 +1,60 @@
+/**
+ * One VNI as a forwarding thread knows it: its TAP, its rows of the FDB and of the counters (by
+ * index), its flood list, and which remotes may speak in it.
+ *
+ * The flood list holds the remotes that get a copy of every frame whose destination is broadcast,
+ * multicast or unknown (head-end replication). Allowed are the flood list and whatever a static or
+ * control-plane entry points to: who is not told of cannot inject. Control operations here
+ * allocate; what the dataplane calls does not.
+ */
+import type { Tap } from "./device.ts";
+
+export class Network {
+  readonly vni: number;
+  readonly tap: Tap;
+  /** This network's row in the FDB and in the counters, from 1. */
+  readonly index: number;
+  /** Seconds after which a learned entry that is not seen again is forgotten; 0: never. */
+  readonly ageSeconds: number;
+  /** The TAP's own MAC: its first 16 and its last 32 bits. */
+  readonly macHigh: number;
+  readonly macLow: number;
+  /** Indices of remotes. */
+  flood = new Int32Array(0);
+  #allowed = new Uint8Array(0);
+
+  constructor(options: {
+    vni: number;
+    tap: Tap;
+    index: number;
+    ageSeconds: number;
+    mac: { high: number; low: number };
+  }) {
+    this.vni = options.vni;
+    this.tap = options.tap;
+    this.index = options.index;
+    this.ageSeconds = options.ageSeconds;
+    this.macHigh = options.mac.high;
+    this.macLow = options.mac.low;
+  }
+
+  /** Adds a remote to the flood list and allows it; once, however often it is called. */
+  addToFlood(remote: number): void {
+    this.allow(remote);
+    if (!this.flood.includes(remote)) this.flood = Int32Array.of(...this.flood, remote);
+  }
+
+  /** Accepts datagrams from this remote. */
+  allow(remote: number): void {
+    if (remote >= this.#allowed.length) {
+      const grown = new Uint8Array(2 * remote + 1);
+      grown.set(this.#allowed);
+      this.#allowed = grown;
+    }
+    this.#allowed[remote] = 1;
+  }
+
+  allows(remote: number): boolean {
+    return remote < this.#allowed.length && this.#allowed[remote] === 1;
+  }
+}

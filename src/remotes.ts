@@ -1,0 +1,111 @@
+/**
+ * The remote VTEPs this process knows, each a row that both the dataplane (by index) and native
+ * code (as a socket address) read from shared memory.
+ *
+ * One thread adds (the agent's); any thread looks up, without waiting: a row is complete before its
+ * slot of the hash table points to it. Rows are not removed: an index, once given, means the same
+ * address for as long as the process lives, so a stale index in a batch is at worst an old address.
+ *
+ * Index 0 is no remote: in the FDB it stands for the TAP.
+ */
+import ipaddr from "ipaddr.js";
+import { ADDRESS_WORDS } from "./batch.ts";
+
+/** The destination "behind this VTEP's own TAP" in the FDB; never the index of a remote. */
+export const LOCAL = 0;
+
+/** Rows, the unused row 0 included. */
+export const REMOTE_ROWS = 65_536;
+/** Words of a row: family (4 or 6), UDP port, address (ADDRESS_WORDS), two to spare. */
+export const REMOTE_WORDS = 8;
+const PORT = 1;
+const ADDRESS = 2;
+
+const SLOTS = 2 * REMOTE_ROWS;
+const COUNT = REMOTE_ROWS * REMOTE_WORDS;
+const FIRST_SLOT = COUNT + 1;
+
+/** The address as 16 bytes in network order, IPv4 as ::ffff:a.b.c.d, read as host-order words. */
+export function addressWords(text: string): Int32Array {
+  const address = ipaddr.process(text);
+  const v6 = address.kind() === "ipv4" ? (address as ipaddr.IPv4).toIPv4MappedAddress() : address;
+  return new Int32Array(Uint8Array.from(v6.toByteArray()).buffer);
+}
+
+/** The address in its one canonical spelling (RFC 5952), a mapped IPv4 address as IPv4. */
+export function canonicalAddress(text: string): string {
+  return ipaddr.process(text).toString();
+}
+
+/** 4 or 6. */
+export function addressFamily(text: string): 4 | 6 {
+  return ipaddr.process(text).kind() === "ipv4" ? 4 : 6;
+}
+
+export class Remotes {
+  /** Rows, then the number of rows in use, then the hash table. */
+  readonly words: Int32Array;
+
+  constructor(memory = new SharedArrayBuffer((FIRST_SLOT + SLOTS) * 4)) {
+    this.words = new Int32Array(memory);
+  }
+
+  /** The index of this address, added if it is new. UDP `port` is where datagrams to it go. */
+  add(address: string, port: number): number {
+    const words = addressWords(address);
+    const known = this.find(words, 0);
+    if (known !== LOCAL) return known;
+    const index = this.words[COUNT]! + 1;
+    if (index === REMOTE_ROWS) throw new RangeError(`more than ${REMOTE_ROWS - 1} remotes`);
+    const row = index * REMOTE_WORDS;
+    this.words[row] = addressFamily(address);
+    this.words[row + PORT] = port;
+    this.words.set(words, row + ADDRESS);
+    let slot = slotOf(words, 0);
+    while (this.words[FIRST_SLOT + slot] !== 0) slot = (slot + 1) % SLOTS;
+    Atomics.store(this.words, FIRST_SLOT + slot, index);
+    this.words[COUNT] = index;
+    return index;
+  }
+
+  /** The index of the address at `words[at…at + 3]`, or LOCAL (0) when it is unknown. */
+  find(words: Int32Array, at: number): number {
+    for (let slot = slotOf(words, at); ; slot = (slot + 1) % SLOTS) {
+      const index = Atomics.load(this.words, FIRST_SLOT + slot);
+      if (index === 0 || this.#holds(index, words, at)) return index;
+    }
+  }
+
+  /** The address of a remote as text. */
+  address(index: number): string {
+    const row = index * REMOTE_WORDS + ADDRESS;
+    return formatAddress(this.words, row);
+  }
+
+  port(index: number): number {
+    return this.words[index * REMOTE_WORDS + PORT]!;
+  }
+
+  #holds(index: number, words: Int32Array, at: number): boolean {
+    const row = index * REMOTE_WORDS + ADDRESS;
+    return (
+      this.words[row] === words[at] &&
+      this.words[row + 1] === words[at + 1] &&
+      this.words[row + 2] === words[at + 2] &&
+      this.words[row + 3] === words[at + 3]
+    );
+  }
+}
+
+/** The address at `words[at…at + 3]` as text. */
+export function formatAddress(words: Int32Array, at: number): string {
+  const bytes = new Uint8Array(words.slice(at, at + ADDRESS_WORDS).buffer);
+  return canonicalAddress(ipaddr.fromByteArray([...bytes]).toString());
+}
+
+function slotOf(words: Int32Array, at: number): number {
+  let hash = words[at]! ^ Math.imul(words[at + 1]!, 0x9e3779b1 | 0);
+  hash = Math.imul(hash ^ words[at + 2]!, 0x85ebca6b | 0);
+  hash = Math.imul(hash ^ words[at + 3]! ^ (hash >>> 15), 0xc2b2ae35 | 0);
+  return (hash ^ (hash >>> 16)) & (SLOTS - 1);
+}
