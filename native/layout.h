@@ -1,0 +1,80 @@
+// The memory that TypeScript and this addon share, by the names and numbers of src/batch.ts (which
+// explains them) and src/remotes.ts. addon.cc exports the list; src/device/native.ts refuses to
+// work with an addon whose list differs from its own.
+//
+// Another thread may write to shared memory at any time, so whatever is checked is read once, with
+// load(), and only the copy is used.
+
+#pragma once
+
+#include <cstdint>
+
+#define VTEP_LAYOUT(X)                              \
+  X(IN_ROWS, 256)                                   \
+  X(OUT_ROWS, 1024)                                 \
+  X(HEADROOM, 10)                                   \
+  X(SLAB_BYTES, 640 * 1024)                         \
+  X(VNET_WORDS, 4)                                  \
+  X(ADDRESS_WORDS, 4)                               \
+  X(TRUNCATED, 1)                                   \
+  X(VNET_NEEDS_CSUM, 1)                             \
+  X(IN_OFFSET, 0)                                   \
+  X(IN_LENGTH, IN_OFFSET + IN_ROWS)                 \
+  X(IN_SEGMENT, IN_LENGTH + IN_ROWS)                \
+  X(IN_FLAGS, IN_SEGMENT + IN_ROWS)                 \
+  X(IN_VNET, IN_FLAGS + IN_ROWS)                    \
+  X(IN_ADDRESS, IN_VNET + IN_ROWS * VNET_WORDS)     \
+  X(OUT_OFFSET, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
+  X(OUT_LENGTH, OUT_OFFSET + OUT_ROWS)              \
+  X(OUT_ROW, OUT_LENGTH + OUT_ROWS)                 \
+  X(OUT_REMOTE, OUT_ROW + OUT_ROWS)                 \
+  X(OUT_HASH, OUT_REMOTE + OUT_ROWS)                \
+  X(OUT_ERROR, OUT_HASH + OUT_ROWS)                 \
+  X(COLUMN_WORDS, OUT_ERROR + OUT_ROWS)             \
+  X(REMOTE_ROWS, 65536)                             \
+  X(REMOTE_WORDS, 8)
+
+namespace layout {
+#define X(name, value) constexpr int32_t name = value;
+VTEP_LAYOUT(X)
+#undef X
+
+// Words of a row of remotes: family (4 or 6), UDP port, then the address.
+constexpr int32_t REMOTE_FAMILY = 0;
+constexpr int32_t REMOTE_PORT = 1;
+constexpr int32_t REMOTE_ADDRESS = 2;
+}  // namespace layout
+
+// <linux/virtio_net.h> is not C++: it calls a field `class`.
+struct virtio_net_hdr {
+  uint8_t flags;
+  uint8_t gso_type;
+  uint16_t hdr_len;
+  uint16_t gso_size;
+  uint16_t csum_start;
+  uint16_t csum_offset;
+};
+
+static_assert(sizeof(virtio_net_hdr) == 10, "what TUNSETVNETHDRSZ is told");
+static_assert(sizeof(virtio_net_hdr) <= layout::VNET_WORDS * sizeof(int32_t), "a row holds one");
+static_assert(layout::IN_VNET % 2 == 0, "rows of virtio_net_hdr are aligned");
+static_assert(layout::ADDRESS_WORDS * sizeof(int32_t) == 16, "an IPv6 address");
+static_assert(layout::REMOTE_ADDRESS + layout::ADDRESS_WORDS <= layout::REMOTE_WORDS, "a row");
+static_assert((layout::HEADROOM + 14) % 8 == 0, "the inner IP header is 8-byte aligned");
+
+struct batch {
+  int32_t *columns;
+  uint8_t *slab;
+};
+
+inline int32_t load(const int32_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+
+inline bool in_slab(int32_t offset, int32_t length) {
+  return offset >= 0 && length >= 0 && length <= layout::SLAB_BYTES &&
+         offset <= layout::SLAB_BYTES - length;
+}
+
+inline virtio_net_hdr *vnet_of(const batch *b, int row) {
+  return reinterpret_cast<virtio_net_hdr *>(b->columns + layout::IN_VNET +
+                                            row * layout::VNET_WORDS);
+}

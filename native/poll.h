@@ -1,0 +1,20 @@
+// Readiness of a descriptor, told to JavaScript from the event loop of its own environment (the main
+// thread's or a worker's, never uv_default_loop).
+//
+// libuv wants a handle's memory until its close callback has run, and an environment that ends wants
+// its loop empty. So a watch owns itself: watch_stop() is final for the caller, who may close the
+// descriptor at once, and the rest happens when the loop comes round. If the environment ends first,
+// an asynchronous clean-up hook does the same and makes the environment wait for it.
+
+#pragma once
+
+#include <node_api.h>
+
+struct watch;
+
+// Calls `callback` with `owner` as this and one number: 0 when the descriptor is readable, as often
+// as the loop comes round and it still is; or a negative errno (libuv makes UV_EBADF of POLLERR)
+// after which there is silence. Keeps `owner` alive. `*slot` is the watch, and becomes null when it
+// stops. Returns 0 or -errno.
+int watch_start(napi_env env, int fd, napi_value owner, napi_value callback, watch **slot);
+void watch_stop(watch *w);

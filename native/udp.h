@@ -1,0 +1,70 @@
+// UDP over one address family: a socket that receives, and a fan of sockets that send.
+//
+// A socket has one source port, but RFC 7348 wants the outer source port to follow the inner flow.
+// So there are several sending sockets, each on a port of its own, and the hash of the flow chooses
+// one. They are not connected, and a filter drops whatever is sent to them: only the receiving
+// socket queues.
+
+#pragma once
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include "layout.h"
+
+constexpr int MAX_FAN = 64;
+constexpr int MAX_SLOT = 65536;
+
+struct udp_options {
+  int family;           // 4 or 6
+  const char *address;  // local, as text; an IPv6 link-local one with its %interface
+  int port;
+  int source_port_low, source_port_high;
+  int fan;         // sending sockets wanted; fewer if the range has fewer free ports
+  int slot_bytes;  // longest datagram that is received whole
+  int receive_buffer, send_buffer;
+  const int32_t *remotes;
+};
+
+union udp_name {
+  sockaddr any;
+  sockaddr_in v4;
+  sockaddr_in6 v6;
+};
+
+struct udp {
+  int family;
+  uint32_t scope;  // interface index of link-local addresses
+  const int32_t *remotes;
+  int fd;
+  int fan;
+  int fan_fd[MAX_FAN];
+
+  int slot_bytes, stride, slots;
+  const uint8_t *slab;  // what `in` points to
+  mmsghdr in[layout::IN_ROWS];
+  iovec in_part[layout::IN_ROWS];
+  udp_name in_name[layout::IN_ROWS];
+  alignas(cmsghdr) uint8_t in_control[layout::IN_ROWS][CMSG_SPACE(sizeof(int))];
+
+  uint8_t choice[layout::OUT_ROWS];
+  uint16_t order[layout::OUT_ROWS];
+  uint16_t out_row[layout::OUT_ROWS];
+  mmsghdr out[layout::OUT_ROWS];
+  iovec out_part[layout::OUT_ROWS];
+  udp_name out_name[layout::OUT_ROWS];
+};
+
+// Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.
+int udp_open(udp *u, const udp_options *options, const char **syscall);
+void udp_close(udp *u);
+
+// Fills in rows. Returns how many, 0 if nothing waits, or -errno.
+int udp_receive(udp *u, const batch *b);
+
+// Sends those of the out rows 0 to count - 1 whose remote is of this family, sets the error of each
+// of them, and leaves the others alone. Returns how many were sent.
+int udp_send(udp *u, const batch *b, int count);
+
+// Datagrams that the receiving socket dropped, most of them for want of room in its buffer.
+uint32_t udp_drops(const udp *u);

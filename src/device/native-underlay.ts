@@ -1,0 +1,212 @@
+/**
+ * The underlay over batched kernel sockets: for each address family one socket that receives and a
+ * fan of sockets that send, each from a source port of its own, chosen by the hash of the inner flow
+ * (RFC 7348, section 5).
+ *
+ * The outer header forbids fragmentation; a datagram that the path does not carry is EMSGSIZE of its
+ * row. Outer checksums are sent, and zero is accepted over both families (RFC 7348, RFC 6935).
+ */
+import { constants } from "node:os";
+import type { Batch } from "../batch.ts";
+import type { Capabilities, Underlay, Watch } from "../device.ts";
+import { VtepError } from "../errors.ts";
+import type { Remotes } from "../remotes.ts";
+import { addon, handleOf, isSystemError, type UdpFamily, type UdpFamilyOptions } from "./native.ts";
+
+/** Sending sockets of a family: enough for equal-cost paths, few enough to share their ports. */
+const FAN = 16;
+/** What a burst at 10 Gbit/s leaves behind in some milliseconds of absence. */
+const BUFFER_BYTES = 8 * 1024 * 1024;
+/** Slots are of full cache lines, and never longer than a UDP datagram can be. */
+const LARGEST_SLOT = 65_536;
+/** So many errors, less than ERRORS_MS apart and with no datagram in between, are a loss. */
+const LAST_STRAW = 16;
+const ERRORS_MS = 1000;
+
+/** Of a row that no family of this underlay took, and of all rows once it is lost. */
+const { EAFNOSUPPORT, ENETDOWN } = constants.errno;
+
+export interface NativeUnderlayOptions {
+  /** Local IPv4 address; without it there is no IPv4. */
+  local4?: string | undefined;
+  /** Local IPv6 address, a link-local one with its %interface; without it there is no IPv6. */
+  local6?: string | undefined;
+  /** UDP port to receive on. */
+  port: number;
+  remotes: Remotes;
+  /** Source ports are free ones of this range, both ends included; RFC 7348: 49152 to 65535. */
+  sourcePorts?: readonly [low: number, high: number];
+  /** Bytes of the longest UDP payload to receive whole: the overlay's MTU + 14 + 4 + 8. */
+  largestDatagram: number;
+}
+
+export class NativeUnderlay implements Underlay {
+  readonly capabilities: Capabilities = {
+    sourcePortEntropy: true,
+    dontFragment: true,
+    zeroChecksum6: true,
+    countsOverflows: true,
+  };
+  readonly #families: UdpFamily[] = [];
+  /** Whose turn it is to be asked first. */
+  #next = 0;
+  #watch: Watch | undefined;
+  #errors = 0;
+  #lastErrorMs = 0;
+  #lost: VtepError | undefined;
+  #told = false;
+  #closed = false;
+
+  /** Throws VtepError ADDON, PORT_IN_USE, ADDRESS, PERMISSION or SYSTEM. */
+  constructor(options: NativeUnderlayOptions) {
+    const { port, sourcePorts = [49_152, 65_535], remotes, largestDatagram } = options;
+    const native = addon();
+    for (const family of [4, 6] as const) {
+      const address = family === 4 ? options.local4 : options.local6;
+      if (address === undefined) continue;
+      const socket: UdpFamilyOptions = {
+        family,
+        address,
+        port,
+        sourcePorts,
+        fan: FAN,
+        slotBytes: Math.min(largestDatagram, LARGEST_SLOT),
+        receiveBuffer: BUFFER_BYTES,
+        sendBuffer: BUFFER_BYTES,
+        remotes: remotes.words,
+      };
+      try {
+        this.#families.push(new native.Udp(socket));
+      } catch (error) {
+        this.close();
+        throw explain(error, socket);
+      }
+    }
+    if (this.#families.length === 0) throw new TypeError("local4, local6 or both must be given");
+  }
+
+  receive(batch: Batch): number {
+    this.#assertOpen();
+    if (this.#lost !== undefined) return 0;
+    const handle = handleOf(batch);
+    for (let turn = 0; turn < this.#families.length; turn++) {
+      const family = this.#families[this.#next]!;
+      this.#next = (this.#next + 1) % this.#families.length;
+      const rows = family.receive(handle);
+      if (rows > 0) {
+        this.#errors = 0;
+        return rows;
+      }
+      if (rows < 0) this.#count(rows);
+    }
+    return 0;
+  }
+
+  send(batch: Batch, count: number): number {
+    this.#assertOpen();
+    batch.outError.fill(this.#lost === undefined ? EAFNOSUPPORT : ENETDOWN, 0, count);
+    if (this.#lost !== undefined) return count;
+    const handle = handleOf(batch);
+    let sent = 0;
+    for (let i = 0; i < this.#families.length; i++) sent += this.#families[i]!.send(handle, count);
+    return count - sent;
+  }
+
+  overflows(): number {
+    this.#assertOpen();
+    let datagrams = 0;
+    for (const family of this.#families) datagrams += family.overflows();
+    return datagrams;
+  }
+
+  watch(watch: Watch): void {
+    this.#assertOpen();
+    this.#watch = watch;
+    if (this.#lost !== undefined) this.#tell();
+    else for (const family of this.#families) this.#watchFamily(family);
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#watch = undefined;
+    for (const family of this.#families) family.close();
+  }
+
+  #watchFamily(family: UdpFamily): void {
+    family.unwatch();
+    family.watch((status) => {
+      if (status < 0) this.#mend(family, status);
+      else this.#watch?.onReadable();
+    });
+  }
+
+  /**
+   * A socket with an error pending is not lost: `ss --kill`, say, leaves one behind. Reading it
+   * takes the error away (receive counts it), and libuv, which has stopped watching, starts anew.
+   */
+  #mend(family: UdpFamily, status: number): void {
+    this.#count(status);
+    if (this.#lost !== undefined) return;
+    this.#watchFamily(family);
+    this.#watch?.onReadable();
+  }
+
+  #count(status: number): void {
+    const nowMs = performance.now();
+    if (nowMs - this.#lastErrorMs > ERRORS_MS) this.#errors = 0;
+    this.#lastErrorMs = nowMs;
+    this.#errors++;
+    if (this.#errors < LAST_STRAW || this.#lost !== undefined) return;
+    for (const family of this.#families) family.unwatch();
+    const sentence = `the underlay's sockets fail again and again (errno ${-status})`;
+    this.#lost = new VtepError("LOST", `${sentence}; start again`);
+    this.#tell();
+  }
+
+  /** Once, and never from within receive: the owner may well close everything. */
+  #tell(): void {
+    if (this.#told || this.#watch === undefined) return;
+    this.#told = true;
+    queueMicrotask(() => this.#watch?.onLost(this.#lost!));
+  }
+
+  #assertOpen(): void {
+    if (this.#closed) throw new VtepError("CLOSED", "the underlay was used after close");
+  }
+}
+
+function explain(error: unknown, socket: UdpFamilyOptions): unknown {
+  if (!isSystemError(error)) return error;
+  const { address, port } = socket;
+  const [low, high] = socket.sourcePorts;
+  const forSource = error.syscall === "bind(source port)";
+  switch (error.code) {
+    case "EADDRINUSE": {
+      if (forSource) {
+        const sentence = `no UDP port from ${low} to ${high} is free on ${address}`;
+        return new VtepError("PORT_IN_USE", `${sentence}: choose another range`, error);
+      }
+      const sentence = `UDP port ${port} of ${address} is held by another program or a kernel device`;
+      const remedy = `find it with "ss -lunp sport = :${port}" or "ip -d link show type vxlan"`;
+      return new VtepError("PORT_IN_USE", `${sentence}: ${remedy}, or choose another port`, error);
+    }
+    case "EADDRNOTAVAIL":
+    case "EAFNOSUPPORT":
+    case "EINVAL":
+    case "ENODEV": {
+      const remedy = 'choose one of those that "ip address" shows';
+      return new VtepError("ADDRESS", `${address} is no address of this host: ${remedy}`, error);
+    }
+    case "EPERM":
+    case "EACCES": {
+      const sentence = `UDP port ${forSource ? low : port} needs CAP_NET_BIND_SERVICE`;
+      const remedy = "run as root or choose a port above 1023";
+      return new VtepError("PERMISSION", `${sentence}: ${remedy}`, error);
+    }
+  }
+  return new VtepError(
+    "SYSTEM",
+    `UDP over ${address} could not be opened: ${error.message}`,
+    error,
+  );
+}

@@ -1,0 +1,138 @@
+/**
+ * The addon, loaded once and only here. It is the NIC: it moves batches between descriptors and
+ * memory, and knows no VNI and no policy. `native/addon.cc` checks arguments so that no mistake can
+ * crash the process; defaults and the meaning of errors are the business of tap.ts and
+ * native-underlay.ts.
+ */
+import { createRequire } from "node:module";
+import { type Batch, LAYOUT } from "../batch.ts";
+import { VtepError } from "../errors.ts";
+import { REMOTE_ROWS, REMOTE_WORDS } from "../remotes.ts";
+
+/** The addon's handle of a `Batch`; see `handleOf`. */
+export interface BatchHandle {
+  readonly columns?: never;
+}
+
+/** What TAP queue and UDP family have in common. */
+interface Port {
+  /** The descriptor, or −1 after close. */
+  fd(): number;
+  /**
+   * Calls back with 0 whenever there is something to read, or once with a negative errno, after
+   * which there is silence (libuv makes UV_EBADF of POLLERR). Keeps the event loop alive. Throws
+   * ERR_WATCHED when it is watched already.
+   */
+  watch(onReadable: (status: number) => void): void;
+  unwatch(): void;
+  close(): void;
+}
+
+export interface TapQueue extends Port {
+  readonly name: string;
+  /** Rows read, 0 if nothing waits, or −errno. */
+  read(batch: BatchHandle): number;
+  /** Rows that failed. */
+  write(batch: BatchHandle, first: number, end: number): number;
+}
+
+export interface UdpFamily extends Port {
+  /** Rows received, 0 if nothing waits, or −errno. */
+  receive(batch: BatchHandle): number;
+  /** Rows sent, of those whose remote is of this family; other rows are left alone. */
+  send(batch: BatchHandle, count: number): number;
+  overflows(): number;
+}
+
+export interface TapQueueOptions {
+  name: string;
+  /** TUN_F_ bits. */
+  offloads: number;
+  multiQueue: boolean;
+}
+
+export interface UdpFamilyOptions {
+  family: 4 | 6;
+  /** Local; an IPv6 link-local address with its %interface. */
+  address: string;
+  port: number;
+  /** Where the ports of the sending sockets are taken from, both ends included. */
+  sourcePorts: readonly [low: number, high: number];
+  /** Sending sockets wanted; there are fewer if the range has fewer free ports. */
+  fan: number;
+  /** The longest datagram that is received whole. */
+  slotBytes: number;
+  receiveBuffer: number;
+  sendBuffer: number;
+  /** `Remotes.words`. */
+  remotes: Int32Array;
+}
+
+export interface Addon {
+  readonly layout: Readonly<Record<string, number>>;
+  readonly Batch: new (columns: Int32Array, slab: Uint8Array) => BatchHandle;
+  readonly Tap: new (options: TapQueueOptions) => TapQueue;
+  readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
+  /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
+  completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;
+}
+
+/** An error that the addon threw because the system refused something. */
+export interface SystemError extends Error {
+  /** "EPERM" and the like, as Node spells them. */
+  readonly code: string;
+  /** What was refused, such as "bind" or "ioctl(TUNSETIFF)". */
+  readonly syscall: string;
+}
+
+export function isSystemError(error: unknown): error is SystemError {
+  return error instanceof Error && "syscall" in error && "code" in error;
+}
+
+// Two levels below the package, as source and as dist/ alike.
+const PATH = "../../build/Release/vtep.node";
+const REMEDY = "run: npm run build";
+
+let loaded: Addon | undefined;
+
+/** The addon. Throws VtepError ADDON when it is missing or does not fit. */
+export function addon(): Addon {
+  loaded ??= load();
+  return loaded;
+}
+
+function load(): Addon {
+  let found: Addon;
+  try {
+    found = createRequire(import.meta.url)(PATH);
+  } catch (cause) {
+    const missing = (cause as NodeJS.ErrnoException).code === "MODULE_NOT_FOUND";
+    const what = missing ? "is missing" : `does not load into Node ${process.version}`;
+    throw new VtepError("ADDON", `the native addon ${what}; ${REMEDY}`, cause);
+  }
+  checkLayout(found.layout);
+  return found;
+}
+
+/** Throws VtepError ADDON unless `layout` is the memory layout of this source. */
+export function checkLayout(layout: Readonly<Record<string, number>>): void {
+  const expected: Record<string, number> = { ...LAYOUT, REMOTE_ROWS, REMOTE_WORDS };
+  for (const name of new Set([...Object.keys(expected), ...Object.keys(layout)])) {
+    if (layout[name] === expected[name]) continue;
+    const difference = `${name} is ${layout[name]} there and ${expected[name]} here`;
+    const sentence = `the native addon was built for another memory layout (${difference})`;
+    throw new VtepError("ADDON", `${sentence}; ${REMEDY}`);
+  }
+}
+
+const handles = new WeakMap<Batch, BatchHandle>();
+
+/** The addon's handle of a batch, made at first use; it lives as long as the batch. */
+export function handleOf(batch: Batch): BatchHandle {
+  let handle = handles.get(batch);
+  if (handle === undefined) {
+    handle = new (addon().Batch)(batch.columns, batch.slab);
+    handles.set(batch, handle);
+  }
+  return handle;
+}

@@ -1,0 +1,155 @@
+/**
+ * One queue of a TAP device of this host.
+ *
+ * The device exists as long as a queue of it is open, unless something made it persistent before.
+ * An interface that is down is no failure: nothing arrives, and writing to it sets EIO. One that was
+ * deleted is: reading and writing give EBADFD, polling gives POLLERR (tun_chr_poll in the kernel's
+ * drivers/net/tun.c), and the owner hears `onLost`.
+ */
+import { readFileSync } from "node:fs";
+import { constants } from "node:os";
+import type { Batch } from "../batch.ts";
+import type { Tap, Watch } from "../device.ts";
+import { VtepError } from "../errors.ts";
+import { addon, handleOf, isSystemError, type TapQueue } from "./native.ts";
+
+/** `offloads`: the kernel may leave checksums partial (VNET_NEEDS_CSUM). */
+export const TUN_F_CSUM = 1;
+
+/** "File descriptor in bad state": the interface behind it is gone. Not among os.constants. */
+const EBADFD = 77;
+const { ENODEV } = constants.errno;
+
+export interface NativeTapOptions {
+  /** Name of the interface, 1 to 15 bytes. */
+  name: string;
+  /** TUN_F_ bits of <linux/if_tun.h>; by default TUN_F_CSUM. */
+  offloads?: number;
+  /** Whether more queues of the same device may be opened; by default not. */
+  multiQueue?: boolean;
+}
+
+export class NativeTap implements Tap {
+  readonly name: string;
+  readonly #queue: TapQueue;
+  #watch: Watch | undefined;
+  #lost: VtepError | undefined;
+  #told = false;
+  #closed = false;
+
+  /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
+  constructor(options: NativeTapOptions) {
+    const { name, offloads = TUN_F_CSUM, multiQueue = false } = options;
+    const native = addon();
+    checkName(name);
+    try {
+      this.#queue = new native.Tap({ name, offloads, multiQueue });
+    } catch (error) {
+      throw explain(error, name, multiQueue);
+    }
+    this.name = this.#queue.name;
+  }
+
+  read(batch: Batch): number {
+    this.#assertOpen();
+    if (this.#lost !== undefined) return 0;
+    const rows = this.#queue.read(handleOf(batch));
+    if (rows >= 0) return rows;
+    if (isGone(-rows)) this.#lose();
+    return 0;
+  }
+
+  write(batch: Batch, first: number, end: number): number {
+    this.#assertOpen();
+    const failures = this.#queue.write(handleOf(batch), first, end);
+    if (failures > 0 && this.#lost === undefined && isGone(batch.outError[end - 1]!)) this.#lose();
+    return failures;
+  }
+
+  watch(watch: Watch): void {
+    this.#assertOpen();
+    this.#queue.unwatch();
+    this.#watch = watch;
+    if (this.#lost !== undefined) {
+      this.#tell();
+      return;
+    }
+    this.#queue.watch((status) => {
+      if (status < 0) this.#lose();
+      else watch.onReadable();
+    });
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#watch = undefined;
+    this.#queue.close();
+  }
+
+  #lose(): void {
+    this.#queue.unwatch();
+    const sentence = `interface ${this.name} was deleted while in use`;
+    this.#lost = new VtepError("LOST", `${sentence}; start again to create it anew`);
+    this.#tell();
+  }
+
+  /** Once, and never from within read or write: the owner may well close everything. */
+  #tell(): void {
+    if (this.#told || this.#watch === undefined) return;
+    this.#told = true;
+    queueMicrotask(() => this.#watch?.onLost(this.#lost!));
+  }
+
+  #assertOpen(): void {
+    if (this.#closed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
+  }
+}
+
+function isGone(errno: number): boolean {
+  return errno === EBADFD || errno === ENODEV;
+}
+
+/** The kernel's dev_valid_name(), and no "%d", of which it would make a number. */
+function checkName(name: string): void {
+  if (/^[^\s/:%]+$/.test(name) && name !== "." && name !== ".." && Buffer.byteLength(name) < 16) {
+    return;
+  }
+  throw new RangeError(`${JSON.stringify(name)} cannot be the name of an interface`);
+}
+
+function explain(error: unknown, name: string, multiQueue: boolean): unknown {
+  if (!isSystemError(error)) return error;
+  switch (error.code) {
+    case "EPERM":
+    case "EACCES": {
+      const remedy = "run as root or with that capability";
+      const sentence = `creating TAP ${name} needs CAP_NET_ADMIN`;
+      return new VtepError("PERMISSION", `${sentence}: ${remedy}`, error);
+    }
+    case "ENOENT":
+    case "ENODEV":
+    case "ENXIO": {
+      const remedy =
+        "load the module (modprobe tun), or in a container pass the device on (--device /dev/net/tun)";
+      return new VtepError("TUN_MISSING", `there is no /dev/net/tun: ${remedy}`, error);
+    }
+    case "EBUSY":
+    case "EEXIST":
+    case "EINVAL":
+      if (!interfaceExists(name)) break;
+      return new VtepError("NAME_IN_USE", inUse(name, multiQueue), error);
+  }
+  return new VtepError("SYSTEM", `TAP ${name} could not be opened: ${error.message}`, error);
+}
+
+function inUse(name: string, multiQueue: boolean): string {
+  const unfit = multiQueue ? "no TAP with several queues" : "no TAP";
+  const remedy = `choose another name, or delete it (ip link delete ${name})`;
+  return `interface ${name} exists and is in use, or is ${unfit}: ${remedy}`;
+}
+
+/** Of this thread's network namespace; /sys shows that in which it was mounted. */
+function interfaceExists(name: string): boolean {
+  const lines = readFileSync("/proc/thread-self/net/dev", "utf8").split("\n");
+  return lines.some((line) => line.trimStart().startsWith(`${name}:`));
+}

@@ -1,0 +1,115 @@
+/** What the tests of this folder stand on: names, ports, descriptors, child processes. */
+import { execFileSync, spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import dgram from "node:dgram";
+import { once } from "node:events";
+import { readdirSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import type { Batch } from "../../src/batch.ts";
+import type { UdpFamilyOptions } from "../../src/device/native.ts";
+import { Remotes } from "../../src/remotes.ts";
+
+export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+export const ADDON = `${ROOT}build/Release/vtep.node`;
+
+/** An interface name that nothing else has. */
+export function uniqueName(): string {
+  return `vt${randomBytes(5).toString("hex")}`;
+}
+
+export async function freePort(address = "127.0.0.1"): Promise<number> {
+  const socket = await receiver(address);
+  const { port } = socket.address();
+  socket.close();
+  return port;
+}
+
+/** A socket of Node's own, as the other side. */
+export async function receiver(address: string, port = 0): Promise<dgram.Socket> {
+  const socket = dgram.createSocket(address.includes(":") ? "udp6" : "udp4");
+  socket.bind(port, address);
+  await once(socket, "listening");
+  return socket;
+}
+
+export function ip(...words: string[]): void {
+  execFileSync("ip", words, { stdio: ["ignore", "ignore", "pipe"] });
+}
+
+/** Open descriptors of this process. Reading the folder opens one itself, every time alike. */
+export function descriptors(): number {
+  return readdirSync("/proc/self/fd").length;
+}
+
+export interface Ended {
+  /** Exit code, or the name of the signal that ended it. */
+  status: number | string | null;
+  output: string;
+}
+
+/** Runs CommonJS code, with the addon as `addon`, in a Node of its own. */
+export function child(code: string, ...flags: string[]): Ended {
+  const prelude = `const addon = require(${JSON.stringify(ADDON)}), fs = require("node:fs");`;
+  return ended(process.execPath, [...flags, "-e", `${prelude}\n${code}`]);
+}
+
+/** Runs TypeScript modules of this package, as ES module code; relative to its root. */
+export function moduleChild(code: string, prefix: string[] = []): Ended {
+  const node = [process.execPath, "--import", "tsx", "--input-type=module", "-e", code];
+  const [command, ...words] = [...prefix, ...node];
+  return ended(command!, words);
+}
+
+function ended(command: string, words: string[]): Ended {
+  const { status, signal, stdout, stderr, error } = spawnSync(command, words, {
+    cwd: ROOT,
+    encoding: "utf8",
+    timeout: 120_000,
+  });
+  if (error !== undefined) throw error;
+  return { status: signal ?? status, output: `${stdout}${stderr}` };
+}
+
+/** Options that the addon accepts, over loopback. */
+export function udpOptions(port: number, changes: Partial<UdpFamilyOptions> = {}) {
+  return {
+    family: 4,
+    address: "127.0.0.1",
+    port,
+    sourcePorts: [20_000, 30_000],
+    fan: 16,
+    slotBytes: 1500,
+    receiveBuffer: 1 << 20,
+    sendBuffer: 1 << 20,
+    remotes: new Remotes().words,
+    ...changes,
+  } satisfies UdpFamilyOptions;
+}
+
+/** Rows 0 to n − 1, one behind the other in the slab, filled with their own number. */
+export function fillRows(batch: Batch, lengths: readonly number[], remote: number): void {
+  let offset = 0;
+  lengths.forEach((length, row) => {
+    batch.slab.fill(row, offset, offset + length);
+    setRow(batch, row, { offset, length, remote });
+    offset += length;
+  });
+}
+
+export interface Row {
+  offset: number;
+  length: number;
+  remote?: number;
+  hash?: number;
+  inRow?: number;
+}
+
+export function setRow(batch: Batch, row: number, fields: Row): void {
+  const { offset, length, remote = 0, hash = 0, inRow = 0 } = fields;
+  batch.outOffset[row] = offset;
+  batch.outLength[row] = length;
+  batch.outRow[row] = inRow;
+  batch.outRemote[row] = remote;
+  batch.outHash[row] = hash;
+  batch.outError[row] = -1;
+}

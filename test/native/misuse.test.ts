@@ -1,0 +1,429 @@
+/**
+ * What no caller should do. Each mistake is an exception with a code; none may crash the process or
+ * touch memory that is not the batch's. What is most likely to crash runs in a process of its own.
+ */
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { Batch, IN_ROWS, LAYOUT, OUT_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import { addon, handleOf, type TapQueue, type UdpFamily } from "../../src/device/native.ts";
+import { Remotes } from "../../src/remotes.ts";
+import { child, fillRows, freePort, setRow, udpOptions, uniqueName } from "./fixture.ts";
+
+vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
+
+const EINVAL = 22;
+const { COLUMN_WORDS } = LAYOUT;
+// biome-ignore lint/suspicious/noExplicitAny: the mistakes are those a type checker would catch
+type Any = any;
+
+const INVALID = { name: "TypeError", code: "ERR_INVALID_ARG_TYPE" };
+const RANGE = { name: "RangeError", code: "ERR_OUT_OF_RANGE" };
+const CLOSED = { name: "Error", code: "ERR_CLOSED" };
+const throwing = (fields: object) => expect.objectContaining(fields);
+
+const NOT_NUMBERS = [undefined, null, "1", {}, [], true, 1n, Symbol("1"), () => 1];
+const NOT_COUNTS = [Number.NaN, Infinity, -Infinity, -1, 0.5, 2 ** 31, 2 ** 32, 2 ** 53, 1e300];
+const NOT_OBJECTS = [undefined, null, 1, "1", true, Symbol("1")];
+
+let tap: TapQueue;
+let udp: UdpFamily;
+let remote4: number;
+let remote6: number;
+let batch: Batch;
+
+beforeAll(async () => {
+  const port = await freePort();
+  const remotes = new Remotes();
+  remote4 = remotes.add("127.0.0.1", await freePort());
+  remote6 = remotes.add("::1", 9);
+  tap = new (addon().Tap)({ name: uniqueName(), offloads: 0, multiQueue: false });
+  udp = new (addon().Udp)(udpOptions(port, { remotes: remotes.words }));
+});
+
+afterAll(() => {
+  tap.close();
+  udp.close();
+});
+
+beforeEach(() => {
+  batch = new Batch();
+});
+
+describe("constructors", () => {
+  const construct = (name: "Batch" | "Tap" | "Udp", ...given: Any[]) => {
+    const Class = addon()[name] as Any;
+    return () => new Class(...given);
+  };
+
+  it.each(["Batch", "Tap", "Udp"] as const)("%s needs new", (name) => {
+    const Class = addon()[name] as Any;
+    const wanted = throwing({ name: "TypeError", code: "ERR_CONSTRUCT_CALL_REQUIRED" });
+    expect(() => Class({})).toThrow(wanted);
+    expect(() => Class.call(tap, {})).toThrow(wanted);
+    expect(() => Class.call(handleOf(batch), batch.columns, batch.slab)).toThrow(wanted);
+  });
+
+  it.each(["Batch", "Tap", "Udp"] as const)("%s refuses what is not its argument", (name) => {
+    for (const wrong of NOT_OBJECTS) {
+      expect(construct(name, wrong, wrong)).toThrow(throwing(INVALID));
+    }
+    expect(construct(name)).toThrow(throwing(INVALID));
+    expect(construct(name, {}, {})).toThrow(throwing(INVALID));
+    expect(construct(name, [], [])).toThrow(throwing(INVALID));
+    expect(construct(name, () => 1)).toThrow(throwing(INVALID));
+  });
+
+  it("Batch refuses memory that could go away", () => {
+    const { columns, slab } = batch;
+    const unshared = [new Int32Array(COLUMN_WORDS), new Uint8Array(SLAB_BYTES)] as const;
+    expect(construct("Batch", unshared[0], slab)).toThrow(throwing(INVALID));
+    expect(construct("Batch", columns, unshared[1])).toThrow(throwing(INVALID));
+    const detached = new Int32Array(COLUMN_WORDS);
+    structuredClone(detached.buffer, { transfer: [detached.buffer] });
+    expect(construct("Batch", detached, slab)).toThrow(throwing(INVALID));
+    expect(construct("Batch", Buffer.alloc(COLUMN_WORDS * 4), slab)).toThrow(throwing(INVALID));
+  });
+
+  it("Batch refuses other types and sizes", () => {
+    const { columns, slab } = batch;
+    const shared = (bytes: number) => new SharedArrayBuffer(bytes);
+    expect(construct("Batch", slab, columns)).toThrow(throwing(INVALID));
+    expect(construct("Batch", new Uint32Array(columns.buffer, 0, COLUMN_WORDS), slab)).toThrow(
+      throwing(INVALID),
+    );
+    expect(construct("Batch", columns, batch.view)).toThrow(throwing(INVALID));
+    expect(construct("Batch", columns, new Uint8ClampedArray(shared(SLAB_BYTES)))).toThrow(
+      throwing(INVALID),
+    );
+    for (const change of [-1, 1]) {
+      const words = new Int32Array(shared((COLUMN_WORDS + change) * 4));
+      expect(construct("Batch", words, slab)).toThrow(throwing(RANGE));
+      const bytes = new Uint8Array(shared(SLAB_BYTES + change));
+      expect(construct("Batch", columns, bytes)).toThrow(throwing(RANGE));
+    }
+    expect(construct("Batch", new Int32Array(shared(0)), slab)).toThrow(throwing(RANGE));
+  });
+
+  const tapOptions = { name: uniqueName(), offloads: 0, multiQueue: false };
+  it.each([
+    ["name", [undefined, 1, {}, null], INVALID],
+    ["name", ["", "a".repeat(16), "a\0b", "é".repeat(8)], RANGE],
+    ["offloads", NOT_NUMBERS, INVALID],
+    ["offloads", NOT_COUNTS, RANGE],
+    ["multiQueue", [undefined, 1, 0, "true", null], INVALID],
+  ] as const)("Tap checks %s", (key, values, wanted) => {
+    for (const value of values) {
+      expect(construct("Tap", { ...tapOptions, [key]: value })).toThrow(throwing(wanted));
+    }
+  });
+
+  it("Tap says what the system refused", () => {
+    const refused = throwing({ name: "Error", code: "EINVAL", syscall: "ioctl(TUNSETOFFLOAD)" });
+    expect(construct("Tap", { ...tapOptions, offloads: 0x8000 })).toThrow(refused);
+    const bad = throwing({ code: "EINVAL", syscall: "ioctl(TUNSETIFF)" });
+    expect(construct("Tap", { ...tapOptions, name: "a/b" })).toThrow(bad);
+  });
+
+  const shortRemotes = new Int32Array(new SharedArrayBuffer(65_536 * 32 - 4));
+  it.each([
+    ["family", NOT_NUMBERS, INVALID],
+    ["family", [...NOT_COUNTS, 5, 0], RANGE],
+    ["address", [undefined, 1, {}], INVALID],
+    ["address", ["", "1".repeat(100), "127.0.0.1\0"], RANGE],
+    ["port", NOT_NUMBERS, INVALID],
+    ["port", [...NOT_COUNTS, 0, 65_536], RANGE],
+    ["sourcePorts", [undefined, 1, "1,2", {}, [], [1], ["1", 2]], INVALID],
+    [
+      "sourcePorts",
+      [
+        [0, 1],
+        [2, 1],
+        [1, 65_536],
+        [Number.NaN, 2],
+      ],
+      RANGE,
+    ],
+    ["fan", NOT_NUMBERS, INVALID],
+    ["fan", [...NOT_COUNTS, 0, 65], RANGE],
+    ["slotBytes", NOT_NUMBERS, INVALID],
+    ["slotBytes", [...NOT_COUNTS, 0, 65_537], RANGE],
+    ["receiveBuffer", NOT_NUMBERS, INVALID],
+    ["receiveBuffer", NOT_COUNTS, RANGE],
+    ["sendBuffer", NOT_NUMBERS, INVALID],
+    ["sendBuffer", NOT_COUNTS, RANGE],
+    ["remotes", [undefined, [], new Int32Array(65_536 * 8), new Remotes()], INVALID],
+    ["remotes", [shortRemotes], RANGE],
+  ] as const)("Udp checks %s", (key, values, wanted) => {
+    for (const value of values) {
+      expect(construct("Udp", { ...udpOptions(4), [key]: value })).toThrow(throwing(wanted));
+    }
+  });
+
+  it("Udp says what the system refused", () => {
+    const refused = (changes: object) => construct("Udp", { ...udpOptions(4999), ...changes });
+    expect(refused({ address: "192.0.2.1" })).toThrow(
+      throwing({ name: "Error", code: "EADDRNOTAVAIL", syscall: "bind" }),
+    );
+    const unparsed = throwing({ code: "EINVAL", syscall: "inet_pton" });
+    for (const address of ["::1", "localhost", "127.0.0.1.1", "127.0.0.1%lo"]) {
+      expect(refused({ address })).toThrow(unparsed);
+    }
+    expect(refused({ family: 6 })).toThrow(unparsed);
+    expect(refused({ family: 6, address: `fe80::1%${uniqueName()}` })).toThrow(
+      throwing({ code: "ENODEV" }),
+    );
+  });
+
+  it("lets through what a getter of the options throws", () => {
+    const options = {
+      get name(): string {
+        throw new Error("of the getter's own");
+      },
+    };
+    expect(construct("Tap", options)).toThrow("of the getter's own");
+  });
+});
+
+describe("methods", () => {
+  it("refuse a batch that is none", () => {
+    const wrong = [...NOT_OBJECTS, {}, [], batch, tap, udp, new Proxy(handleOf(new Batch()), {})];
+    for (const value of [...wrong, Object.create(handleOf(new Batch()))] as Any[]) {
+      expect(() => tap.read(value)).toThrow(throwing(INVALID));
+      expect(() => tap.write(value, 0, 0)).toThrow(throwing(INVALID));
+      expect(() => udp.receive(value)).toThrow(throwing(INVALID));
+      expect(() => udp.send(value, 0)).toThrow(throwing(INVALID));
+    }
+    expect(() => (tap as Any).read()).toThrow(throwing(INVALID));
+  });
+
+  it("refuse counts that are none", () => {
+    const handle = handleOf(batch);
+    for (const wrong of NOT_NUMBERS as Any[]) {
+      expect(() => tap.write(handle, wrong, 1)).toThrow(throwing(INVALID));
+      expect(() => tap.write(handle, 0, wrong)).toThrow(throwing(INVALID));
+      expect(() => udp.send(handle, wrong)).toThrow(throwing(INVALID));
+    }
+    for (const wrong of [...NOT_COUNTS, OUT_ROWS + 1]) {
+      expect(() => tap.write(handle, wrong, OUT_ROWS)).toThrow(throwing(RANGE));
+      expect(() => tap.write(handle, 0, wrong)).toThrow(throwing(RANGE));
+      expect(() => udp.send(handle, wrong)).toThrow(throwing(RANGE));
+    }
+    expect(() => tap.write(handle, 2, 1)).toThrow(throwing(RANGE));
+  });
+
+  it("refuse a this of another class", () => {
+    const others = [
+      {},
+      null,
+      undefined,
+      1,
+      handleOf(batch),
+      Object.create(tap),
+      new Proxy(tap, {}),
+    ];
+    for (const self of [...others, udp] as Any[]) {
+      expect(() => tap.read.call(self, handleOf(batch))).toThrow(TypeError);
+      expect(() => tap.watch.call(self, () => {})).toThrow(TypeError);
+      expect(() => tap.close.call(self)).toThrow(TypeError);
+    }
+    for (const self of [...others, tap] as Any[]) {
+      expect(() => udp.send.call(self, handleOf(batch), 1)).toThrow(TypeError);
+      expect(() => udp.fd.call(self)).toThrow(TypeError);
+    }
+    expect(udp.fd()).toBeGreaterThan(2);
+  });
+
+  it("refuse a callback that is none, and a second watch", () => {
+    for (const wrong of [...NOT_OBJECTS, {}] as Any[]) {
+      expect(() => tap.watch(wrong)).toThrow(throwing(INVALID));
+    }
+    tap.watch(() => {});
+    expect(() => tap.watch(() => {})).toThrow(throwing({ code: "ERR_WATCHED" }));
+    tap.unwatch();
+    tap.unwatch();
+    tap.watch(() => {});
+    tap.unwatch();
+  });
+
+  it("refuse to work after close, however often it is closed", async () => {
+    const closedTap = new (addon().Tap)({ name: uniqueName(), offloads: 0, multiQueue: false });
+    const closedUdp = new (addon().Udp)(udpOptions(await freePort()));
+    for (const device of [closedTap, closedUdp]) {
+      device.watch(() => {});
+      device.close();
+      device.close();
+      device.unwatch();
+      expect(device.fd()).toBe(-1);
+      expect(() => device.watch(() => {})).toThrow(throwing(CLOSED));
+    }
+    const handle = handleOf(batch);
+    expect(() => closedTap.read(handle)).toThrow(throwing(CLOSED));
+    expect(() => closedTap.write(handle, 0, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.receive(handle)).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.send(handle, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.overflows()).toThrow(throwing(CLOSED));
+  });
+});
+
+describe("rows", () => {
+  const OUTSIDE = [
+    [-1, 60],
+    [0, -1],
+    [-(2 ** 31), 60],
+    [0, -(2 ** 31)],
+    [0, SLAB_BYTES + 1],
+    [1, SLAB_BYTES],
+    [SLAB_BYTES - 59, 60],
+    [SLAB_BYTES + 1, 0],
+    [2 ** 31 - 1, 2 ** 31 - 1],
+    [2 ** 31 - 1, 1],
+  ] as const;
+
+  it.each(OUTSIDE)("outside of the slab are EINVAL: offset %i, length %i", (offset, length) => {
+    setRow(batch, 0, { offset, length, remote: remote4 });
+    setRow(batch, 1, { offset: 0, length: 60, remote: remote4 });
+    expect(udp.send(handleOf(batch), 2)).toBe(1);
+    expect([...batch.outError.subarray(0, 2)]).toEqual([EINVAL, 0]);
+    expect(tap.write(handleOf(batch), 0, 1)).toBe(1);
+    expect(batch.outError[0]).toBe(EINVAL);
+  });
+
+  it.each([-1, IN_ROWS, 2 ** 31 - 1, -(2 ** 31)])("of in row %i are EINVAL", (inRow) => {
+    setRow(batch, 0, { offset: 0, length: 60, remote: remote4, inRow });
+    expect(udp.send(handleOf(batch), 1)).toBe(0);
+    expect(batch.outError[0]).toBe(EINVAL);
+  });
+
+  it("of no remote, or of one of another family, are left alone", () => {
+    const others = [0, -1, 65_535, 65_536, 2 ** 31 - 1, -(2 ** 31), remote6];
+    for (const [row, remote] of others.entries())
+      setRow(batch, row, { offset: 0, length: 60, remote });
+    expect(udp.send(handleOf(batch), others.length)).toBe(0);
+    expect(others.every((_, row) => batch.outError[row] === -1)).toBe(true);
+  });
+
+  it.each([...OUTSIDE, [0, 1], [SLAB_BYTES - 60, 60]] as const)(
+    "whose partial checksum cannot be completed are EINVAL: offset %i, length %i",
+    (offset, length) => {
+      setRow(batch, 0, { offset: 0, length: 60, remote: remote4, inRow: 3 });
+      batch.inOffset[3] = offset;
+      batch.inLength[3] = length;
+      batch.inVnet.setUint8(3 * 16, VNET_NEEDS_CSUM);
+      batch.inVnet.setUint16(3 * 16 + 6, 50, true);
+      batch.inVnet.setUint16(3 * 16 + 8, 9, true);
+      expect(udp.send(handleOf(batch), 1)).toBe(0);
+      expect(batch.outError[0]).toBe(EINVAL);
+      expect(batch.inVnet.getUint8(3 * 16)).toBe(VNET_NEEDS_CSUM);
+    },
+  );
+
+  it("of random numbers crash nothing", () => {
+    const handle = handleOf(batch);
+    let state = 1;
+    const random = () => {
+      state = Math.imul(state, 1_664_525) + 1_013_904_223;
+      return state & 0x8000 ? state : state >> (state & 31);
+    };
+    for (let round = 0; round < 200; round++) {
+      for (let word = 0; word < COLUMN_WORDS; word++) batch.columns[word] = random();
+      for (let row = 0; row < OUT_ROWS; row += 2) batch.outRemote[row] = remote4;
+      udp.send(handle, OUT_ROWS);
+      tap.write(handle, 0, OUT_ROWS);
+      udp.receive(handle);
+      tap.read(handle);
+    }
+  });
+
+  it("sends all rows there are", () => {
+    fillRows(batch, new Array(OUT_ROWS).fill(100), remote4);
+    expect(udp.send(handleOf(batch), OUT_ROWS)).toBe(OUT_ROWS);
+  });
+});
+
+describe("in a process of its own", () => {
+  const setUp = `
+    const name = "vt" + process.pid, options = { name, offloads: 0, multiQueue: false };
+    const sab = (bytes) => new SharedArrayBuffer(bytes);
+    const batch = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES})));
+    const { execFileSync } = require("node:child_process");
+    const up = () => execFileSync("ip", ["link", "set", name, "up"]); // the kernel sends a few frames
+  `;
+
+  it("closing inside of the callback ends it all", () => {
+    const { status, output } = child(`${setUp}
+      const tap = new addon.Tap(options);
+      let calls = 0;
+      tap.watch(function (status) {
+        calls++;
+        this.close();
+        this.close();
+        try { tap.read(batch); } catch ({ code }) { console.log(this === tap, status, code); }
+      });
+      up();
+      process.on("exit", () => console.log("calls", calls));
+    `);
+    expect({ status, output }).toEqual({ status: 0, output: "true 0 ERR_CLOSED\ncalls 1\n" });
+  });
+
+  it("watching and unwatching inside of the callback works", () => {
+    const { status, output } = child(`${setUp}
+      const tap = new addon.Tap(options);
+      let calls = 0;
+      const onReadable = () => {
+        tap.unwatch();
+        if (++calls < 100) tap.watch(onReadable);
+        else console.log("calls", calls);
+      };
+      tap.watch(onReadable);
+      up();
+    `);
+    expect({ status, output }).toEqual({ status: 0, output: "calls 100\n" });
+  });
+
+  it("an exception of the callback is an uncaught exception", () => {
+    const code = `${setUp}
+      const tap = new addon.Tap(options);
+      tap.watch(() => { throw new Error("of the callback"); });
+      up();
+    `;
+    const uncaught = child(code);
+    expect(uncaught.status).toBe(1);
+    expect(uncaught.output).toContain("Error: of the callback");
+    const caught = child(`${code}
+      process.on("uncaughtException", ({ message }) => { console.log(message); tap.close(); });
+    `);
+    expect(caught).toEqual({ status: 0, output: "of the callback\n" });
+  });
+
+  it("exit with everything open is an exit like any other", () => {
+    const exits = ["process.exit(3)", "process.nextTick(() => process.exit(3))"];
+    for (const exit of [
+      ...exits,
+      "tap.watch(() => {}); up(); setTimeout(() => process.exit(3), 50)",
+    ]) {
+      const { status, output } = child(`${setUp}
+        const tap = new addon.Tap(options);
+        ${exit.includes("watch") ? "" : "tap.watch(() => {});"}
+        ${exit};
+      `);
+      expect({ status, output }).toEqual({ status: 3, output: "" });
+    }
+  });
+
+  it("a subclass, a lost reference and a batch collected early do no harm", () => {
+    const { status, output } = child(
+      `${setUp}
+      class Sub extends addon.Tap {}
+      const tap = new Sub(options);
+      up();
+      for (let i = 0; i < 1000; i++) {
+        tap.read(new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
+        if (i % 100 === 0) gc();
+      }
+      console.log(tap instanceof addon.Tap, tap.name === name);
+      tap.close();
+    `,
+      "--expose-gc",
+    );
+    expect({ status, output }).toEqual({ status: 0, output: "true true\n" });
+  });
+});

@@ -1,0 +1,378 @@
+/**
+ * A TAP beyond what every `Tap` does: what the kernel makes of it. The device is moved to a network
+ * namespace of the test's own (its queue stays with us), so that addresses and frames disturb nobody.
+ */
+import { execFileSync } from "node:child_process";
+import { setTimeout as pause } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { Batch, HEADROOM, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import { addon } from "../../src/device/native.ts";
+import { NativeTap, TUN_F_CSUM } from "../../src/device/tap.ts";
+import type { VtepError } from "../../src/errors.ts";
+import { until } from "../lab/until.ts";
+import { ip, moduleChild, setRow, uniqueName } from "./fixture.ts";
+
+vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
+
+const EIO = 5;
+const EBADFD = 77;
+
+/** A station behind the TAP, at 192.0.2.2. */
+const STATION = Buffer.from("020000000002", "hex");
+const ARP_REQUEST = Buffer.concat([
+  Buffer.from("ffffffffffff", "hex"),
+  STATION,
+  Buffer.from("0806" + "0001080006040001", "hex"),
+  STATION,
+  Buffer.from([192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1]),
+]);
+
+describe("in a namespace of its own", () => {
+  let namespace: string;
+  let batch: Batch;
+
+  beforeEach(() => {
+    namespace = uniqueName();
+    batch = new Batch();
+    ip("netns", "add", namespace);
+  });
+
+  afterEach(() => ip("netns", "delete", namespace));
+
+  function within(...words: string[]): string {
+    return execFileSync("nsenter", [`--net=/run/netns/${namespace}`, ...words], {
+      encoding: "utf8",
+      stdio: "pipe",
+    });
+  }
+
+  /** Up, at 192.0.2.1/24. */
+  function open(offloads: number, mtu = 1500): NativeTap {
+    const tap = new NativeTap({ name: uniqueName(), offloads });
+    onTestFinished(() => tap.close());
+    ip("link", "set", tap.name, "netns", namespace);
+    within("sh", "-c", `echo 1 >/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`);
+    within("ip", "link", "set", tap.name, "mtu", `${mtu}`, "up");
+    within("ip", "address", "add", "192.0.2.1/24", "dev", tap.name);
+    within("ip", "neighbour", "add", "192.0.2.2", "lladdr", mac(STATION), "dev", tap.name);
+    return tap;
+  }
+
+  /** UDP datagrams of these sizes from the kernel to 192.0.2.2, out of one process. */
+  function transmit(...sizes: number[]): void {
+    within(
+      process.execPath,
+      "-e",
+      `const socket = require("node:dgram").createSocket("udp4");
+       const send = (sizes) => sizes.length === 0 ? socket.close()
+         : socket.send(Buffer.alloc(sizes[0], 7), 4789, "192.0.2.2", (error) => {
+             if (error) throw error;
+             send(sizes.slice(1));
+           });
+       send(${JSON.stringify(sizes)});`,
+    );
+  }
+
+  function write(tap: NativeTap, frame: Uint8Array): number {
+    batch.slab.set(frame, HEADROOM);
+    setRow(batch, 0, { offset: HEADROOM, length: frame.length });
+    tap.write(batch, 0, 1);
+    return batch.outError[0]!;
+  }
+
+  it("the kernel answers an ARP request that is written to it", async () => {
+    const tap = open(0);
+    within("ip", "neighbour", "flush", "all");
+    expect(write(tap, ARP_REQUEST)).toBe(0);
+    await until("an answer", () => tap.read(batch) === 1);
+    const reply = Buffer.from(batch.slab.subarray(batch.inOffset[0]!)).subarray(0, 42);
+    expect(batch.inLength[0]).toBe(42);
+    expect(mac(reply)).toBe(mac(STATION));
+    expect(reply.readUInt16BE(20)).toBe(2);
+    expect([...reply.subarray(28, 32)]).toEqual([192, 0, 2, 1]);
+    expect(within("ip", "link", "show", tap.name)).toContain(mac(reply.subarray(6)));
+  });
+
+  it("frames of 14 bytes to 64 KiB are packed at 10 modulo 16, none touching another", () => {
+    const tap = open(0, 65_521);
+    const sizes = [1, 2, 17, 65_000, 1000, 65_493, 65_493, 3, 64_999, 31, 100];
+    transmit(...sizes);
+    expect(tap.read(batch)).toBe(sizes.length);
+    let end = 0;
+    sizes.forEach((size, row) => {
+      const offset = batch.inOffset[row]!;
+      expect(offset % 16).toBe(10);
+      expect(offset - HEADROOM).toBeGreaterThanOrEqual(end);
+      expect(offset - HEADROOM - end).toBeLessThan(16);
+      expect(batch.inLength[row]).toBe(size + 42);
+      expect(batch.inFlags[row]).toBe(0);
+      end = offset + size + 42;
+      expect(batch.slab.subarray(offset + 42, end).every((byte) => byte === 7)).toBe(true);
+    });
+  });
+
+  it("a read stops while a frame of full size has room", () => {
+    const tap = open(0, 65_521);
+    transmit(...new Array(12).fill(65_493));
+    expect(tap.read(batch)).toBe(9);
+    expect(batch.inOffset[8]! + batch.inLength[8]!).toBeLessThanOrEqual(SLAB_BYTES);
+    expect(tap.read(batch)).toBe(3);
+    expect(tap.read(batch)).toBe(0);
+  });
+
+  it.each([
+    [0, 0],
+    [TUN_F_CSUM, VNET_NEEDS_CSUM],
+  ])("with offloads %i the kernel leaves checksums so: flags %i", (offloads, flags) => {
+    const tap = open(offloads);
+    const sizes = [1, 2, 3, 100, 1001, 1472];
+    transmit(...sizes);
+    expect(tap.read(batch)).toBe(sizes.length);
+    sizes.forEach((_, row) => {
+      expect(batch.inVnet.getUint8(row * 16)).toBe(flags);
+      expect(batch.inVnet.getUint8(row * 16 + 1)).toBe(0);
+      const frame = frameOf(batch, row);
+      if (flags !== 0) {
+        const start = batch.inVnet.getUint16(row * 16 + 6, true);
+        const offset = batch.inVnet.getUint16(row * 16 + 8, true);
+        expect([start, offset]).toEqual([34, 6]);
+        expect(addon().completeChecksum(frame, start, offset)).toBe(0);
+      }
+      expect(udpSum(frame)).toBe(0xffff);
+    });
+  });
+
+  it("while the interface is down, writing is EIO, and it works again when it is up", async () => {
+    const tap = open(0);
+    const lost: VtepError[] = [];
+    tap.watch({ onReadable() {}, onLost: (error) => lost.push(error) });
+    within("ip", "link", "set", tap.name, "down");
+    expect(write(tap, ARP_REQUEST)).toBe(EIO);
+    expect(tap.read(batch)).toBe(0);
+    within("ip", "link", "set", tap.name, "up");
+    expect(write(tap, ARP_REQUEST)).toBe(0);
+    await until("an answer", () => tap.read(batch) > 0);
+    expect(lost).toEqual([]);
+  });
+
+  it("a frame shorter than an Ethernet header is the row's error, its neighbours go on", async () => {
+    const tap = open(0);
+    batch.slab.set(ARP_REQUEST, 0);
+    setRow(batch, 0, { offset: 0, length: 13 });
+    setRow(batch, 1, { offset: 0, length: ARP_REQUEST.length });
+    setRow(batch, 2, { offset: 0, length: 0 });
+    expect(tap.write(batch, 0, 3)).toBe(2);
+    expect(batch.outError[0]).toBeGreaterThan(0);
+    expect(batch.outError[1]).toBe(0);
+    expect(batch.outError[2]).toBeGreaterThan(0);
+    await until("an answer", () => tap.read(batch) === 1);
+  });
+});
+
+describe("several queues of one device", () => {
+  it("are queues of the same, which stays until the last is closed", () => {
+    const name = uniqueName();
+    const first = new NativeTap({ name, multiQueue: true });
+    const second = new NativeTap({ name, multiQueue: true });
+    onTestFinished(() => {
+      first.close();
+      second.close();
+    });
+    expect(second.name).toBe(name);
+    expect(links()).toContain(`${name}:`);
+    first.close();
+    expect(links()).toContain(`${name}:`);
+    expect(second.read(new Batch())).toBe(0);
+    second.close();
+    expect(links()).not.toContain(`${name}:`);
+  });
+
+  it("both write, and between them read all that the kernel sends", async () => {
+    const name = uniqueName();
+    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
+    onTestFinished(() => {
+      for (const queue of queues) queue.close();
+    });
+    const batch = new Batch();
+    ip("link", "set", name, "up");
+    batch.slab.set(ARP_REQUEST, 0);
+    setRow(batch, 0, { offset: 0, length: ARP_REQUEST.length });
+    for (const queue of queues) expect(queue.write(batch, 0, 1)).toBe(0);
+    expect(statistic(name, "rx_packets")).toBe(2);
+    let read = 0;
+    await until("what the kernel sends by itself", () => {
+      for (const queue of queues) read += queue.read(batch);
+      return read > 0 && read === statistic(name, "tx_packets");
+    });
+  });
+});
+
+describe("a device that is deleted", () => {
+  /** An open TAP, its watch's errors, and how often it was readable. */
+  function watched() {
+    const tap = new NativeTap({ name: uniqueName() });
+    onTestFinished(() => tap.close());
+    const lost: VtepError[] = [];
+    tap.watch({ onReadable: () => tap.read(new Batch()), onLost: (error) => lost.push(error) });
+    return { tap, lost };
+  }
+
+  it("is told once, by the event loop", async () => {
+    const { tap, lost } = watched();
+    ip("link", "delete", tap.name);
+    await until("the loss", () => lost.length > 0);
+    const batch = new Batch();
+    setRow(batch, 0, { offset: 0, length: 60 });
+    expect(tap.read(batch)).toBe(0);
+    expect(tap.write(batch, 0, 1)).toBe(1);
+    expect(batch.outError[0]).toBe(EBADFD);
+    await pause(20);
+    expect(lost).toHaveLength(1);
+    expect(lost[0]).toMatchObject({ name: "VtepError", code: "LOST" });
+    expect(lost[0]!.message).toContain(tap.name);
+  });
+
+  it.each(["read", "write"] as const)("is told once, after a %s, not during it", async (method) => {
+    const { tap, lost } = watched();
+    ip("link", "delete", tap.name);
+    const batch = new Batch();
+    setRow(batch, 0, { offset: 0, length: 60 });
+    if (method === "read") expect(tap.read(batch)).toBe(0);
+    else expect(tap.write(batch, 0, 1)).toBe(1);
+    expect(lost).toHaveLength(0);
+    await pause(20);
+    expect(lost).toHaveLength(1);
+  });
+
+  it("is told to who watches later", async () => {
+    const tap = new NativeTap({ name: uniqueName() });
+    onTestFinished(() => tap.close());
+    ip("link", "delete", tap.name);
+    expect(tap.read(new Batch())).toBe(0);
+    const lost: VtepError[] = [];
+    for (let i = 0; i < 2; i++) {
+      tap.watch({ onReadable() {}, onLost: (error) => lost.push(error) });
+      await pause(5);
+    }
+    expect(lost).toHaveLength(1);
+  });
+
+  it("is not told to who has closed it", async () => {
+    const { tap, lost } = watched();
+    ip("link", "delete", tap.name);
+    tap.read(new Batch());
+    tap.close();
+    await pause(20);
+    expect(lost).toHaveLength(0);
+  });
+
+  it("may be closed in onLost", async () => {
+    const tap = new NativeTap({ name: uniqueName() });
+    const closed = new Promise<string>((resolve) => {
+      tap.watch({
+        onReadable() {},
+        onLost({ code }) {
+          tap.close();
+          resolve(code);
+        },
+      });
+    });
+    ip("link", "delete", tap.name);
+    expect(await closed).toBe("LOST");
+  });
+});
+
+describe("what cannot be opened", () => {
+  const refused = (code: string, message: RegExp) =>
+    expect.objectContaining({
+      name: "VtepError",
+      code,
+      message: expect.stringMatching(message),
+      cause: expect.objectContaining({ syscall: expect.any(String) }),
+    });
+
+  it("has the name of an interface that is no TAP", () => {
+    const open = () => new NativeTap({ name: "lo" });
+    expect(open).toThrow(refused("NAME_IN_USE", /^interface lo exists .*: choose another name/));
+  });
+
+  it("has the name of a TAP in use", () => {
+    const name = uniqueName();
+    const tap = new NativeTap({ name });
+    onTestFinished(() => tap.close());
+    expect(() => new NativeTap({ name })).toThrow(refused("NAME_IN_USE", /is in use/));
+    const several = () => new NativeTap({ name, multiQueue: true });
+    expect(several).toThrow(refused("NAME_IN_USE", new RegExp(`^interface ${name} exists`)));
+    expect(links()).toContain(`${name}:`);
+  });
+
+  it("asks for offloads that the kernel does not know", () => {
+    const name = uniqueName();
+    const open = () => new NativeTap({ name, offloads: 0x8000 });
+    expect(open).toThrow(refused("SYSTEM", /TUNSETOFFLOAD/));
+    expect(links()).not.toContain(`${name}:`);
+  });
+
+  it.each(["", "sixteen-letters!", "a/b", "a b", "a:b", ".", "..", "tap%d", "ü".repeat(8)])(
+    "has a name that no interface can have: %j",
+    (name) => {
+      expect(() => new NativeTap({ name })).toThrow(RangeError);
+    },
+  );
+
+  /** What opening says in a process that `prefix` has restricted. */
+  function openWithin(...prefix: string[]): string {
+    return moduleChild(
+      `import { NativeTap } from "./src/device/tap.ts";
+       try { new NativeTap({ name: "vtep7" }).close(); console.log("opened"); }
+       catch ({ code, message, cause }) { console.log(code, cause.code, message); }`,
+      prefix,
+    ).output;
+  }
+
+  it("needs a capability", () => {
+    const wanted = "creating TAP vtep7 needs CAP_NET_ADMIN: run as root or with that capability\n";
+    const without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+    expect(openWithin(...without)).toBe(`PERMISSION EPERM ${wanted}`);
+  });
+
+  it("needs /dev/net/tun", () => {
+    const hide = 'mount -t tmpfs none /dev/net && exec "$@"';
+    expect(openWithin("unshare", "--mount", "sh", "-c", hide, "sh")).toMatch(
+      /^TUN_MISSING ENOENT there is no \/dev\/net\/tun: load the module/,
+    );
+    const empty = 'mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 251 && exec "$@"';
+    expect(openWithin("unshare", "--mount", "sh", "-c", empty, "sh")).toMatch(/^TUN_MISSING EN/);
+  });
+});
+
+function links(): string {
+  return execFileSync("ip", ["-brief", "link"], { encoding: "utf8" }).replaceAll(/ +/g, ": ");
+}
+
+function statistic(name: string, counter: string): number {
+  const file = `/sys/class/net/${name}/statistics/${counter}`;
+  return Number(execFileSync("cat", [file], { encoding: "utf8" }));
+}
+
+function mac(bytes: Uint8Array): string {
+  return [...bytes.subarray(0, 6)].map((byte) => byte.toString(16).padStart(2, "0")).join(":");
+}
+
+function frameOf(batch: Batch, row: number): Buffer {
+  const offset = batch.inOffset[row]!;
+  return Buffer.from(batch.slab.subarray(offset, offset + batch.inLength[row]!));
+}
+
+/** The sum over pseudo header and datagram: 0xffff when its checksum is right. */
+function udpSum(frame: Buffer): number {
+  const datagram = frame.subarray(34);
+  const length = Buffer.from([0, 17, datagram.length >> 8, datagram.length & 0xff]);
+  const summed = Buffer.concat([frame.subarray(26, 34), length, datagram, Buffer.alloc(1)]);
+  let sum = 0;
+  for (let at = 0; at + 1 < summed.length; at += 2) {
+    sum += summed.readUInt16BE(at);
+    if (sum > 0xffff) sum -= 0xffff;
+  }
+  return sum;
+}

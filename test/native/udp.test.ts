@@ -1,0 +1,508 @@
+/** UDP beyond what every `Underlay` does: what the kernel's sockets add, over loopback. */
+import { execFileSync } from "node:child_process";
+import type dgram from "node:dgram";
+import { readFileSync } from "node:fs";
+import { setTimeout as pause } from "node:timers/promises";
+import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { Batch, IN_ROWS, SLAB_BYTES, TRUNCATED } from "../../src/batch.ts";
+import { addon, handleOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
+import { NativeUnderlay } from "../../src/device/native-underlay.ts";
+import type { VtepError } from "../../src/errors.ts";
+import { addressWords, Remotes } from "../../src/remotes.ts";
+import { until } from "../lab/until.ts";
+import {
+  fillRows,
+  freePort,
+  moduleChild,
+  receiver,
+  setRow,
+  udpOptions,
+  uniqueName,
+} from "./fixture.ts";
+
+vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
+
+const EAGAIN = 11;
+const EMSGSIZE = 90;
+const EAFNOSUPPORT = 97;
+const ENETDOWN = 100;
+
+let remotes: Remotes;
+let batch: Batch;
+
+beforeEach(() => {
+  remotes = new Remotes();
+  batch = new Batch();
+});
+
+/** A family; `toItself` is its own index in `remotes`, which know one port of an address. */
+async function open(changes: Partial<UdpFamilyOptions> = {}) {
+  const address = changes.address ?? "127.0.0.1";
+  const port = await freePort(address);
+  const udp = new (addon().Udp)(udpOptions(port, { remotes: remotes.words, ...changes }));
+  onTestFinished(() => udp.close());
+  return { udp, port, address, toItself: () => remotes.add(address, port) };
+}
+
+const IPV6 = { family: 6, address: "::1" } as const;
+
+/** Receives until so many datagrams were there; only the last batch remains. */
+async function receive(udp: UdpFamily, count: number): Promise<number> {
+  let rows = 0;
+  await until(`${count} datagrams`, () => {
+    rows += udp.receive(handleOf(batch));
+    return rows >= count;
+  });
+  return rows;
+}
+
+async function listener(address = "127.0.0.1") {
+  const socket = await receiver(address);
+  onTestFinished(() => void socket.close());
+  const got: { payload: Buffer; port: number }[] = [];
+  socket.on("message", (payload, { port }) => got.push({ payload, port }));
+  return { socket, got, remote: remotes.add(address, socket.address().port) };
+}
+
+describe.each([
+  ["IPv4", {}],
+  ["IPv6", IPV6],
+] as const)("over %s", (_, family) => {
+  it("a full batch crosses, each datagram with its length, content and sender", async () => {
+    const { udp, toItself, address } = await open(family);
+    const lengths = Array.from({ length: IN_ROWS }, (_, row) => 1 + ((row * 37) % 1500));
+    fillRows(batch, lengths, toItself());
+    expect(udp.send(handleOf(batch), IN_ROWS)).toBe(IN_ROWS);
+    expect(batch.outError.subarray(0, IN_ROWS).every((error) => error === 0)).toBe(true);
+    batch.slab.fill(0xee);
+    expect(await receive(udp, IN_ROWS)).toBe(IN_ROWS);
+    const words = [...addressWords(address)];
+    lengths.forEach((length, row) => {
+      const offset = batch.inOffset[row]!;
+      expect(offset % 16).toBe(2);
+      expect(batch.inLength[row]).toBe(length);
+      expect(batch.inSegment[row]).toBe(length);
+      expect(batch.inFlags[row]).toBe(0);
+      expect([...batch.inAddress.subarray(row * 4, row * 4 + 4)]).toEqual(words);
+      const payload = batch.slab.subarray(offset, offset + length);
+      expect(payload.every((byte) => byte === row)).toBe(true);
+    });
+  });
+
+  it("source ports are stable by hash, many, and of the range", async () => {
+    const { udp, port } = await open({ ...family, sourcePorts: [20_000, 20_100] });
+    const { got, remote } = await listener(family === IPV6 ? "::1" : "127.0.0.1");
+    for (let round = 1; round <= 3; round++) {
+      for (let row = 0; row < 256; row++) {
+        batch.slab[row] = row;
+        setRow(batch, row, { offset: row, length: 1, remote, hash: row * 0x01_01_01_01 });
+      }
+      expect(udp.send(handleOf(batch), 256)).toBe(256);
+      await until("all datagrams", () => got.length === 256 * round);
+    }
+    const ports = new Map<number, Set<number>>();
+    for (const { payload, port: source } of got) {
+      const flow = payload[0]!;
+      ports.set(flow, (ports.get(flow) ?? new Set()).add(source));
+    }
+    expect([...ports.values()].every((sources) => sources.size === 1)).toBe(true);
+    const shares = new Map<number, number>();
+    for (const [source] of ports.values()) shares.set(source!, (shares.get(source!) ?? 0) + 1);
+    expect(shares.size).toBe(16);
+    expect(Math.max(...shares.values())).toBeLessThan(32); // 16 would be perfectly even
+    for (const source of shares.keys()) {
+      expect(source).toBeGreaterThanOrEqual(20_000);
+      expect(source).toBeLessThanOrEqual(20_100);
+      expect(source).not.toBe(port);
+    }
+  });
+
+  it("order is kept within a hash", async () => {
+    const { udp } = await open(family);
+    const { got, remote } = await listener(family === IPV6 ? "::1" : "127.0.0.1");
+    for (let row = 0; row < 250; row++) {
+      batch.slab[2 * row] = row % 7;
+      batch.slab[2 * row + 1] = row;
+      setRow(batch, row, { offset: 2 * row, length: 2, remote, hash: (row % 7) * 0x9e37 });
+    }
+    expect(udp.send(handleOf(batch), 250)).toBe(250);
+    await until("all datagrams", () => got.length === 250);
+    const last = new Map<number, number>();
+    for (const { payload } of got) {
+      expect(payload[1]!).toBeGreaterThan(last.get(payload[0]!) ?? -1);
+      last.set(payload[0]!, payload[1]!);
+    }
+  });
+
+  it("a datagram longer than its slot is flagged, its neighbours are whole", async () => {
+    const { udp, toItself } = await open({ ...family, slotBytes: 100 });
+    fillRows(batch, [100, 101, 5000, 0, 99], toItself());
+    expect(udp.send(handleOf(batch), 5)).toBe(5);
+    batch.slab.fill(0xee);
+    expect(await receive(udp, 5)).toBe(5);
+    expect([...batch.inLength.subarray(0, 5)]).toEqual([100, 100, 100, 0, 99]);
+    expect([...batch.inFlags.subarray(0, 5)]).toEqual([0, TRUNCATED, TRUNCATED, 0, 0]);
+    for (let row = 0; row < 5; row++) {
+      const end = batch.inOffset[row]! + batch.inLength[row]!;
+      expect(batch.slab[end]).toBe(0xee);
+    }
+  });
+
+  it("too long a datagram is the row's error, and the neighbours go out", async () => {
+    const { udp } = await open(family);
+    const { got, remote } = await listener(family === IPV6 ? "::1" : "127.0.0.1");
+    const lengths = [10, 65_536, 20, 65_536, 65_536, 30];
+    for (const [row, length] of lengths.entries())
+      setRow(batch, row, { offset: row, length, remote });
+    expect(udp.send(handleOf(batch), lengths.length)).toBe(3);
+    expect([...batch.outError.subarray(0, 6)]).toEqual([0, EMSGSIZE, 0, EMSGSIZE, EMSGSIZE, 0]);
+    await until("the others", () => got.length === 3);
+    expect(got.map(({ payload }) => payload.length)).toEqual([10, 20, 30]);
+  });
+
+  it("an outer checksum of zero is accepted", async () => {
+    const { udp, port, address } = await open(family);
+    const option = family === IPV6 ? "s.IPPROTO_UDP, 101" : "s.SOL_SOCKET, 11"; // UDP_NO_CHECK6_TX, SO_NO_CHECK
+    execFileSync("python3", [
+      "-c",
+      `import socket as s
+u = s.socket(s.AF_INET${family === IPV6 ? "6" : ""}, s.SOCK_DGRAM)
+u.setsockopt(${option}, 1)
+u.sendto(b"zero", ("${address}", ${port}))`,
+    ]);
+    expect(await receive(udp, 1)).toBe(1);
+    const offset = batch.inOffset[0]!;
+    expect(Buffer.from(batch.slab.subarray(offset, offset + 4)).toString()).toBe("zero");
+  });
+
+  it("what strangers send to a sending socket is not queued", async () => {
+    const { udp, address } = await open(family);
+    const { got, socket, remote } = await listener(address);
+    setRow(batch, 0, { offset: 0, length: 10, remote });
+    expect(udp.send(handleOf(batch), 1)).toBe(1);
+    await until("the datagram", () => got.length === 1);
+    const source = got[0]!.port;
+    for (let i = 0; i < 100; i++) await send(socket, "strange", source, address);
+    await until("all of them dropped", () => socketOf(source, family === IPV6).drops === 100);
+    expect(socketOf(source, family === IPV6).queued).toBe(0);
+    expect(udp.receive(handleOf(batch))).toBe(0);
+    expect(udp.overflows()).toBe(0);
+  });
+
+  it("a held port is not shared", async () => {
+    const { port, address } = await open(family);
+    const options = udpOptions(port, { ...family, remotes: remotes.words });
+    const refused = expect.objectContaining({ code: "EADDRINUSE", syscall: "bind" });
+    expect(() => new (addon().Udp)(options)).toThrow(refused);
+    const wildcard = family === IPV6 ? "::" : "0.0.0.0";
+    expect(() => new (addon().Udp)({ ...options, address: wildcard })).toThrow(refused);
+    await expect(receiver(address, port)).rejects.toMatchObject({ code: "EADDRINUSE" });
+  });
+
+  it("datagrams that found the buffer full are counted", async () => {
+    const { udp, toItself } = await open({ ...family, receiveBuffer: 4096 });
+    let sent = 0;
+    for (let round = 0; round < 4; round++) {
+      fillRows(batch, new Array(IN_ROWS).fill(1000), toItself());
+      sent += udp.send(handleOf(batch), IN_ROWS);
+    }
+    let received = 0;
+    await until("nothing more", () => {
+      const rows = udp.receive(handleOf(batch));
+      received += rows;
+      return rows === 0;
+    });
+    expect(udp.overflows()).toBeGreaterThan(0);
+    expect(received).toBeGreaterThan(0);
+    expect(received + udp.overflows()).toBeLessThanOrEqual(sent);
+  });
+});
+
+describe("slots", () => {
+  it.each([1, 64, 1500, 1526, 2048, 4096, 9026, 65_536])(
+    "of %i bytes stay within the slab, unlike pages",
+    async (slotBytes) => {
+      const { udp, toItself } = await open({ slotBytes });
+      const length = Math.min(slotBytes, 2000);
+      const most = slotBytes === 65_536 ? 9 : slotBytes <= 2048 ? IN_ROWS : 1;
+      let rows = 0;
+      await until("as many at once as there are slots", () => {
+        fillRows(batch, new Array(IN_ROWS).fill(length), toItself());
+        udp.send(handleOf(batch), IN_ROWS);
+        rows = udp.receive(handleOf(batch));
+        return rows >= most;
+      });
+      const stride = batch.inOffset[1]! - batch.inOffset[0]!;
+      expect(stride).toBeGreaterThanOrEqual(slotBytes);
+      expect((stride / 64) % 2).toBe(1);
+      expect(batch.inOffset[rows - 1]! + slotBytes).toBeLessThanOrEqual(SLAB_BYTES);
+      if (slotBytes === 65_536) expect(rows).toBe(9);
+    },
+  );
+});
+
+describe("source ports", () => {
+  it("that are taken are passed over", async () => {
+    const taken = await receiver("127.0.0.1");
+    onTestFinished(() => void taken.close());
+    const { port } = taken.address();
+    const { udp } = await open({ sourcePorts: [port, port + 2] });
+    const { got, remote } = await listener();
+    for (let row = 0; row < 64; row++) {
+      setRow(batch, row, { offset: 0, length: 1, remote, hash: row });
+    }
+    expect(udp.send(handleOf(batch), 64)).toBe(64);
+    await until("all datagrams", () => got.length === 64);
+    expect(got.every((datagram) => datagram.port !== port)).toBe(true);
+  });
+
+  it("none of which is free are said to be in use", async () => {
+    const { port } = await open();
+    const [local4, low] = ["127.0.0.1", port];
+    const other = await freePort();
+    const create = () =>
+      new NativeUnderlay({
+        local4,
+        port: other,
+        remotes,
+        sourcePorts: [low, low],
+        largestDatagram: 1500,
+      });
+    expect(create).toThrow(
+      expect.objectContaining({
+        code: "PORT_IN_USE",
+        message: `no UDP port from ${low} to ${low} is free on 127.0.0.1: choose another range`,
+      }),
+    );
+    (await receiver(local4, other)).close(); // and nothing stays open
+  });
+});
+
+describe("the native underlay", () => {
+  async function underlay(families: { local4?: string; local6?: string }) {
+    const port = await freePort("::1");
+    const opened = new NativeUnderlay({ ...families, port, remotes, largestDatagram: 1500 });
+    onTestFinished(() => opened.close());
+    return { opened, port };
+  }
+
+  it("serves both families in turn, so that neither starves the other", async () => {
+    const { opened, port } = await underlay({ local4: "127.0.0.1", local6: "::1" });
+    const both = [remotes.add("127.0.0.1", port), remotes.add("::1", port)];
+    for (let round = 0; round < 4; round++) {
+      for (let row = 0; row < 2 * IN_ROWS; row++) {
+        setRow(batch, row, { offset: 0, length: 60, remote: both[row % 2]! });
+      }
+      expect(opened.send(batch, 2 * IN_ROWS)).toBe(0);
+    }
+    await pause(50); // loopback delivers a little later when the host is busy
+    const turns: number[] = [];
+    for (let rows = opened.receive(batch); rows > 0; rows = opened.receive(batch)) {
+      expect(rows).toBe(IN_ROWS);
+      turns.push(batch.inAddress[0] === 0 && batch.inAddress[2] === 0 ? 6 : 4);
+    }
+    expect(turns).toEqual([4, 6, 4, 6, 4, 6, 4, 6]);
+  });
+
+  it("says of rows whose family it lacks that it lacks it", async () => {
+    const { opened, port } = await underlay({ local4: "127.0.0.1" });
+    const both = [remotes.add("127.0.0.1", port), remotes.add("::1", port), 0, 70_000];
+    for (const [row, remote] of both.entries())
+      setRow(batch, row, { offset: 0, length: 60, remote });
+    expect(opened.send(batch, 4)).toBe(3);
+    expect([...batch.outError.subarray(0, 4)]).toEqual([
+      0,
+      EAFNOSUPPORT,
+      EAFNOSUPPORT,
+      EAFNOSUPPORT,
+    ]);
+  });
+
+  it("survives a socket error that somebody else caused", async () => {
+    const { opened, port } = await underlay({ local4: "127.0.0.1" });
+    const remote = remotes.add("127.0.0.1", port);
+    const lost: unknown[] = [];
+    let received = 0;
+    opened.watch({
+      onReadable() {
+        received += opened.receive(batch);
+      },
+      onLost: (error) => lost.push(error),
+    });
+    for (let round = 1; round <= 40; round++) {
+      execFileSync("ss", ["--kill", "-aunH", "sport", "=", `:${port}`]); // ECONNABORTED, POLLERR
+      await pause(1);
+      setRow(batch, 0, { offset: 0, length: 60, remote, hash: round });
+      expect(opened.send(batch, 1)).toBe(0);
+      await until("the datagram", () => received === round);
+    }
+    expect(lost).toEqual([]);
+  });
+
+  it("is lost when its socket fails again and again, and says so once", async () => {
+    const { opened, port } = await underlay({ local4: "127.0.0.1" });
+    const remote = remotes.add("127.0.0.1", port);
+    const lost: VtepError[] = [];
+    opened.watch({
+      onReadable: () => expect(opened.receive(batch)).toBe(0),
+      onLost: (error) => lost.push(error),
+    });
+    await until("the loss", () => {
+      execFileSync("ss", ["--kill", "-aunH", "sport", "=", `:${port}`]);
+      return lost.length > 0;
+    });
+    await pause(20);
+    expect(lost).toHaveLength(1);
+    expect(lost[0]).toMatchObject({ name: "VtepError", code: "LOST" });
+    setRow(batch, 0, { offset: 0, length: 60, remote });
+    expect(opened.send(batch, 1)).toBe(1);
+    expect(batch.outError[0]).toBe(ENETDOWN);
+    expect(opened.receive(batch)).toBe(0);
+  });
+
+  it("refuses what it cannot open, with a remedy, and leaves nothing open", async () => {
+    const held = await receiver("::1");
+    onTestFinished(() => void held.close());
+    const { port } = held.address();
+    const options = { port, remotes, largestDatagram: 1500 };
+    const refused = (code: string, message: RegExp) =>
+      expect.objectContaining({ name: "VtepError", code, message: expect.stringMatching(message) });
+    expect(() => new NativeUnderlay({ ...options, local4: "127.0.0.1", local6: "::1" })).toThrow(
+      refused("PORT_IN_USE", new RegExp(`^UDP port ${port} of ::1 is held .*: find it with`)),
+    );
+    (await receiver("127.0.0.1", port)).close(); // IPv4 was opened first
+    for (const address of [{ local4: "192.0.2.1" }, { local6: "2001:db8::1" }]) {
+      expect(() => new NativeUnderlay({ ...options, ...address })).toThrow(
+        refused("ADDRESS", /is no address of this host: choose one/),
+      );
+    }
+    const nowhere = { ...options, local6: `fe80::1%${uniqueName()}` };
+    expect(() => new NativeUnderlay(nowhere)).toThrow(refused("ADDRESS", /fe80::1%/));
+    expect(() => new NativeUnderlay(options)).toThrow(TypeError);
+  });
+});
+
+describe("in a namespace of its own", () => {
+  // Datagrams to a neighbour that does not answer wait for it, and the sender pays for their memory.
+  it("a full socket drops the rest of its rows with EAGAIN, without waiting", () => {
+    const { output } = moduleChild(
+      `import { execFileSync } from "node:child_process";
+       import { Batch } from "./src/batch.ts";
+       import { NativeTap } from "./src/device/tap.ts";
+       import { addon, handleOf } from "./src/device/native.ts";
+       import { Remotes } from "./src/remotes.ts";
+       const tap = new NativeTap({ name: "vtep7" });
+       const ip = (line) => execFileSync("ip", line.split(" "));
+       ip("address add 192.0.2.1/24 dev vtep7");
+       ip("link set vtep7 up");
+       const remotes = new Remotes();
+       const remote = remotes.add("192.0.2.2", 4789);
+       const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
+         fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, remotes: remotes.words });
+       const batch = new Batch();
+       for (let row = 0; row < 1000; row++) {
+         batch.outLength[row] = 1000; batch.outRemote[row] = remote; batch.outHash[row] = row % 2; 
+       }
+       const sent = udp.send(handleOf(batch), 1000);
+       const errors = [...batch.outError.subarray(0, 1000)];
+       console.log(JSON.stringify({ sent, ok: errors.filter((e) => e === 0).length, kinds: [...new Set(errors)] }));
+       udp.close();
+       tap.close();`,
+      ["unshare", "--net"],
+    );
+    const { sent, ok, kinds } = JSON.parse(output);
+    expect(sent).toBeGreaterThan(0);
+    expect(sent).toBeLessThan(200);
+    expect(ok).toBe(sent);
+    expect(kinds).toEqual([0, EAGAIN]);
+  });
+
+  it("link-local addresses reach each other by the interface of the local one", () => {
+    const { output } = moduleChild(
+      `import { execFileSync } from "node:child_process";
+       import { Batch } from "./src/batch.ts";
+       import { NativeUnderlay } from "./src/device/native-underlay.ts";
+       import { Remotes } from "./src/remotes.ts";
+       for (const line of ["link set lo up", "link add near type veth peer name far",
+         "address add fe80::1/64 dev near nodad", "address add fe80::2/64 dev far nodad",
+         "link set near up", "link set far up"]) execFileSync("ip", line.split(" "));
+       const remotes = new Remotes();
+       const remote = remotes.add("fe80::2", 4789);
+       const open = (local6) => new NativeUnderlay({ local6, port: 4789, remotes, largestDatagram: 1500 });
+       const [a, b] = [open("fe80::1%near"), open("fe80::2%far")];
+       const batch = new Batch();
+       batch.outLength[0] = 60;
+       batch.outRemote[0] = remote;
+       console.log(a.send(batch, 1), batch.outError[0]);
+       a.close();
+       b.close();`,
+      ["unshare", "--net"],
+    );
+    expect(output).toBe("0 0\n");
+  });
+
+  it("does not fragment: what the path does not carry is EMSGSIZE, over both families", () => {
+    const { output } = moduleChild(
+      `import { execFileSync } from "node:child_process";
+       import { Batch } from "./src/batch.ts";
+       import { NativeTap } from "./src/device/tap.ts";
+       import { NativeUnderlay } from "./src/device/native-underlay.ts";
+       import { Remotes } from "./src/remotes.ts";
+       const tap = new NativeTap({ name: "vtep7", offloads: 0 });
+       for (const line of ["link set vtep7 up", "address add 192.0.2.1/24 dev vtep7",
+         "address add 2001:db8::1/64 dev vtep7 nodad",
+         "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7",
+         "neighbour add 2001:db8::2 lladdr 02:00:00:00:00:02 dev vtep7"]) execFileSync("ip", line.split(" "));
+       const remotes = new Remotes();
+       const [r4, r6] = [remotes.add("192.0.2.2", 4789), remotes.add("2001:db8::2", 4789)];
+       const udp = new NativeUnderlay({ local4: "192.0.2.1", local6: "2001:db8::1", port: 4789, remotes, largestDatagram: 1500 });
+       const batch = new Batch();
+       [[r4, 1472], [r4, 1473], [r6, 1452], [r6, 1453], [r4, 10], [r6, 10]].forEach(([remote, length], row) => {
+         batch.outLength[row] = length; batch.outRemote[row] = remote;
+       });
+       const failed = udp.send(batch, 6);
+       const errors = [...batch.outError.subarray(0, 6)];
+       const frames = [];
+       for (let rows = tap.read(batch); rows > 0; rows = tap.read(batch)) {
+         for (let row = 0; row < rows; row++) {
+           const at = batch.inOffset[row], type = batch.view.getUint16(at + 12);
+           const protocol = batch.slab[at + (type === 0x800 ? 23 : 20)];
+           if (protocol !== 17) continue;
+           const fragment = type === 0x800 ? batch.view.getUint16(at + 20) : null;
+           const udpAt = at + (type === 0x800 ? 34 : 54);
+           frames.push([batch.inLength[row], fragment, batch.view.getUint16(udpAt + 6) !== 0]);
+         }
+       }
+       console.log(JSON.stringify({ failed, errors, frames }));
+       udp.close();
+       tap.close();`,
+      ["unshare", "--net"],
+    );
+    const DF = 0x4000;
+    expect(JSON.parse(output)).toEqual({
+      failed: 2,
+      errors: [0, EMSGSIZE, 0, EMSGSIZE, 0, 0],
+      frames: [
+        [1514, DF, true],
+        [52, DF, true],
+        [1514, null, true],
+        [72, null, true],
+      ],
+    });
+  });
+});
+
+function send(socket: dgram.Socket, text: string, port: number, address: string): Promise<void> {
+  return new Promise((sent, failed) => {
+    socket.send(text, port, address, (error) => (error ? failed(error) : sent()));
+  });
+}
+
+/** What /proc says of the socket on this port: bytes in its receive queue, and its drops. */
+function socketOf(port: number, v6: boolean): { queued: number; drops: number } {
+  const hex = port.toString(16).toUpperCase().padStart(4, "0");
+  const lines = readFileSync(`/proc/net/udp${v6 ? "6" : ""}`, "latin1").split("\n");
+  const fields = lines.map((line) => line.trim().split(/\s+/));
+  const found = fields.find((field) => field[1]?.endsWith(`:${hex}`))!;
+  return { queued: Number.parseInt(found[4]!.split(":")[1]!, 16), drops: Number(found.at(-1)) };
+}
