@@ -1,0 +1,276 @@
+/**
+ * The switch: the two ways of a frame.
+ *
+ *     encap   TAP → learn the source → look up the destination → VXLAN header → underlay
+ *     decap   underlay → header, VNI, remote → learn the source → TAP
+ *
+ * **Split horizon** needs no check: decap writes to a TAP and to nothing else, so what came from the
+ * underlay cannot return to it, whatever the FDB says.
+ *
+ * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most; then
+ * the event loop has its turn, so that no device starves another.
+ *
+ * **Rules.** Nothing here allocates, throws, logs or waits per frame, and every frame that is not
+ * passed on is counted by one reason. Numbers stay within int32, because V8 would put a larger one
+ * on the heap. `test/unit/allocation.test.ts` holds this file to it.
+ *
+ * **What it does not do.** It neither segments, coalesces nor completes checksums (the devices do),
+ * and knows no address families (an address is 16 bytes).
+ */
+import { ADDRESS_WORDS, Batch, OUT_ROWS, TRUNCATED } from "./batch.ts";
+import { Counter, type Counters, Drop, dropOfErrno } from "./counters.ts";
+import type { Underlay } from "./device.ts";
+import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
+import type { Network } from "./network.ts";
+import { LOCAL, type Remotes } from "./remotes.ts";
+import * as ethernet from "./wire/ethernet.ts";
+import { flowHash } from "./wire/flow.ts";
+import * as vxlan from "./wire/vxlan.ts";
+
+/** Reads of one device before the event loop has its turn. */
+const BURSTS = 4;
+/** Entries of one network that may age out in one tick. */
+const AGED_PER_TICK = 4096;
+/** The row of the counters for what belongs to no network. */
+const NO_NETWORK = 0;
+
+export class Dataplane {
+  readonly #batch = new Batch();
+  readonly #fdb: Fdb;
+  readonly #remotes: Remotes;
+  readonly #counters: Counters;
+  readonly #underlay: Underlay;
+  readonly #networks: ReadonlyMap<number, Network>;
+  readonly #strict: boolean;
+  readonly #flowSeed: number;
+  /** Seconds on the owner's clock, as of the last tick. */
+  #now = 0;
+  #overflows = 0;
+  /** Out rows filled and not yet written. */
+  #out = 0;
+
+  constructor(options: {
+    fdb: Fdb;
+    remotes: Remotes;
+    counters: Counters;
+    underlay: Underlay;
+    networks: readonly Network[];
+    /** Drop datagrams with reserved bits set, as Linux does, instead of ignoring the bits. */
+    strict: boolean;
+    flowSeed: number;
+  }) {
+    this.#fdb = options.fdb;
+    this.#remotes = options.remotes;
+    this.#counters = options.counters;
+    this.#underlay = options.underlay;
+    this.#networks = new Map(options.networks.map((network) => [network.vni, network]));
+    this.#strict = options.strict;
+    this.#flowSeed = options.flowSeed;
+  }
+
+  /** Takes what waits on a network's TAP to the underlay. */
+  encap(network: Network): void {
+    for (let burst = 0; burst < BURSTS; burst++) {
+      const rows = network.tap.read(this.#batch);
+      if (rows === 0) return;
+      for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
+      this.#send(network);
+    }
+  }
+
+  /** Takes what waits on the underlay to the TAPs. */
+  decap(): void {
+    for (let burst = 0; burst < BURSTS; burst++) {
+      const rows = this.#underlay.receive(this.#batch);
+      if (rows === 0) return;
+      this.#decapBurst(rows);
+    }
+  }
+
+  /** To be called about once a second, with the seconds of a clock that never goes back. */
+  tick(now: number): void {
+    this.#now = now | 0;
+    for (const network of this.#networks.values()) {
+      if (network.ageSeconds === 0) continue;
+      const aged = this.#fdb.expire(network.index, this.#now, network.ageSeconds, AGED_PER_TICK);
+      this.#counters.add(network.index, Counter.aged, aged);
+    }
+    const overflows = this.#underlay.overflows();
+    this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, overflows - this.#overflows);
+    this.#overflows = overflows;
+  }
+
+  // encap
+
+  #encapFrame(network: Network, row: number): void {
+    const { view, inOffset, inLength } = this.#batch;
+    const offset = inOffset[row]!;
+    const length = inLength[row]!;
+    if (length < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
+    const sourceHigh = ethernet.macHigh(view, offset + ethernet.SOURCE);
+    const sourceLow = ethernet.macLow(view, offset + ethernet.SOURCE);
+    if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
+      return this.#drop(network.index, Drop.MAC_INVALID_SOURCE);
+    }
+    this.#learn(network, sourceHigh, sourceLow, LOCAL);
+    vxlan.writeHeader(view, offset - vxlan.HEADER, network.vni);
+    const hash = flowHash(view, offset, length, this.#flowSeed);
+    const destination = this.#fdb.lookup(
+      network.index,
+      ethernet.macHigh(view, offset + ethernet.DESTINATION),
+      ethernet.macLow(view, offset + ethernet.DESTINATION),
+    );
+    // A MAC that was learned here is flooded like an unknown one: a bridge would not have given us
+    // the frame if it still knew its port, so the MAC may have moved away without a word.
+    if (destination > LOCAL) this.#toRemote(network, row, destination, hash);
+    else this.#flood(network, row, hash);
+  }
+
+  #flood(network: Network, row: number, hash: number): void {
+    const remotes = network.flood;
+    if (remotes.length === 0) return this.#drop(network.index, Drop.VXLAN_NO_REMOTE);
+    this.#counters.add(network.index, Counter.flooded, 1);
+    for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash);
+  }
+
+  #toRemote(network: Network, row: number, remote: number, hash: number): void {
+    const batch = this.#batch;
+    if (this.#out === OUT_ROWS) this.#send(network);
+    const out = this.#out++;
+    batch.outOffset[out] = batch.inOffset[row]! - vxlan.HEADER;
+    batch.outLength[out] = batch.inLength[row]! + vxlan.HEADER;
+    batch.outRow[out] = row;
+    batch.outRemote[out] = remote;
+    batch.outHash[out] = hash;
+  }
+
+  #send(network: Network): void {
+    if (this.#out === 0) return;
+    const failed = this.#underlay.send(this.#batch, this.#out);
+    const frames = this.#out - failed;
+    const bytes = this.#writtenBytes(network, failed) - frames * vxlan.HEADER;
+    this.#counters.add(network.index, Counter.encapFrames, frames);
+    this.#counters.add(network.index, Counter.encapBytes, bytes);
+    this.#out = 0;
+  }
+
+  // decap
+
+  #decapBurst(rows: number): void {
+    const { inFlags, inAddress } = this.#batch;
+    let filling: Network | undefined;
+    for (let row = 0; row < rows; row++) {
+      if ((inFlags[row]! & TRUNCATED) !== 0) {
+        this.#drop(NO_NETWORK, Drop.PKT_TOO_BIG);
+        continue;
+      }
+      const remote = this.#remotes.find(inAddress, row * ADDRESS_WORDS);
+      filling = this.#decapRow(row, remote, filling);
+    }
+    if (filling !== undefined) this.#deliver(filling);
+  }
+
+  /**
+   * A row is one datagram, or a train of them. Out rows are filled for one network at a time;
+   * returns which, given the one they were filled for so far.
+   */
+  #decapRow(row: number, remote: number, filling: Network | undefined): Network | undefined {
+    const { inOffset, inLength, inSegment } = this.#batch;
+    const end = inOffset[row]! + inLength[row]!;
+    const segment = inSegment[row]!;
+    let offset = inOffset[row]!;
+    let current = filling;
+    do {
+      const length = Math.min(segment, end - offset);
+      const network = this.#accept(row, offset, length, remote);
+      if (network !== undefined) {
+        if (current !== undefined && (network !== current || this.#out === OUT_ROWS)) {
+          this.#deliver(current);
+        }
+        this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER);
+        current = network;
+      }
+      offset += segment;
+    } while (offset < end);
+    return current;
+  }
+
+  /** The network whose TAP is to get the frame in this datagram; undefined when it was dropped. */
+  #accept(row: number, offset: number, length: number, remote: number): Network | undefined {
+    const { view } = this.#batch;
+    if (length < vxlan.HEADER || !vxlan.hasVni(view, offset)) {
+      return this.#refuse(NO_NETWORK, Drop.VXLAN_INVALID_HDR);
+    }
+    const reserved = vxlan.hasReservedBits(view, offset);
+    if (reserved && this.#strict) return this.#refuse(NO_NETWORK, Drop.VXLAN_INVALID_HDR);
+    const network = this.#networks.get(vxlan.vni(view, offset));
+    if (network === undefined) return this.#refuse(NO_NETWORK, Drop.VXLAN_VNI_NOT_FOUND);
+    if (!network.allows(remote)) {
+      this.#counters.setStranger(network.index, this.#batch.inAddress, row * ADDRESS_WORDS);
+      return this.#refuse(network.index, Drop.VXLAN_REMOTE_NOT_ALLOWED);
+    }
+    if (reserved) this.#counters.add(network.index, Counter.reservedBits, 1);
+    if (length < vxlan.HEADER + ethernet.HEADER) {
+      return this.#refuse(network.index, Drop.PKT_TOO_SMALL);
+    }
+    const source = offset + vxlan.HEADER + ethernet.SOURCE;
+    const sourceHigh = ethernet.macHigh(view, source);
+    const sourceLow = ethernet.macLow(view, source);
+    if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
+      return this.#refuse(network.index, Drop.MAC_INVALID_SOURCE);
+    }
+    if (sourceLow === network.macLow && sourceHigh === network.macHigh) {
+      return this.#refuse(network.index, Drop.LOCAL_MAC);
+    }
+    if (this.#learn(network, sourceHigh, sourceLow, remote) === REFUSED) {
+      return this.#refuse(network.index, Drop.VXLAN_ENTRY_EXISTS);
+    }
+    return network;
+  }
+
+  #toTap(offset: number, length: number): void {
+    const out = this.#out++;
+    this.#batch.outOffset[out] = offset;
+    this.#batch.outLength[out] = length;
+  }
+
+  #deliver(network: Network): void {
+    const failed = network.tap.write(this.#batch, 0, this.#out);
+    this.#counters.add(network.index, Counter.decapFrames, this.#out - failed);
+    this.#counters.add(network.index, Counter.decapBytes, this.#writtenBytes(network, failed));
+    this.#out = 0;
+  }
+
+  // both ways
+
+  #learn(network: Network, macHigh: number, macLow: number, destination: number): Learnt {
+    const learnt = this.#fdb.learn(network.index, macHigh, macLow, destination, this.#now);
+    if (learnt === SEEN) return learnt;
+    if (learnt === ADDED || learnt === EVICTED) {
+      this.#counters.add(network.index, Counter.learned, 1);
+    }
+    if (learnt === EVICTED) this.#counters.add(network.index, Counter.evicted, 1);
+    if (learnt === MOVED) this.#counters.add(network.index, Counter.moved, 1);
+    return learnt;
+  }
+
+  /** Bytes of the out rows that were written; those that were not are counted by their reason. */
+  #writtenBytes(network: Network, failed: number): number {
+    const { outLength, outError } = this.#batch;
+    let bytes = 0;
+    for (let out = 0; out < this.#out; out++) {
+      if (failed === 0 || outError[out] === 0) bytes += outLength[out]!;
+      else this.#drop(network.index, dropOfErrno(outError[out]!));
+    }
+    return bytes;
+  }
+
+  #refuse(network: number, reason: number): undefined {
+    this.#drop(network, reason);
+    return undefined;
+  }
+
+  #drop(network: number, reason: number): void {
+    this.#counters.add(network, reason, 1);
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * The composition root: the one file that names concrete devices. From a plan, which is plain data
+ * and shared memory and so can be handed to a worker thread, it opens the devices and wires them to
+ * a dataplane on the event loop of the thread it is called in.
+ */
+import { Counters } from "./counters.ts";
+import { Dataplane } from "./dataplane.ts";
+import { DgramUnderlay } from "./device/dgram-underlay.ts";
+import { NativeUnderlay } from "./device/native-underlay.ts";
+import { NativeTap } from "./device/tap.ts";
+import type { Capabilities, Underlay } from "./device.ts";
+import { VtepError } from "./errors.ts";
+import { Fdb } from "./fdb.ts";
+import { Network } from "./network.ts";
+import { Remotes } from "./remotes.ts";
+import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
+import { HEADER as VXLAN_HEADER } from "./wire/vxlan.ts";
+
+export interface NetworkPlan {
+  readonly vni: number;
+  /** Row in the FDB and in the counters, from 1. */
+  readonly index: number;
+  readonly tap: string;
+  /** Address that the TAP is given. */
+  readonly mac: { readonly high: number; readonly low: number };
+  readonly mtu: number;
+  readonly ageSeconds: number;
+  /** Indices of remotes: those that get a copy of what is flooded, and those that may send. */
+  readonly flood: readonly number[];
+  readonly allowed: readonly number[];
+}
+
+export interface Plan {
+  readonly fdb: SharedArrayBuffer;
+  readonly counters: SharedArrayBuffer;
+  readonly remotes: SharedArrayBuffer;
+  readonly underlay: "auto" | "native" | "dgram";
+  readonly local4: string | undefined;
+  readonly local6: string | undefined;
+  readonly port: number;
+  readonly sourcePorts: readonly [low: number, high: number];
+  readonly strict: boolean;
+  readonly flowSeed: number;
+  readonly networks: readonly NetworkPlan[];
+}
+
+/** What was opened. */
+export interface Opened {
+  readonly underlay: "native" | "dgram";
+  readonly capabilities: Capabilities;
+  /** Why "auto" did not become "native". */
+  readonly fallback: string | undefined;
+}
+
+/** Seconds on a clock that all threads share and that never goes back. */
+export function monotonicSeconds(): number {
+  return process.hrtime()[0];
+}
+
+export class Vtep {
+  readonly opened: Opened;
+  readonly #underlay: Underlay;
+  readonly #networks: readonly Network[];
+  readonly #dataplane: Dataplane;
+  #ticking: NodeJS.Timeout | undefined;
+
+  /** Opens every device of a plan; throws VtepError, having closed again what it opened. */
+  static async open(plan: Plan): Promise<Vtep> {
+    const remotes = new Remotes(plan.remotes);
+    const { underlay, opened } = await openUnderlay(plan, remotes);
+    const networks: Network[] = [];
+    try {
+      for (const network of plan.networks) networks.push(openNetwork(network));
+    } catch (error) {
+      for (const { tap } of networks) tap.close();
+      underlay.close();
+      throw error;
+    }
+    return new Vtep(plan, remotes, opened, underlay, networks);
+  }
+
+  private constructor(
+    plan: Plan,
+    remotes: Remotes,
+    opened: Opened,
+    underlay: Underlay,
+    networks: readonly Network[],
+  ) {
+    this.opened = opened;
+    this.#underlay = underlay;
+    this.#networks = networks;
+    this.#dataplane = new Dataplane({
+      fdb: new Fdb(plan.fdb),
+      remotes,
+      counters: new Counters(plan.counters),
+      underlay,
+      networks,
+      strict: plan.strict,
+      flowSeed: plan.flowSeed,
+    });
+  }
+
+  /** Begins to forward. `onLost` is told of every device that goes away. */
+  forward(onLost: (error: VtepError) => void): void {
+    const dataplane = this.#dataplane;
+    dataplane.tick(monotonicSeconds());
+    this.#ticking = setInterval(() => dataplane.tick(monotonicSeconds()), 1000);
+    this.#underlay.watch({ onReadable: () => dataplane.decap(), onLost });
+    for (const network of this.#networks) {
+      network.tap.watch({ onReadable: () => dataplane.encap(network), onLost });
+    }
+  }
+
+  close(): void {
+    clearInterval(this.#ticking);
+    for (const { tap } of this.#networks) tap.close();
+    this.#underlay.close();
+  }
+}
+
+function openNetwork(plan: NetworkPlan): Network {
+  const tap = new NativeTap({ name: plan.tap });
+  const network = new Network({ ...plan, tap });
+  for (const remote of plan.flood) network.addToFlood(remote);
+  for (const remote of plan.allowed) network.allow(remote);
+  return network;
+}
+
+async function openUnderlay(
+  plan: Plan,
+  remotes: Remotes,
+): Promise<{ underlay: Underlay; opened: Opened }> {
+  const options = {
+    local4: plan.local4,
+    local6: plan.local6,
+    port: plan.port,
+    remotes,
+    sourcePorts: plan.sourcePorts,
+    largestDatagram: largestDatagram(plan.networks),
+  };
+  let fallback: string | undefined;
+  if (plan.underlay !== "dgram") {
+    try {
+      const underlay = new NativeUnderlay(options);
+      const { capabilities } = underlay;
+      return { underlay, opened: { underlay: "native", capabilities, fallback } };
+    } catch (error) {
+      // What another kind of socket would be refused as well is no reason to try one.
+      if (plan.underlay === "native" || !(error instanceof VtepError)) throw error;
+      if (error.code !== "SYSTEM") throw error;
+      fallback = error.message;
+    }
+  }
+  const underlay = await DgramUnderlay.open(options);
+  const { capabilities } = underlay;
+  return { underlay, opened: { underlay: "dgram", capabilities, fallback } };
+}
+
+/** A peer may tag its frames with one VLAN more than ours, and its MTU may be a little larger. */
+function largestDatagram(networks: readonly NetworkPlan[]): number {
+  const mtu = Math.max(...networks.map((network) => network.mtu));
+  return VXLAN_HEADER + ETHERNET_HEADER + 2 * TAG + mtu;
+}
