@@ -1,0 +1,291 @@
+/**
+ * The agent: takes a configuration, makes the host's links and the forwarding thread that it needs,
+ * watches over them, and removes what it made.
+ *
+ * What is made is undone in reverse order, when stopping and when a later step fails alike. The TAPs
+ * need no undoing: they are not persistent, so they go with the descriptor of the thread that opened
+ * them, even if the process is killed.
+ */
+import { createHash, randomInt } from "node:crypto";
+import { Worker } from "node:worker_threads";
+import type { Logger } from "pino";
+import type { Config, NetworkConfig } from "./config.ts";
+import { writeStaticRoutes } from "./control/static.ts";
+import { Counters, type DropReason } from "./counters.ts";
+import { VtepError } from "./errors.ts";
+import { CONTROL, Fdb, LEARNED, STATIC } from "./fdb.ts";
+import { bringUp, createBridge, removeIdleBridge, vxlanDeviceOn } from "./host.ts";
+import { LOCAL, Remotes } from "./remotes.ts";
+import { type Survey, survey } from "./survey.ts";
+import { monotonicSeconds, type NetworkPlan, type Opened, type Plan } from "./vtep.ts";
+import { formatMac } from "./wire/ethernet.ts";
+import type { Order, Report } from "./worker.ts";
+
+/** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
+const LARGEST_FDB = 2 ** 21;
+/** How long the forwarding thread may take to close its devices before it is ended. */
+const STOP_MS = 500;
+/** Drops are logged at most this often: a remote could otherwise fill the log. */
+const DROP_REPORT_MS = 10_000;
+/** Rows of the FDB in a status; more are counted only. */
+const STATUS_ROWS = 1000;
+
+const ORIGINS = { [LEARNED]: "learned", [CONTROL]: "control", [STATIC]: "static" } as const;
+
+type Drops = Partial<Record<DropReason, number>>;
+
+export class Agent {
+  /** Resolves when forwarding broke down, with the reason; never when it was stopped. */
+  readonly lost: Promise<VtepError>;
+  readonly #plan: Plan;
+  readonly #fdb: Fdb;
+  readonly #counters: Counters;
+  readonly #remotes: Remotes;
+  readonly #log: Logger;
+  /** What to undo, last first. */
+  readonly #undo: (() => void | Promise<void>)[] = [];
+  #lose!: (error: VtepError) => void;
+  #opened!: Opened;
+  #reported: Drops[] = [];
+
+  /** Resolves when frames can cross. Throws VtepError, having undone whatever was made. */
+  static async start(config: Config, log: Logger): Promise<Agent> {
+    const found = await survey(config);
+    const agent = new Agent(config, found, log);
+    try {
+      await agent.#start(config, found);
+    } catch (error) {
+      await agent.stop();
+      throw error;
+    }
+    return agent;
+  }
+
+  private constructor(config: Config, found: Survey, log: Logger) {
+    this.lost = new Promise((resolve) => {
+      this.#lose = resolve;
+    });
+    this.#log = log;
+    this.#remotes = new Remotes();
+    const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
+    const capacity = Math.min(
+      LARGEST_FDB,
+      limits.reduce((sum, limit) => sum + limit, 0),
+    );
+    this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
+    this.#counters = new Counters(Counters.allocate(config.networks.length));
+    this.#plan = {
+      fdb: this.#fdb.memory,
+      counters: this.#counters.memory,
+      remotes: this.#remotes.words.buffer as SharedArrayBuffer,
+      underlay: config.underlay,
+      local4: found.local4,
+      local6: found.local6,
+      port: config.port,
+      sourcePorts: config.sourcePorts,
+      strict: config.strict,
+      flowSeed: randomInt(2 ** 31),
+      networks: config.networks.map((network, at) =>
+        this.#planNetwork(
+          network,
+          at + 1,
+          found.mtus[at]!,
+          found.local4 ?? found.local6!,
+          config.port,
+        ),
+      ),
+    };
+  }
+
+  /** What is forwarded, and how: plain data for people and programs. */
+  status() {
+    const now = monotonicSeconds();
+    const rows = this.#fdbRows(now);
+    const { local4, local6, port, networks } = this.#plan;
+    return {
+      local: [local4, local6].filter((local) => local !== undefined),
+      port,
+      underlay: this.#opened.underlay,
+      capabilities: this.#opened.capabilities,
+      drops: this.#counters.drops(0),
+      networks: networks.map(({ vni, index, tap, mtu, flood }) => ({
+        vni,
+        tap,
+        mtu,
+        flood: flood.map((remote) => this.#remotes.address(remote)),
+        counters: this.#counters.events(index),
+        drops: this.#counters.drops(index),
+        fdb: rows.get(index) ?? [],
+      })),
+    };
+  }
+
+  /** Ends forwarding and removes what was made. */
+  async stop(): Promise<void> {
+    for (let undo = this.#undo.pop(); undo !== undefined; undo = this.#undo.pop()) await undo();
+  }
+
+  async #start(config: Config, found: Survey): Promise<void> {
+    const worker = this.#spawnWorker();
+    await this.#opening(worker, config);
+    for (const bridge of found.missingBridges) await this.#makeBridge(bridge);
+    for (const [at, network] of this.#plan.networks.entries()) {
+      const mac = formatMac(network.mac.high, network.mac.low);
+      const { bridge } = config.networks[at]!;
+      await bringUp({ name: network.tap, mac, mtu: network.mtu, bridge });
+    }
+    const forwarding = reportOf(worker, "forwarding");
+    worker.postMessage("forward" satisfies Order);
+    await forwarding;
+    worker.on("message", (report: Report) => {
+      if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
+    });
+    const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
+    this.#undo.push(() => clearInterval(reporting));
+  }
+
+  #planNetwork(
+    network: NetworkConfig,
+    index: number,
+    mtu: number,
+    local: string,
+    port: number,
+  ): NetworkPlan {
+    const flood = new Set<number>();
+    const allowed = new Set<number>();
+    writeStaticRoutes(network, {
+      addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
+      setStatic: (macHigh, macLow, address) => {
+        const remote = this.#remotes.add(address, port);
+        allowed.add(remote);
+        this.#fdb.set(index, macHigh, macLow, remote, STATIC);
+      },
+    });
+    this.#fdb.setLimit(index, network.fdbLimit);
+    return {
+      vni: network.vni,
+      index,
+      tap: network.tap,
+      mac: stableMac(local, network.vni),
+      mtu,
+      ageSeconds: network.ageSeconds,
+      flood: [...flood],
+      allowed: [...allowed],
+    };
+  }
+
+  #spawnWorker(): Worker {
+    const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: this.#plan });
+    let stopping = false;
+    const gone = new Promise<void>((resolve) => worker.once("exit", () => resolve()));
+    worker.on("error", (error) => {
+      this.#lose(new VtepError("SYSTEM", `the forwarding thread failed: ${error.message}`, error));
+    });
+    worker.on("exit", () => {
+      if (!stopping) this.#lose(new VtepError("SYSTEM", "the forwarding thread ended by itself"));
+    });
+    this.#undo.push(async () => {
+      stopping = true;
+      worker.postMessage("stop" satisfies Order);
+      const impatience = setTimeout(() => void worker.terminate(), STOP_MS);
+      await gone;
+      clearTimeout(impatience);
+    });
+    return worker;
+  }
+
+  async #opening(worker: Worker, config: Config): Promise<void> {
+    try {
+      const report = await Promise.race([reportOf(worker, "opened"), this.lost]);
+      if (report instanceof VtepError) throw report;
+      this.#opened = report.opened;
+    } catch (error) {
+      throw await explainHeldPort(error, config.port);
+    }
+    if (this.#opened.fallback !== undefined) {
+      this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
+    }
+  }
+
+  async #makeBridge(name: string): Promise<void> {
+    await createBridge(name);
+    this.#undo.push(async () => {
+      if (await removeIdleBridge(name)) return;
+      this.#log.warn({ bridge: name }, "leaving the bridge in place: other ports are joined to it");
+    });
+  }
+
+  #fdbRows(now: number) {
+    const rows = new Map<number, object[]>();
+    let count = 0;
+    for (const row of this.#fdb.rows()) {
+      if (count++ === STATUS_ROWS) break;
+      const { destination, origin } = row;
+      const listed = {
+        mac: formatMac(row.macHigh, row.macLow),
+        destination: destination === LOCAL ? "local" : this.#remotes.address(destination),
+        origin: ORIGINS[origin],
+        ...(origin === LEARNED && { ageSeconds: now - row.seenAt }),
+        moves: row.moves,
+      };
+      const ofNetwork = rows.get(row.network);
+      if (ofNetwork === undefined) rows.set(row.network, [listed]);
+      else ofNetwork.push(listed);
+    }
+    return rows;
+  }
+
+  /** Logs what was dropped since the last report, a line a network. */
+  #reportDrops(): void {
+    for (const { index, vni } of [{ index: 0, vni: undefined }, ...this.#plan.networks]) {
+      const drops = this.#counters.drops(index);
+      const since = growth(drops, this.#reported[index] ?? {});
+      this.#reported[index] = drops;
+      if (Object.keys(since).length === 0) continue;
+      const stranger =
+        since.VXLAN_REMOTE_NOT_ALLOWED === undefined ? undefined : this.#counters.stranger(index);
+      this.#log.warn({ vni, drops: since, stranger }, "frames were dropped");
+    }
+  }
+}
+
+/** Waits for one event of the forwarding thread; throws what it failed with instead. */
+function reportOf<Event extends Report["event"]>(
+  worker: Worker,
+  event: Event,
+): Promise<Extract<Report, { event: Event }>> {
+  return new Promise((resolve, reject) => {
+    const listen = (report: Report) => {
+      if (report.event === event) resolve(report as Extract<Report, { event: Event }>);
+      else if (report.event === "failed") reject(new VtepError(report.code, report.message));
+      else return;
+      worker.off("message", listen);
+    };
+    worker.on("message", listen);
+  });
+}
+
+/** A kernel VXLAN device is listed by no tool that lists sockets' owners, so it is named here. */
+async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
+  if (!(error instanceof VtepError) || error.code !== "PORT_IN_USE") return error;
+  const device = await vxlanDeviceOn(port);
+  if (device === undefined) return error;
+  return new VtepError(
+    "PORT_IN_USE",
+    `UDP port ${port} is held by the kernel's VXLAN device ${device}: remove it ("ip link del ${device}") or choose another --port`,
+    error,
+  );
+}
+
+/** The TAP's address: locally administered, and the same after every restart of this VTEP. */
+function stableMac(local: string, vni: number): { high: number; low: number } {
+  const digest = createHash("sha256").update(`${local} ${vni}`).digest();
+  return { high: 0x0200 | digest.readUInt8(0), low: digest.readInt32BE(1) };
+}
+
+function growth(now: Drops, before: Drops): Drops {
+  const grown = Object.entries(now).map(([reason, count]) => {
+    return [reason, count - (before[reason as DropReason] ?? 0)] as const;
+  });
+  return Object.fromEntries(grown.filter(([, count]) => count > 0));
+}

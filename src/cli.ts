@@ -1,0 +1,113 @@
+#!/usr/bin/env node
+/** The command line: flags in, exit code out. What runs is in `agent.ts`. */
+import { readFileSync } from "node:fs";
+import { Command, CommanderError, Option } from "commander";
+import { pino } from "pino";
+import pretty from "pino-pretty";
+import { Agent } from "./agent.ts";
+import { type Config, configure, flags } from "./config.ts";
+import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
+
+const EXAMPLES = `
+Examples:
+  vtep run --vni 100 --peer 192.0.2.2
+      joins this host to network 100 through the TAP vtep100
+  vtep run --vni 100 --peer 192.0.2.2 192.0.2.3 --bridge br100
+      the same with two peers, for whatever is joined to the bridge br100
+  vtep run --config /etc/vtep/vtep.yaml
+      several networks from a file
+
+Signals:
+  SIGTERM, SIGINT  stop and remove what was made
+  SIGUSR2          log the FDB, the counters and the drops by reason
+`;
+
+function version(): string {
+  const file = new URL("../package.json", import.meta.url);
+  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
+}
+
+function program(): Command {
+  const vtep = new Command("vtep")
+    .description("A VXLAN tunnel endpoint (RFC 7348) in user space, over a TAP device")
+    .version(version(), "--version", "print the version")
+    .helpOption("--help", "print this help")
+    .helpCommand(false)
+    .exitOverride()
+    .configureOutput({ outputError: () => undefined });
+  vtep.addCommand(runCommand().copyInheritedSettings(vtep));
+  return vtep;
+}
+
+function runCommand(): Command {
+  const run = new Command("run")
+    .description("Forward frames between TAP devices and VXLAN peers, in the foreground")
+    .option(
+      "--config <FILE>",
+      "take the configuration from a YAML file; flags of a network add one",
+    );
+  for (const { syntax, help, otherwise } of flags()) {
+    const text = otherwise === undefined ? help : `${help} (default: ${otherwise})`;
+    run.addOption(new Option(syntax, text));
+  }
+  return run.addHelpText("after", EXAMPLES).action((given) => forward(configuration(given)));
+}
+
+/** commander names values in camel case and by flag; the schema goes by key. */
+function configuration(given: Record<string, unknown>): Config {
+  const { config, ...values } = given;
+  const byKey = flags().flatMap(({ key, syntax }) => {
+    const value = values[new Option(syntax).attributeName()];
+    return value === undefined ? [] : [[key, value] as const];
+  });
+  return configure(config as string | undefined, Object.fromEntries(byKey));
+}
+
+/** Runs until it is told to stop, or cannot go on. */
+async function forward(config: Config): Promise<void> {
+  const log = pino({ level: config.logLevel }, logStream());
+  const stopped = new Promise<NodeJS.Signals>((resolve) => {
+    process.on("SIGTERM", resolve);
+    process.on("SIGINT", resolve);
+  });
+  const agent = await Agent.start(config, log);
+  process.on("SIGUSR2", () => log.info(agent.status(), "status"));
+  log.info(summary(agent), "ready");
+  const reason = await Promise.race([stopped, agent.lost]);
+  await agent.stop();
+  if (reason instanceof VtepError) throw reason;
+  log.info({ signal: reason }, "stopped");
+}
+
+/** One JSON line a message, or colours for people. A log that is full must not stop frames. */
+function logStream() {
+  if (process.stdout.isTTY) return pretty({ colorize: true, ignore: "pid,hostname", sync: true });
+  return pino.destination({ sync: true }).on("error", () => undefined);
+}
+
+function summary(agent: Agent) {
+  const { local, port, underlay, networks } = agent.status();
+  const brief = networks.map(({ vni, tap, mtu, flood }) => ({ vni, tap, mtu, flood }));
+  return { local, port, underlay, networks: brief };
+}
+
+/** One sentence, whoever found the fault. */
+function sentenceOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  // commander puts its suggestion of a near name on a line of its own.
+  const text = error.message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
+  return error instanceof VtepError || error instanceof CommanderError
+    ? text
+    : (error.stack ?? text);
+}
+
+try {
+  await program().parseAsync();
+} catch (error) {
+  const usage = error instanceof CommanderError;
+  // Help that was asked for ends with 0; commander prints it also when the command is missing.
+  const said = usage && (error.exitCode === 0 || error.code === "commander.help");
+  if (!said) process.stderr.write(`vtep: ${sentenceOf(error)}\n`);
+  if (!usage) process.exitCode = exitCode(error);
+  else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
+}

@@ -1,0 +1,142 @@
+/**
+ * What the host makes of a configuration: the local address of each family, the MTU of each network,
+ * and whether the names asked for are free. It changes nothing, and refuses what could not work
+ * with one sentence that says what to do.
+ */
+import { type Config, type NetworkConfig, reached } from "./config.ts";
+import { VtepError } from "./errors.ts";
+import { linkNamed, localAddresses, type Route, routeTo } from "./host.ts";
+import { addressFamily } from "./remotes.ts";
+import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
+
+export interface Survey {
+  readonly local4: string | undefined;
+  readonly local6: string | undefined;
+  /** MTU of each network's TAP, in the order of the configuration. */
+  readonly mtus: readonly number[];
+  /** Bridges that have to be made. */
+  readonly missingBridges: readonly string[];
+}
+
+/** IPv4's least (RFC 791), which is a TAP's least too (drivers/net/tun.c). */
+const SMALLEST_MTU = 68;
+/** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
+const LARGEST_MTU = 65_485;
+
+export async function survey(config: Config): Promise<Survey> {
+  const routes = new Map<string, Route | undefined>();
+  for (const address of new Set(config.networks.flatMap(reached))) {
+    routes.set(address, await routeTo(address));
+  }
+  const { local4, local6 } = localsOf(config, routes);
+  await checkLocals([local4, local6]);
+  const missingBridges = new Set<string>();
+  for (const network of config.networks) {
+    await checkTapName(network);
+    checkPeers(network, [local4, local6], routes);
+    if (network.bridge !== undefined && !(await bridgeExists(network, network.bridge))) {
+      missingBridges.add(network.bridge);
+    }
+  }
+  const mtus = config.networks.map((network) => mtuOf(network, routes));
+  return { local4, local6, mtus, missingBridges: [...missingBridges] };
+}
+
+/** Of each family in use: the configured address, else the source of the route to its first peer. */
+function localsOf(config: Config, routes: ReadonlyMap<string, Route | undefined>) {
+  const local = (family: 4 | 6): string | undefined => {
+    const remotes = [...routes.keys()].filter((address) => addressFamily(address) === family);
+    if (config.local !== undefined && addressFamily(config.local) === family) return config.local;
+    if (remotes.length === 0) return undefined;
+    const source = routes.get(remotes[0]!)?.source;
+    if (source !== undefined) return source;
+    throw new VtepError(
+      "ADDRESS",
+      `no route leads to peer ${remotes[0]}: add one, or say with --local which address is ours`,
+    );
+  };
+  return { local4: local(4), local6: local(6) };
+}
+
+async function checkLocals(locals: readonly (string | undefined)[]): Promise<void> {
+  const ours = await localAddresses();
+  const wrong = locals.find((local) => local !== undefined && !isOurs(local, ours));
+  if (wrong === undefined) return;
+  const family = addressFamily(wrong);
+  const choice = ours.filter((address) => addressFamily(address) === family);
+  throw new VtepError(
+    "ADDRESS",
+    `${wrong} is an address of no interface here: use one of ${choice.join(", ") || "none yet"}`,
+  );
+}
+
+/** All of 127/8 is local although only 127.0.0.1 is listed. */
+function isOurs(address: string, ours: readonly string[]): boolean {
+  return ours.includes(address) || address.startsWith("127.");
+}
+
+async function checkTapName({ vni, tap }: NetworkConfig): Promise<void> {
+  if ((await linkNamed(tap)) === undefined) return;
+  throw new VtepError(
+    "NAME_IN_USE",
+    `network ${vni}: an interface named ${tap} exists already: choose another name with --tap, or remove it with "ip link del ${tap}"`,
+  );
+}
+
+function checkPeers(
+  network: NetworkConfig,
+  locals: readonly (string | undefined)[],
+  routes: ReadonlyMap<string, Route | undefined>,
+): void {
+  for (const peer of reached(network)) {
+    if (locals.includes(peer)) {
+      throw new VtepError(
+        "USAGE",
+        `network ${network.vni}: peer ${peer} is this VTEP's own local address: name the other end`,
+      );
+    }
+    const device = routes.get(peer)?.device;
+    if (device !== undefined && device === network.bridge) {
+      throw new VtepError(
+        "ADDRESS",
+        `network ${network.vni}: the way to peer ${peer} leads through ${device}, the overlay itself: route it over the underlay`,
+      );
+    }
+  }
+}
+
+async function bridgeExists({ vni }: NetworkConfig, name: string): Promise<boolean> {
+  const link = await linkNamed(name);
+  if (link === undefined || link.linkinfo?.info_kind === "bridge") return link !== undefined;
+  throw new VtepError(
+    "NAME_IN_USE",
+    `network ${vni}: ${name} exists and is no bridge: name another`,
+  );
+}
+
+/** The MTU asked for if every path carries it, or the largest that every path does. */
+function mtuOf(network: NetworkConfig, routes: ReadonlyMap<string, Route | undefined>): number {
+  const paths = reached(network).flatMap((peer) => {
+    const route = routes.get(peer);
+    if (route === undefined) return [];
+    const overhead = addressFamily(peer) === 4 ? OVERHEAD_IPV4 : OVERHEAD_IPV6;
+    return [{ peer, route, overhead, mtu: route.mtu - overhead }];
+  });
+  const narrowest = paths.sort((a, b) => a.mtu - b.mtu)[0];
+  if (narrowest === undefined) {
+    if (network.mtu !== "auto") return network.mtu;
+    throw new VtepError(
+      "ADDRESS",
+      `network ${network.vni}: no route leads to a peer, so its MTU is unknown: give it with --mtu`,
+    );
+  }
+  const largest = Math.min(narrowest.mtu, LARGEST_MTU);
+  if (largest < SMALLEST_MTU || (network.mtu !== "auto" && network.mtu > largest)) {
+    const { peer, route, overhead } = narrowest;
+    throw new VtepError(
+      "MTU",
+      `network ${network.vni}: MTU ${network.mtu} and ${overhead} bytes of headers do not fit into the ${route.mtu} of ${route.device} towards ${peer}: use --mtu auto, at most ${largest}`,
+    );
+  }
+  return network.mtu === "auto" ? largest : network.mtu;
+}
