@@ -1,0 +1,98 @@
+#!/bin/sh
+# Brings a fresh clone to the point where `npm run demo` and `npm test` work: Debian packages,
+# node_modules, build. Each step is skipped when there is nothing to do, so it may run every time.
+set -eu
+cd "$(dirname "$0")"
+
+say() { echo "setup: $*"; }
+fail() {
+  echo "setup: $*" >&2
+  exit 1
+}
+
+# command, the package that has it, what it is for. None of these packages starts a service.
+needed='
+g++      g++           compiles the addon
+make     make          builds the addon (node-gyp)
+python3  python3       runs node-gyp
+ip       iproute2      draws hosts as network namespaces
+bridge   iproute2      reads and writes the FDB of kernel VXLAN devices
+nsenter  util-linux    enters network namespaces
+setpriv  util-linux    ends a lab'"'"'s processes with it
+ping     iputils-ping  pings through the tunnels
+iperf3   iperf3        measures throughput
+ethtool  ethtool       switches offloads on and off
+'
+
+install_packages() {
+  missing=
+  while read -r command package purpose; do
+    [ -n "$command" ] || continue
+    command -v "$command" >/dev/null 2>&1 && continue
+    say "$package is missing; it $purpose"
+    case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
+  done <<END
+$needed
+END
+  [ -n "$missing" ] || return 0
+
+  install="apt-get install --yes --no-install-recommends$missing"
+  command -v apt-get >/dev/null || fail "this is not Debian; install by hand:$missing"
+  [ "$(id -u)" = 0 ] || fail "not root; run this first: sudo apt-get update && sudo $install"
+
+  log=$(mktemp)
+  say "$install"
+  # The lists a machine has may be absent or out of date: only then are they fetched.
+  if ! DEBIAN_FRONTEND=noninteractive $install </dev/null >"$log" 2>&1; then
+    say "apt-get update"
+    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } </dev/null >"$log" 2>&1; then
+      tail -n 20 "$log" >&2
+      rm -f "$log"
+      fail "could not install$missing"
+    fi
+  fi
+  rm -f "$log"
+}
+
+install_modules() {
+  if [ ! -e node_modules/.package-lock.json ] ||
+    [ package-lock.json -nt node_modules/.package-lock.json ]; then
+    say "npm ci"
+    npm ci --no-audit --no-fund --loglevel=error
+  fi
+}
+
+# older_than RESULT SOURCE…: the result is missing, or a source is newer than it
+older_than() {
+  result=$1
+  shift
+  [ ! -e "$result" ] || [ -n "$(find "$@" -newer "$result" | head -n 1)" ]
+}
+
+# node-gyp downloads Node's headers unless told where they are; many installations bring them along.
+find_headers() {
+  case $(npm config get nodedir 2>/dev/null) in '' | undefined | null) ;; *) return ;; esac
+  prefix=$(node -p 'require("node:path").resolve(process.execPath, "../..")')
+  if [ -e "$prefix/include/node/node_api.h" ]; then export npm_config_nodedir="$prefix"; fi
+}
+
+build() {
+  if older_than build/Release/vtep.node native binding.gyp; then
+    say "building the addon"
+    find_headers
+    npm run --silent build:native
+    touch build/Release/vtep.node # make leaves it alone when nothing that matters has changed
+  fi
+  if older_than dist/cli.js src package.json tsconfig.json tsconfig.build.json; then
+    say "compiling TypeScript"
+    rm -rf dist # no module outlives its source
+    npm run --silent build:ts
+    touch dist/cli.js
+  fi
+}
+
+command -v node >/dev/null && command -v npm >/dev/null ||
+  fail "Node.js 20 or newer, with npm, has to be installed first"
+install_packages
+install_modules
+build

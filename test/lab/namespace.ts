@@ -1,0 +1,132 @@
+import { type ChildProcessByStdio, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readdirSync } from "node:fs";
+import type { Readable, Writable } from "node:stream";
+import { text } from "node:stream/consumers";
+
+export type Child = ChildProcessByStdio<Writable, Readable, Readable>;
+
+export interface Finished {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/**
+ * One network namespace and the processes that run in it.
+ *
+ * Processes enter with `nsenter`, which keeps the machine's /sys (`ip netns exec` would remount it),
+ * and carry a parent-death signal, so that none outlives the lab even when that is killed outright.
+ */
+export class Namespace {
+  readonly name: string;
+  readonly #children = new Set<Child>();
+
+  constructor(name: string) {
+    this.name = name;
+  }
+
+  /** Starts a process; its pid is the command's own. It is ended with the lab at the latest. */
+  spawn(command: string, ...args: string[]): Child {
+    const enter = [`--net=/run/netns/${this.name}`, "setpriv", "--pdeathsig", "KILL"];
+    const child = spawn("nsenter", [...enter, command, ...args], { stdio: "pipe" });
+    this.#children.add(child);
+    child.once("close", () => this.#children.delete(child));
+    child.stdin.on("error", () => {}); // it may end without having read everything
+    return child;
+  }
+
+  /** Runs a command to its end, whatever that is; killed after `timeoutMs`. */
+  async finish(
+    command: string[],
+    { input = "", timeoutMs = 30_000 }: { input?: string; timeoutMs?: number } = {},
+  ): Promise<Finished> {
+    const child = this.spawn(command[0]!, ...command.slice(1));
+    const timer = setTimeout(() => child.kill("SIGKILL"), timeoutMs);
+    child.stdin.end(input);
+    const closed = once(child, "close");
+    const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
+    const [code] = (await closed) as [number | null];
+    clearTimeout(timer);
+    return { code, stdout, stderr };
+  }
+
+  /** Runs a command that must succeed and returns what it printed. */
+  async run(...command: string[]): Promise<string> {
+    return succeeded(command.join(" "), await this.finish(command));
+  }
+
+  /** One `ip` command per line, all of which must succeed. */
+  async ip(...lines: string[]): Promise<void> {
+    succeeded(lines.join("; "), await this.finish(["ip", "-batch", "-"], { input: batch(lines) }));
+  }
+
+  /** Sets kernel parameters under /proc/sys/net; a `*` is expanded, a file that is absent left out. */
+  async sysctl(parameters: Record<string, number | string>): Promise<void> {
+    const lines = Object.entries(parameters).map(
+      ([path, value]) =>
+        `for f in /proc/sys/net/${path}; do [ ! -e "$f" ] || echo ${value} >"$f"; done`,
+    );
+    await this.run("sh", "-c", lines.join("\n"));
+  }
+
+  /** The names of the interfaces in this namespace, sorted. */
+  async links(): Promise<string[]> {
+    const links = JSON.parse(await this.run("ip", "-json", "link")) as { ifname: string }[];
+    return links.map((link) => link.ifname).sort();
+  }
+
+  /** Ends every process at once. Synchronous, so that it works in an exit handler. */
+  killAll(): void {
+    for (const child of this.#children) child.kill("SIGKILL");
+  }
+
+  /** Ends every process and waits until none is left. */
+  async quiesce(): Promise<void> {
+    const gone = [...this.#children].map((child) => once(child, "close"));
+    this.killAll();
+    await Promise.all(gone);
+  }
+}
+
+/** Creates the namespaces, each with its loopback up and set to add nothing of its own to a test. */
+export async function create(...namespaces: Namespace[]): Promise<void> {
+  ipNetns(namespaces.map(({ name }) => `add ${name}`));
+  await Promise.all(
+    namespaces.map(async (namespace) => {
+      await namespace.sysctl({
+        "ipv6/conf/*/accept_dad": 0, // addresses are usable at once
+        "ipv6/conf/*/router_solicitations": 0, // there is no router
+        "bridge/bridge-nf-call-*": 0, // or iptables' hooks are measured too
+      });
+      await namespace.ip("link set lo up");
+    }),
+  );
+}
+
+/** Deletes every namespace whose name `matches`. Synchronous, so that it works in an exit handler. */
+export function removeWhere(matches: (name: string) => boolean): void {
+  const names = existsSync("/run/netns") ? readdirSync("/run/netns").filter(matches) : [];
+  if (names.length === 0) return;
+  // An impatient second Ctrl-C ends `ip` half-way.
+  if (!ipNetns(names.map((name) => `del ${name}`))) removeWhere(matches);
+}
+
+/** False when a signal ended it. */
+function ipNetns(lines: string[]): boolean {
+  const { status, signal, stderr } = spawnSync("ip", ["-force", "-batch", "-"], {
+    input: batch(lines.map((line) => `netns ${line}`)),
+    encoding: "utf8",
+  });
+  if (status !== 0 && signal === null) throw new Error(`ip netns: ${stderr}`);
+  return signal === null;
+}
+
+function batch(lines: string[]): string {
+  return `${lines.join("\n")}\n`;
+}
+
+function succeeded(what: string, { code, stdout, stderr }: Finished): string {
+  if (code !== 0) throw new Error(`${what}: exit ${code}: ${stderr || stdout}`);
+  return stdout;
+}

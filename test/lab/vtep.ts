@@ -1,0 +1,150 @@
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import type { Endpoint, Host } from "./host.ts";
+import type { Child } from "./namespace.ts";
+import { until } from "./until.ts";
+
+export const cli = fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
+
+/** One line of the log. */
+export interface LogLine {
+  level: number;
+  time: number;
+  msg: string;
+  [field: string]: unknown;
+}
+
+/** What SIGUSR2 makes it log. */
+export interface Status {
+  networks: NetworkStatus[];
+  /** Drops before the network was known, by reason. */
+  drops: Record<string, number>;
+}
+
+export interface NetworkStatus {
+  vni: number;
+  tap: string;
+  mtu: number;
+  counters: Record<Counter, number>;
+  /** By reason. */
+  drops: Record<string, number>;
+  fdb: FdbRow[];
+}
+
+export type Counter =
+  | "encapFrames"
+  | "encapBytes"
+  | "decapFrames"
+  | "decapBytes"
+  | "flooded"
+  | "learned"
+  | "moved"
+  | "aged"
+  | "evicted"
+  | "reservedBits";
+
+export interface FdbRow {
+  mac: string;
+  /** "local" or an underlay address. */
+  destination: string;
+  origin: "learned" | "static" | "control";
+  ageSeconds: number;
+}
+
+export interface Exit {
+  code: number | null;
+  /** From the request to stop to the end. */
+  ms: number;
+}
+
+/** A `vtep run` of the built command, in a host. */
+export class Vtep implements Endpoint {
+  /** Every line it has logged. */
+  readonly log: LogLine[] = [];
+  /** Everything it has said on standard error. */
+  stderr = "";
+  /** Its exit code, null if a signal ended it. */
+  readonly exited: Promise<number | null>;
+  readonly #child: Child;
+  #running = true;
+
+  constructor(host: Host, args: string[]) {
+    this.#child = host.spawn("node", cli, "run", ...args);
+    this.#child.stdin.end();
+    this.#child.stderr.setEncoding("utf8").on("data", (text) => {
+      this.stderr += text;
+    });
+    createInterface(this.#child.stdout).on("line", (line) => {
+      try {
+        this.log.push(JSON.parse(line) as LogLine);
+      } catch {
+        this.stderr += `not a JSON line on standard output: ${line}\n`;
+      }
+    });
+    this.exited = once(this.#child, "close").then(([code]) => {
+      this.#running = false;
+      return code as number | null;
+    });
+  }
+
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
+  /** Waits until frames can cross. Throws what it said if it ends instead. */
+  async ready(): Promise<this> {
+    await this.#logged("ready", 0);
+    return this;
+  }
+
+  async status(): Promise<Status> {
+    const before = this.log.length;
+    this.#child.kill("SIGUSR2");
+    return (await this.#logged("status", before)) as LogLine & Status;
+  }
+
+  /** The first status that satisfies the predicate. */
+  async waitFor(predicate: (status: Status) => boolean, deadlineMs?: number): Promise<Status> {
+    let last: Status | undefined;
+    const satisfying = async () => {
+      last = await this.status();
+      return predicate(last) ? last : undefined;
+    };
+    try {
+      return await until(`a status where ${predicate}`, satisfying, deadlineMs);
+    } catch (error) {
+      throw new Error(`${(error as Error).message}; the last was ${JSON.stringify(last)}`);
+    }
+  }
+
+  async remoteOf(mac: string): Promise<string | undefined> {
+    const { networks } = await this.status();
+    return networks[0]?.fdb.find((row) => row.mac === mac)?.destination;
+  }
+
+  /** Asks it to stop and waits until it has. */
+  async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<Exit> {
+    const asked = performance.now();
+    this.#child.kill(signal);
+    return { code: await this.exited, ms: performance.now() - asked };
+  }
+
+  /** Ends it without asking. */
+  async kill(): Promise<void> {
+    await this.stop("SIGKILL");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#running) await this.stop();
+  }
+
+  async #logged(msg: string, from: number): Promise<LogLine> {
+    const logged = () => {
+      const line = this.log.slice(from).find((line) => line.msg === msg);
+      if (line || this.#running) return line;
+      throw new Error(`vtep ended before it logged "${msg}": ${this.stderr}`);
+    };
+    return until(`"${msg}" in the log`, logged, 10_000);
+  }
+}

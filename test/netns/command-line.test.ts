@@ -1,0 +1,166 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import type { Finished } from "../lab/namespace.ts";
+import { cli } from "../lab/vtep.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+const directory = await mkdtemp(join(tmpdir(), "vtep-command-line-"));
+afterAll(async () => {
+  await lab[Symbol.asyncDispose]();
+  await rm(directory, { recursive: true });
+});
+const [host, peer] = [lab.host(1), lab.host(2)];
+await host.ip("link add taken type bridge", "link add plain type veth peer name plain2");
+const links = await host.links();
+
+const vtep = (...args: string[]) => host.finish(["node", cli, ...args], { timeoutMs: 5_000 });
+const run = (args: string) => vtep("run", ...args.split(" "));
+const good = `--vni 42 --peer ${peer.address}`;
+
+/** One sentence on standard error with these words in it, and nothing on standard output. */
+function expectRefused({ code, stdout, stderr }: Finished, exit: number, words: string[]): void {
+  expect(stderr).toMatch(/^vtep: [^\n]+\n$/);
+  for (const word of words) expect(stderr).toContain(word);
+  expect(stdout).toBe("");
+  expect(code).toBe(exit);
+}
+
+afterEach(async () => {
+  expect(await host.links()).toEqual(links);
+});
+
+describe.concurrent("bad usage ends with 2", () => {
+  test.each([
+    ["--vnii 42", ["--vnii", "--vni"]],
+    [`${good} --pear 192.0.2.1`, ["--pear", "--peer"]],
+    [`--peer ${peer.address}`, ["--vni"]],
+    ["--vni 42", ["--peer"]],
+    [`--vni 16777216 --peer ${peer.address}`, ["--vni", "16777215"]],
+    [`--vni -1 --peer ${peer.address}`, ["--vni"]],
+    [`--vni 4x2 --peer ${peer.address}`, ["--vni"]],
+    ["--vni 42 --peer 10.0.0.256", ["--peer", "10.0.0.256"]],
+    ["--vni 42 --peer example.net", ["--peer", "example.net"]],
+    ["--vni 42 --peer 239.1.1.7", ["--peer", "239.1.1.7", "unicast"]],
+    [`--vni 42 --peer ${host.address}`, [host.address, "own"]],
+    [`--vni 42 --peer ${peer.address} --local ${peer.address}`, [peer.address, "own"]],
+    [`${good} --local nowhere`, ["--local", "nowhere"]],
+    [`${good} --fdb 02:00:00:00:00=${peer.address}`, ["--fdb", "02:00:00:00:00", "MAC"]],
+    [`${good} --fdb 02:00:00:00:00:01`, ["--fdb", "MAC=ADDR"]],
+    [`${good} --fdb 02:00:00:00:00:01=there`, ["--fdb", "there"]],
+    [`${good} --port 0`, ["--port", "65535"]],
+    [`${good} --port 70000`, ["--port", "65535"]],
+    [`${good} --mtu 1`, ["--mtu", "68"]],
+    [`${good} --mtu big`, ["--mtu", "auto"]],
+    [`${good} --age never`, ["--age"]],
+    [`${good} --underlay kernel`, ["--underlay", "native", "dgram"]],
+    [`${good} --source-ports 5-1`, ["--source-ports", "LOW-HIGH"]],
+    [`${good} --log-level loud`, ["--log-level", "debug"]],
+    [`${good} --tap a-name-of-16-bytes`, ["--tap", "15"]],
+    [`${good} --bridge with/slash`, ["--bridge"]],
+    [`${good} --config /nonexistent.yaml`, ["/nonexistent.yaml"]],
+    [`${good} --vni`, ["--vni"]],
+  ])("vtep run %s", async (args, words) => {
+    expectRefused(await run(args), 2, words);
+  });
+
+  test("vtep rum", async () => {
+    expectRefused(await vtep("rum"), 2, ["rum", "run"]);
+  });
+
+  test("vtep, which then says how it is used", async () => {
+    const { code, stdout, stderr } = await vtep();
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expect(stderr).toMatch(/^Usage: vtep/);
+    expect(stderr).not.toMatch(/^vtep: /m);
+  });
+});
+
+describe.concurrent("a bad configuration file ends with 2", () => {
+  const network = (vni: number, more = "") => `{ vni: ${vni}, peers: [${peer.address}]${more} }`;
+  const files: [string, string, string[]][] = [
+    ["an unknown key", `locall: 10.0.0.1\nnetworks: [${network(1)}]`, ["locall", "local"]],
+    ["a network's unknown key", `networks: [{ vni: 1, pears: [10.0.0.2] }]`, ["pears", "peers"]],
+    ["one VNI twice", `networks: [${network(7)}, ${network(7, ", tap: b")}]`, ["VNI 7"]],
+    [
+      "one TAP twice",
+      `networks: [${network(7, ", tap: t")}, ${network(8, ", tap: t")}]`,
+      ["TAP t"],
+    ],
+    ["a VNI too large", `networks: [${network(16_777_216)}]`, ["vni", "16777215"]],
+    ["no network", `local: ${host.address}`, ["networks"]],
+    ["an empty list of networks", `networks: []`, ["networks"]],
+    ["a list in place of a mapping", "- vni: 1", ["networks"]],
+    ["a network without peers", "networks: [{ vni: 1 }]", ["peer"]],
+    ["a port as a word", `port: many\nnetworks: [${network(1)}]`, ["port", "65535"]],
+    ["a MAC that is none", `networks: [${network(1, ", fdb: { nobody: 10.0.0.2 }")}]`, ["nobody"]],
+    ["a tab for indentation", "networks:\n\t- vni: 1", ["Tabs", "line 2"]],
+    ["an unclosed bracket", "networks: [", ["line 1"]],
+    ["nothing in it", "", ["networks"]],
+  ];
+  test.each(files)("%s", async (what, text, words) => {
+    const file = join(directory, `${what}.yaml`);
+    await writeFile(file, text);
+    expectRefused(await vtep("run", "--config", file), 2, words);
+  });
+
+  test("a directory", async () => {
+    expectRefused(await run(`--config ${directory}`), 2, [directory]);
+  });
+});
+
+describe.concurrent("what the system refuses ends with 1", () => {
+  test.each([
+    [`${good} --local 192.0.2.1`, ["192.0.2.1", "interface", host.address]],
+    ["--vni 42 --peer 192.0.2.1", ["192.0.2.1", "route"]],
+    [`${good} --mtu 1451`, ["1451", "1450", "--mtu"]],
+    [`--vni 42 --peer ${peer.address6} --mtu 1431`, ["1431", "1430", "--mtu"]],
+    [`${good} --tap taken`, ["taken", "--tap"]],
+    [`${good} --tap eth0`, ["eth0", "--tap"]],
+    [`${good} --bridge plain`, ["plain", "bridge"]],
+  ])("vtep run %s", async (args, words) => {
+    expectRefused(await run(args), 1, words);
+  });
+
+  const start = ["node", cli, "run", ...good.split(" ")];
+  const nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+  test.each([
+    ["root without CAP_NET_ADMIN", ["setpriv", "--bounding-set=-net_admin"]],
+    ["an unprivileged user", ["setpriv", ...nobody]],
+  ])("run by %s", async (_, wrapper) => {
+    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 5_000 });
+    expectRefused(refused, 1, ["CAP_NET_ADMIN"]);
+  });
+
+  test("run where /dev/net/tun is missing", async () => {
+    const hidden = 'mount -t tmpfs none /dev/net && exec "$@"';
+    const wrapper = ["unshare", "--mount", "sh", "-c", hidden, "sh"];
+    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 5_000 });
+    expectRefused(refused, 1, ["/dev/net/tun"]);
+  });
+});
+
+describe.concurrent("asked for help", () => {
+  test("vtep --help names the commands", async () => {
+    const { code, stdout, stderr } = await vtep("--help");
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    expect(stdout).toMatch(/Usage: vtep/);
+    expect(stdout).toMatch(/\brun\b/);
+  });
+
+  test("vtep run --help names every flag", async () => {
+    const { code, stdout, stderr } = await vtep("run", "--help");
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const contract =
+      "config vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict";
+    for (const flag of contract.split(" ")) expect(stdout).toContain(`--${flag}`);
+  });
+
+  test("vtep --version is that of the package", async () => {
+    const { code, stdout } = await vtep("--version");
+    const { default: manifest } = await import("../../package.json", { with: { type: "json" } });
+    expect({ code, stdout }).toEqual({ code: 0, stdout: `${manifest.version}\n` });
+  });
+});

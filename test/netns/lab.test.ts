@@ -1,0 +1,56 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readdirSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { ping } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+
+/** The namespaces of labs that this process, or one that it started, has drawn. */
+function namespacesOf(pid: number): string[] {
+  return readdirSync("/run/netns").filter((name) => name.startsWith(`lab-${pid}-`));
+}
+
+test("a lab that is disposed of leaves no namespace and no process", async () => {
+  const lab = await Lab.draw({ hosts: 3 });
+  const container = await lab.host(1).container();
+  const sleeper = container.spawn("sleep", "60");
+  expect(namespacesOf(process.pid)).toHaveLength(5);
+  await lab[Symbol.asyncDispose]();
+  await lab[Symbol.asyncDispose]();
+  expect(namespacesOf(process.pid)).toEqual([]);
+  expect(existsSync(`/proc/${sleeper.pid}`)).toBe(false);
+});
+
+test("hosts reach each other over IPv4 and IPv6, and know nothing of what is behind", async () => {
+  await using lab = await Lab.draw({ hosts: 3 });
+  const [first, third] = [lab.host(1), lab.host(3)];
+  await third.container();
+  expect(await ping(first, third.address)).toMatchObject({ received: 3 });
+  expect(await ping(first, third.address6)).toMatchObject({ received: 3 });
+  await expect(ping(first, "10.1.0.3", { count: 1 })).rejects.toThrow("unreachable");
+});
+
+const drawAndWait = `
+  import { Lab } from ${JSON.stringify(fileURLToPath(new URL("../lab/lab.ts", import.meta.url)))};
+  const lab = await Lab.draw({ hosts: 2 });
+  console.log(lab.host(1).spawn("sleep", "60").pid);
+  setInterval(() => {}, 1000);
+`;
+
+test.concurrent.each(["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"] as const)(
+  "a process that is ended by %s leaves no process behind, and no namespace after the next lab",
+  async (signal) => {
+    const args = ["--import", "tsx", "--input-type=module", "--eval", drawAndWait];
+    const drawer = spawn("node", args, { stdio: ["ignore", "pipe", "inherit"] });
+    const [sleeper] = await once(createInterface(drawer.stdout), "line");
+    expect(namespacesOf(drawer.pid!)).toHaveLength(2);
+    drawer.kill(signal);
+    expect(await once(drawer, "exit")).toEqual([null, signal]);
+    await until("the end of its process", () => !existsSync(`/proc/${sleeper}`));
+    if (signal === "SIGKILL") await (await Lab.draw({ hosts: 2 }))[Symbol.asyncDispose]();
+    expect(namespacesOf(drawer.pid!)).toEqual([]);
+  },
+);

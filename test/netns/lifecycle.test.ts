@@ -1,0 +1,155 @@
+import { afterAll, afterEach, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import { underlays } from "./kinds.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const here = await ours.container();
+const there = await theirs.container();
+const network = ["--vni", "42", "--peer", theirs.address];
+
+/** What a run must leave as it was. */
+async function state(): Promise<{ links: string[]; sockets: string }> {
+  const sockets = await ours.run("ss", "--no-header", "--udp", "--listening", "--numeric");
+  return { links: await ours.links(), sockets };
+}
+const untouched = await state();
+const remove = (link: string) => ours.ip(`link del ${link}`);
+
+describe.each(underlays)("vtep run on the %s underlay", (kind) => {
+  const args = [...network, "--underlay", kind];
+
+  afterEach(async () => {
+    const left = await state();
+    for (const link of left.links) if (!untouched.links.includes(link)) await remove(link);
+    expect(left).toEqual(untouched);
+  });
+
+  test("makes a TAP with the path's MTU, and a bridge if it is missing, and brings both up", async () => {
+    await using vtep = await ours.vtep(...args, "--bridge", "br42", "--tap", "tap42").ready();
+    const [tap] = JSON.parse(await ours.run("ip", "-json", "link", "show", "tap42"));
+    expect(tap).toMatchObject({ mtu: 1450, master: "br42", flags: expect.arrayContaining(["UP"]) });
+    const [bridge] = JSON.parse(await ours.run("ip", "-json", "link", "show", "br42"));
+    expect(bridge.flags).toContain("UP");
+    expect((await vtep.status()).networks).toEqual([
+      expect.objectContaining({ vni: 42, tap: "tap42", mtu: 1450, fdb: expect.any(Array) }),
+    ]);
+  });
+
+  test("forwards for the host itself when no bridge is named", async () => {
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await using _vtep = await ours.vtep(...args).ready();
+    await ours.ip("addr add 10.1.0.77/24 dev vtep42");
+    expect(await ping(ours, there.address)).toMatchObject({ received: 3, duplicates: 0 });
+  });
+
+  test("logs one JSON line a message, the last before traffic being ready", async () => {
+    const vtep = await ours.vtep(...args).ready();
+    await vtep.stop();
+    expect(vtep.stderr).toBe("");
+    for (const line of vtep.log) {
+      expect(line).toMatchObject({ level: 30, time: expect.any(Number), msg: expect.any(String) });
+    }
+  });
+
+  test.each(["SIGTERM", "SIGINT"] as const)("stops within a second on %s", async (signal) => {
+    const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
+    const { code, ms } = await vtep.stop(signal);
+    expect(code).toBe(0);
+    expect(ms).toBeLessThan(1_000);
+    expect(vtep.stderr).toBe("");
+  });
+
+  test("stops within a second under load", async () => {
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();
+    await reach(here, there.address);
+    const load = iperf3(here, there, { seconds: 10 }).catch(() => undefined);
+    await vtep.waitFor(({ networks }) => networks[0]!.counters.encapBytes > 10_000_000);
+    const { code, ms } = await vtep.stop();
+    expect(code).toBe(0);
+    expect(ms).toBeLessThan(1_000);
+    await here.quiesce();
+    await load;
+  });
+
+  test("a second signal changes nothing", async () => {
+    const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
+    const stopped = vtep.stop("SIGINT");
+    const { ms } = await vtep.stop("SIGTERM");
+    expect(await stopped).toMatchObject({ code: 0 });
+    expect(ms).toBeLessThan(1_000);
+  });
+
+  test("a signal while it starts leaves nothing behind", async () => {
+    const vtep = ours.vtep(...args, "--bridge", "br42");
+    await until("its first step", async () => (await ours.links()).includes("vtep42"));
+    const { code, ms } = await vtep.stop();
+    expect(code).toBe(0);
+    expect(ms).toBeLessThan(1_000);
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("leaves a bridge that was there before, and its other ports", async () => {
+    const vtep = await ours.vtep(...args, "--bridge", "br0").ready();
+    await vtep.stop();
+    expect(await state()).toEqual(untouched);
+    const [port] = JSON.parse(await ours.run("ip", "-json", "link", "show", "c1"));
+    expect(port).toMatchObject({ master: "br0" });
+  });
+
+  test("starts again after having been killed", async () => {
+    const killed = await ours.vtep(...args, "--bridge", "br42").ready();
+    await killed.kill();
+    await using again = await ours.vtep(...args, "--bridge", "br42").ready();
+    await again.stop();
+    await remove("br42"); // it was there already when the second one came
+  });
+
+  test("ends with one clear sentence when its TAP is deleted", async () => {
+    const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
+    await remove("vtep42");
+    expect(await vtep.exited).toBe(1);
+    expect(vtep.stderr).toMatch(/^vtep: [^\n]*vtep42[^\n]*\n$/);
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("lives through the underlay going down and coming up", async () => {
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();
+    await reach(here, there.address);
+    await ours.ip("link set eth0 down");
+    expect(await isSilent(here, there.address)).toBe(true);
+    await ours.ip("link set eth0 up", `addr replace ${ours.address6}/64 dev eth0 nodad`);
+    await reach(here, there.address);
+    await reach(there, here.address);
+    expect(vtep.stderr).toBe("");
+  });
+
+  test("names the kernel VXLAN device that holds the port", async () => {
+    await ours.ip(
+      "link add holder type vxlan id 7 dstport 4789 local 10.0.0.1",
+      "link set holder up",
+    );
+    const vtep = ours.vtep(...args, "--bridge", "br42");
+    expect(await vtep.exited).toBe(1);
+    expect(vtep.stderr).toMatch(/^vtep: [^\n]*4789[^\n]*\n$/);
+    expect(vtep.stderr).toContain("holder");
+    await remove("holder");
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("says that another program holds the port, and uses another when told", async () => {
+    await using first = await ours.vtep(...args).ready();
+    const second = ours.vtep("--vni", "43", "--peer", theirs.address, "--underlay", kind);
+    expect(await second.exited).toBe(1);
+    expect(second.stderr).toMatch(/^vtep: [^\n]*4789[^\n]*\n$/);
+    const elsewhere = ["--vni", "43", "--peer", theirs.address, "--port", "4790"];
+    await using third = await ours.vtep(...elsewhere, "--underlay", kind).ready();
+    expect(await third.stop()).toMatchObject({ code: 0 });
+    expect(await first.stop()).toMatchObject({ code: 0 });
+  });
+});

@@ -1,0 +1,95 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Endpoint } from "../lab/host.ts";
+import { type Endpoints, Lab } from "../lab/lab.ts";
+import { ping, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { kinds, underlays } from "./kinds.ts";
+
+const lab = await Lab.draw({ hosts: 3, mode: "wire" });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [h1, h2, h3] = [lab.host(1), lab.host(2), lab.host(3)];
+// IPv6 takes 20 bytes more of the underlay's MTU.
+const ours = await h1.container({ mtu: 1430 });
+const second = await h2.container({ mtu: 1430 });
+const third = await h3.container({ mtu: 1430 });
+
+const bytes = { kernel: 80_000_000, native: 80_000_000, dgram: 15_000_000 };
+const answered = { sent: 3, received: 3, duplicates: 0 };
+
+describe.each(kinds)("%s over an IPv6 underlay", (kind) => {
+  let endpoints: Endpoints;
+  beforeAll(async () => {
+    endpoints = await lab.join([kind, "kernel"], { family: 6 });
+  });
+  afterAll(() => endpoints[Symbol.asyncDispose]());
+
+  test.each([56, 1_402, 1_403, 8_000])("pings both ways with %i bytes", async (size) => {
+    expect(await ping(ours, second.address, { size })).toMatchObject(answered);
+    expect(await ping(second, ours.address, { size })).toMatchObject(answered);
+    expect(await ping(ours, second.address6, { size })).toMatchObject(answered);
+    expect(await ping(second, ours.address6, { size })).toMatchObject(answered);
+  });
+
+  test("content arrives as it was sent, both ways", async () => {
+    for (const [from, to] of [
+      [ours, second],
+      [second, ours],
+    ] as const) {
+      const { sent, received } = await transferTcp(from, to, { bytes: bytes[kind] });
+      expect(received).toEqual(sent);
+      const udp = await transferUdp(from, to, { count: 2_000, size: 1_402 });
+      expect(udp).toMatchObject({ corrupted: 0, duplicated: 0 });
+      expect(udp.received).toBeGreaterThan(1_960);
+    }
+  });
+
+  test("learns the IPv6 address behind which a container is", async () => {
+    await reach(ours, second.address);
+    expect(await endpoints[0]?.remoteOf(second.mac)).toBe(h2.address6);
+  });
+});
+
+describe.each(underlays)("%s with an IPv4 and an IPv6 peer in one network", (kind) => {
+  let endpoints: Endpoint[];
+  beforeAll(async () => {
+    endpoints = [
+      await h2.join("kernel", { vni: 42, peers: [h1.address] }),
+      await h3.join("kernel", { vni: 42, peers: [h1.address6], local: h3.address6 }),
+      await h1
+        .vtep(
+          "--vni",
+          "42",
+          "--peer",
+          h2.address,
+          h3.address6,
+          "--bridge",
+          "br0",
+          "--underlay",
+          kind,
+        )
+        .ready(),
+    ];
+  });
+  afterAll(async () => {
+    for (const endpoint of endpoints) await endpoint[Symbol.asyncDispose]();
+  });
+
+  test.each([56, 1_402, 4_000])("pings both ways with %i bytes", async (size) => {
+    for (const theirs of [second, third]) {
+      expect(await ping(ours, theirs.address, { size })).toMatchObject(answered);
+      expect(await ping(theirs, ours.address, { size })).toMatchObject(answered);
+    }
+  });
+
+  test("content arrives as it was sent, to both at once", async () => {
+    const half = bytes[kind] / 4;
+    const transfers = await Promise.all(
+      [second, third].map((theirs) => transferTcp(ours, theirs, { bytes: half })),
+    );
+    for (const { sent, received } of transfers) expect(received).toEqual(sent);
+  });
+
+  test("keeps the MTU that the wider header leaves", async () => {
+    const [link] = JSON.parse(await h1.run("ip", "-json", "link", "show", "vtep42"));
+    expect(link).toMatchObject({ mtu: 1430 });
+  });
+});
