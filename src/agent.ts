@@ -126,9 +126,10 @@ export class Agent {
   }
 
   async #start(config: Config, found: Survey): Promise<void> {
+    // Bridges first, so that they go last: one that still has a TAP as its port is left in place.
+    for (const bridge of found.missingBridges) await this.#makeBridge(bridge);
     const worker = this.#spawnWorker();
     await this.#opening(worker, config);
-    for (const bridge of found.missingBridges) await this.#makeBridge(bridge);
     for (const [at, network] of this.#plan.networks.entries()) {
       const mac = formatMac(network.mac.high, network.mac.low);
       const { bridge } = config.networks[at]!;

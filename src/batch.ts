@@ -18,6 +18,9 @@
  * loader of the addon refuses to start when they differ.
  */
 
+import { endianness } from "node:os";
+import { completeChecksum } from "./wire/checksum.ts";
+
 /** Rows of the in columns: frames or datagrams that one read may return. */
 export const IN_ROWS = 256;
 /** Rows of the out columns: a flood to a thousand remotes fits. */
@@ -36,6 +39,11 @@ export const TRUNCATED = 1;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
 export const VNET_NEEDS_CSUM = 1;
+
+/** Offsets in a virtio_net_hdr, which is in host byte order. */
+const CSUM_START = 6;
+const CSUM_OFFSET = 8;
+const LITTLE_ENDIAN = endianness() === "LE";
 
 const IN_OFFSET = 0;
 const IN_LENGTH = IN_OFFSET + IN_ROWS;
@@ -124,5 +132,24 @@ export class Batch {
     this.outRemote = column(OUT_REMOTE, OUT_ROWS);
     this.outHash = column(OUT_HASH, OUT_ROWS);
     this.outError = column(OUT_ERROR, OUT_ROWS);
+  }
+
+  /**
+   * Completes the checksum of a frame that was read, if its virtio_net_hdr says that it is partial.
+   * The flag is cleared: one in row may leave many times, and summing a completed checksum would
+   * spoil it. False when the header points outside of the frame, or `row` outside of the columns.
+   * (Native code does this itself.)
+   */
+  completeChecksum(row: number): boolean {
+    if (row < 0 || row >= IN_ROWS) return false;
+    const vnet = row * VNET_WORDS * 4;
+    const flags = this.inVnet.getUint8(vnet);
+    if ((flags & VNET_NEEDS_CSUM) === 0) return true;
+    const start = this.inVnet.getUint16(vnet + CSUM_START, LITTLE_ENDIAN);
+    const offset = this.inVnet.getUint16(vnet + CSUM_OFFSET, LITTLE_ENDIAN);
+    const { view, inOffset, inLength } = this;
+    if (!completeChecksum(view, inOffset[row]!, inLength[row]!, start, offset)) return false;
+    this.inVnet.setUint8(vnet, flags & ~VNET_NEEDS_CSUM);
+    return true;
   }
 }

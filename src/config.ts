@@ -235,7 +235,7 @@ export type FlagValues = Record<string, unknown>;
  */
 export function configure(file: string | undefined, given: FlagValues): Config {
   const raw = file === undefined ? {} : readYaml(file);
-  const fromFile = raw["networks"] ?? [];
+  const fromFile = raw.networks ?? [];
   const network = only(given, networkEntries);
   const networks =
     Object.keys(network).length === 0 || !Array.isArray(fromFile)

@@ -87,6 +87,11 @@ export class Dataplane {
     }
   }
 
+  /** Counts a datagram of which the underlay learned only later that it could not leave. */
+  unsent(errno: number): void {
+    this.#drop(NO_NETWORK, dropOfErrno(errno));
+  }
+
   /** To be called about once a second, with the seconds of a clock that never goes back. */
   tick(now: number): void {
     this.#now = now | 0;

@@ -16,6 +16,11 @@ export interface Watch {
   onReadable(): void;
   /** The device is gone for good (its interface was deleted, say). Called at most once. */
   onLost(error: VtepError): void;
+  /**
+   * An underlay that learns only later what became of a datagram: it was not sent, because of this
+   * errno. `outError` had said 0.
+   */
+  onUnsent?(errno: number): void;
 }
 
 /** One queue of one TAP device: the VTEP's port into the host's Layer 2. */

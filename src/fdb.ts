@@ -4,16 +4,16 @@
  *
  * **Shape.** A seeded hash table of chains over a pool of entries that fills from its start, so a
  * small FDB stays in the cache and memory that was never used is never touched. An entry is eight
- * words of int32; entry 0 is "none". Its route is one word, destination << 2 | origin, hence read
- * and replaced whole.
+ * words of int32; entry 0 is "none". Its route is one word, generation << 18 | destination << 2 |
+ * origin, hence read and replaced whole; the generation counts how often the entry was recycled.
  *
  * **Who may do what.** Any thread looks up, learns and edits. Lookups never wait and never lock: an
- * entry's key is cleared before its route changes meaning and written after, and a reader reads the
- * key on both sides of the route. A reader that meets an entry while it is being recycled takes it
- * for a miss, and that frame is flooded: correct, if not thrifty. Writers exclude each other by one
- * lock word. The dataplane only ever *tries* it, for when another thread was put to sleep inside,
- * forwarding must go on: the frame is forwarded, and the next one from that MAC is learned. The
- * agent's edits wait for it.
+ * entry's key is cleared before its route changes meaning and written after, its high word last and
+ * read first, and a reader reads the generation on both sides of the key. A reader that meets an
+ * entry while it is being recycled takes it for a miss, and that frame is flooded: correct, if not
+ * thrifty. Writers exclude each other by one lock word. The dataplane only ever *tries* it, for when
+ * another thread was put to sleep inside, forwarding must go on: the frame is forwarded, and the
+ * next one from that MAC is learned. The agent's edits wait for it.
  *
  * **Ageing.** Learned entries of a network form a list in the order in which they were last seen,
  * to the second. The oldest is its head: ageing looks there until it meets one that is young enough,
@@ -25,7 +25,8 @@
  * entries age, count against the limit, or are evicted.
  *
  * **Limits.** A chain longer than CHAIN_LIMIT is not followed; the seed makes that a matter of
- * 10^-100 rather than of an attacker's choice of MACs. A reader that follows a recycled entry into
+ * 10^-90 rather than of an attacker's choice of MACs, because the hash is a keyed one: a multiplying
+ * hash has sets of MACs that collide under every seed. A reader that follows a recycled entry into
  * another chain is stopped by the same limit.
  */
 /** Origins, the weightiest last. */
@@ -78,7 +79,15 @@ const CHAIN = 5;
 const OLDER = 6;
 const NEWER = 7;
 
+/** Destination and origin in a route; the bits above count generations. */
+const ROUTE_MASK = 0x3ffff;
+const NEXT_GENERATION = ROUTE_MASK + 1;
+
 const CHAIN_LIMIT = 64;
+
+/** HalfSipHash-1-3: a round for each word of the message and one for its length, then three. */
+const HASH_ROUNDS = 6;
+const HASH_LENGTH = 8 << 24;
 
 /** One row of a listing. */
 export interface FdbRow {
@@ -180,7 +189,7 @@ export class Fdb {
       done = false;
     } else {
       if ((words[entry + ROUTE]! & 3) === LEARNED) this.#unlist(entry, network);
-      Atomics.store(words, entry + ROUTE, (destination << 2) | origin);
+      this.#reroute(entry, destination, origin);
     }
     this.#unlock();
     return done;
@@ -247,13 +256,16 @@ export class Fdb {
   #route(entry: number, network: number, macHigh: number, macLow: number): number {
     if (entry === 0) return 0;
     const route = Atomics.load(this.#words, entry + ROUTE);
-    return this.#matches(entry, keyHighOf(network, macHigh), macLow) ? route : 0;
+    if (!this.#matches(entry, keyHighOf(network, macHigh), macLow)) return 0;
+    const changes = Atomics.load(this.#words, entry + ROUTE) ^ route;
+    return (changes & ~ROUTE_MASK) === 0 ? route & ROUTE_MASK : 0;
   }
 
+  /** The high word first: while it is what it was, so is the low word, which is written before. */
   #matches(entry: number, keyHigh: number, keyLow: number): boolean {
     return (
-      Atomics.load(this.#words, entry + KEY_LOW) === keyLow &&
-      Atomics.load(this.#words, entry + KEY_HIGH) === keyHigh
+      Atomics.load(this.#words, entry + KEY_HIGH) === keyHigh &&
+      Atomics.load(this.#words, entry + KEY_LOW) === keyLow
     );
   }
 
@@ -268,11 +280,29 @@ export class Fdb {
     return 0;
   }
 
+  /** By HalfSipHash-1-3, which is what Linux keys hash tables with (lib/siphash.c, hsiphash_2u32). */
   #bucketOf(keyHigh: number, keyLow: number): number {
-    let hash = Math.imul(keyHigh ^ this.#seed, 0x85ebca6b | 0);
-    hash = Math.imul(hash ^ (hash >>> 15) ^ keyLow, 0xc2b2ae35 | 0);
-    hash = Math.imul(hash ^ (hash >>> 13), 0x27d4eb2f);
-    return this.#buckets + ((hash ^ (hash >>> 16)) & this.#mask);
+    let v0 = this.#seed;
+    let v1 = 0;
+    let v2 = this.#seed ^ 0x6c796765;
+    let v3 = 0x74656462;
+    for (let round = 0; round < HASH_ROUNDS; round++) {
+      const word = round === 0 ? keyHigh : round === 1 ? keyLow : round === 2 ? HASH_LENGTH : 0;
+      v3 ^= word;
+      v0 = (v0 + v1) | 0;
+      v1 = rotated(v1, 5) ^ v0;
+      v0 = rotated(v0, 16);
+      v2 = (v2 + v3) | 0;
+      v3 = rotated(v3, 8) ^ v2;
+      v0 = (v0 + v3) | 0;
+      v3 = rotated(v3, 7) ^ v0;
+      v2 = (v2 + v1) | 0;
+      v1 = rotated(v1, 13) ^ v2;
+      v2 = rotated(v2, 16);
+      v0 ^= word;
+      if (round === 2) v2 ^= 0xff;
+    }
+    return this.#buckets + ((v1 ^ v3) & this.#mask);
   }
 
   #networkAt(network: number): number {
@@ -291,12 +321,12 @@ export class Fdb {
     const words = this.#words;
     const entry = this.#find(network, macHigh, macLow);
     if (entry === 0) return this.#add(network, macHigh, macLow, destination, now);
-    const route = words[entry + ROUTE]!;
+    const route = words[entry + ROUTE]! & ROUTE_MASK;
     if ((route & 3) > LEARNED) return route >> 2 === destination ? SEEN : REFUSED;
     this.#unlist(entry, network);
     this.#list(entry, network, now);
     if (route >> 2 === destination) return SEEN;
-    Atomics.store(words, entry + ROUTE, (destination << 2) | LEARNED);
+    this.#reroute(entry, destination, LEARNED);
     words[entry + MOVES] = words[entry + MOVES]! + 1;
     return MOVED;
   }
@@ -338,12 +368,19 @@ export class Fdb {
     const words = this.#words;
     const keyHigh = keyHighOf(network, macHigh);
     const bucket = this.#bucketOf(keyHigh, macLow);
-    Atomics.store(words, entry + ROUTE, route);
+    const generation = (words[entry + ROUTE]! & ~ROUTE_MASK) + NEXT_GENERATION;
+    Atomics.store(words, entry + ROUTE, generation | route | 0);
     words[entry + MOVES] = 0;
     Atomics.store(words, entry + CHAIN, words[bucket]!);
     Atomics.store(words, entry + KEY_LOW, macLow);
     Atomics.store(words, entry + KEY_HIGH, keyHigh);
     Atomics.store(words, bucket, entry);
+  }
+
+  /** Gives an entry that stays in use another destination or origin. */
+  #reroute(entry: number, destination: number, origin: Origin): void {
+    const generation = this.#words[entry + ROUTE]! & ~ROUTE_MASK;
+    Atomics.store(this.#words, entry + ROUTE, generation | (destination << 2) | origin);
   }
 
   #remove(entry: number): void {
@@ -404,4 +441,8 @@ function bucketsFor(capacity: number): number {
 
 function keyHighOf(network: number, macHigh: number): number {
   return (macHigh << 16) | network;
+}
+
+function rotated(word: number, bits: number): number {
+  return (word << bits) | (word >>> (32 - bits));
 }

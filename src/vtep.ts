@@ -105,7 +105,11 @@ export class Vtep {
     const dataplane = this.#dataplane;
     dataplane.tick(monotonicSeconds());
     this.#ticking = setInterval(() => dataplane.tick(monotonicSeconds()), 1000);
-    this.#underlay.watch({ onReadable: () => dataplane.decap(), onLost });
+    this.#underlay.watch({
+      onReadable: () => dataplane.decap(),
+      onUnsent: (errno) => dataplane.unsent(errno),
+      onLost,
+    });
     for (const network of this.#networks) {
       network.tap.watch({ onReadable: () => dataplane.encap(network), onLost });
     }

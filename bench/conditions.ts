@@ -1,0 +1,35 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { cpus, loadavg, release } from "node:os";
+
+/** What a figure holds for, beside its mode: name → value. */
+export function conditions(): Record<string, string> {
+  const [cpu] = cpus();
+  return {
+    date: new Date().toISOString(),
+    system: `Linux ${release()}`,
+    cpu: `${cpus().length} × ${cpu?.model}`,
+    node: process.version,
+    commit: commit(),
+    "command line": ["npm run bench --", ...process.argv.slice(2)].join(" "),
+    MTU: "1500 underlay, 1450 overlay",
+    "socket buffers": ["rmem_max", "wmem_max", "rmem_default", "wmem_default"]
+      .map((name) => `net.core.${name} ${sysctl(`core/${name}`)}`)
+      .join(", "),
+    TCP: ["tcp_rmem", "tcp_wmem"].map((name) => `${name} ${sysctl(`ipv4/${name}`)}`).join(", "),
+    source: `${execFileSync("iperf3", ["--version"], { encoding: "utf8" }).split(" (")[0]}, one send() per datagram`,
+    "load before": loadavg()
+      .map((load) => load.toFixed(1))
+      .join(" "),
+  };
+}
+
+function commit(): string {
+  const git = (...args: string[]) => execFileSync("git", args, { encoding: "utf8" }).trim();
+  const changed = git("status", "--porcelain") !== "";
+  return git("rev-parse", "--short", "HEAD") + (changed ? " with changes" : "");
+}
+
+function sysctl(path: string): string {
+  return readFileSync(`/proc/sys/net/${path}`, "utf8").trim().replaceAll("\t", " ");
+}

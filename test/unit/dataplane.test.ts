@@ -1,0 +1,726 @@
+import { constants } from "node:os";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { OUT_ROWS, TRUNCATED } from "../../src/batch.ts";
+import type { DropReason } from "../../src/counters.ts";
+import { STATIC } from "../../src/fdb.ts";
+import {
+  address,
+  BROADCAST,
+  byMac,
+  frame,
+  type Host,
+  MULTICAST,
+  mac,
+  type NetworkOptions,
+  script,
+  vxlan,
+  World,
+} from "./sim.ts";
+import { bytes } from "./wire/frames.ts";
+
+const VNI = 100;
+const A = mac(0x0a);
+const B = mac(0x0b);
+const C = mac(0x0c);
+const PEER = address(2);
+const OTHER_PEER = address(3);
+const STRANGER = "203.0.113.9";
+const NOBODY = "00:00:00:00:00:00";
+const ONE_PEER: NetworkOptions = { vni: VNI, peers: [PEER] };
+
+function mesh(count: number, options?: Partial<NetworkOptions>): [World, ...Host[]] {
+  const world = new World();
+  return [world, ...world.mesh(count, options)];
+}
+
+describe("a frame from the TAP", () => {
+  it.each([
+    ["broadcast", BROADCAST],
+    ["multicast", MULTICAST],
+    ["unknown unicast", B],
+  ])("goes to every remote exactly once, unchanged, when it is %s", (_, to) => {
+    const [world, first, ...others] = mesh(5);
+    const sent = frame(to, A, { length: 700 });
+    world.transmit(first!, sent);
+    for (const other of others) expect(other.tap().received).toEqual([sent]);
+    expect(first!.tap().receivedCount).toBe(0);
+    expect(world.crossings.map(({ to }) => to)).toEqual(others.map(({ address }) => address));
+    expect(first!.events()).toMatchObject({ encapFrames: 4, encapBytes: 2800, flooded: 1 });
+    expect(others[0]!.events()).toMatchObject({ decapFrames: 1, decapBytes: 700, flooded: 0 });
+  });
+
+  it("goes to the one remote where its destination is known to be", () => {
+    const [world, first, second] = mesh(4);
+    world.transmit(second!, frame(BROADCAST, B));
+    world.clear();
+    world.transmit(first!, frame(B, A));
+    expect(world.received()).toEqual({ [second!.address]: 1 });
+    expect(first!.events()).toMatchObject({ encapFrames: 1, flooded: 0 });
+  });
+
+  it("is sent behind a VXLAN header that has the VNI and nothing else set", () => {
+    const vtep = script([{ vni: 0xabcdef, peers: [PEER] }]);
+    vtep.encap([frame(B, A)]);
+    const [sent] = vtep.underlay.written;
+    expect(sent!.bytes).toEqual(bytes([0x08, 0, 0, 0, 0xab, 0xcd, 0xef, 0], frame(B, A)));
+  });
+
+  it("is told apart from the frames of other flows, for the outer source port", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.encap([frame(B, A), frame(B, C), frame(B, A, { mark: 1 })]);
+    const [one, other, again] = vtep.underlay.written.map(({ hash }) => hash);
+    expect(again).toBe(one);
+    expect(other).not.toBe(one);
+  });
+
+  it("keeps its place among the frames that were read with it", () => {
+    const vtep = script([{ ...ONE_PEER, fdb: [[C, OTHER_PEER]] }]);
+    const frames = [frame(C, A), frame(B, A), frame(C, B), frame(B, C, { length: 1514 })];
+    vtep.encap(frames);
+    const sent = vtep.underlay.written;
+    expect(sent.map(({ bytes }) => bytes.subarray(8))).toEqual(frames);
+    const peers = sent.map(({ remote }) => vtep.remotes.address(remote));
+    expect(peers).toEqual([OTHER_PEER, PEER, OTHER_PEER, PEER]);
+  });
+
+  it("for a MAC that was seen on the same side is flooded: it may have moved away", () => {
+    const [world, first, ...others] = mesh(3);
+    world.transmit(first!, frame(BROADCAST, A));
+    world.clear();
+    world.transmit(first!, frame(A, B));
+    expect(first!.knows(A)).toBe("local");
+    expect(world.crossings).toHaveLength(others.length);
+  });
+
+  it("as large as the largest is passed whole, and as small as a header too", () => {
+    const vtep = script([ONE_PEER]);
+    const frames = [frame(B, A, { length: 65_549 }), frame(B, A, { length: 14 })];
+    vtep.encap(frames);
+    expect(vtep.underlay.written.map(({ bytes }) => bytes.length)).toEqual([65_557, 22]);
+    expect(vtep.events()).toMatchObject({ encapFrames: 2, encapBytes: 65_563 });
+  });
+
+  it("is copied to more remotes than a batch has rows, each once, with one hash", () => {
+    const peers = Array.from({ length: 1500 }, (_, i) => `198.51.${100 + (i >> 8)}.${i & 0xff}`);
+    const vtep = script([{ vni: VNI, peers }]);
+    vtep.encap([frame(BROADCAST, A), frame(B, A)]);
+    expect(vtep.underlay.writes).toEqual([OUT_ROWS, OUT_ROWS, 3000 - 2 * OUT_ROWS]);
+    const { written } = vtep.underlay;
+    const reached = written.map(({ remote }) => vtep.remotes.address(remote));
+    expect(reached).toEqual([...peers, ...peers]);
+    expect(written.every(({ bytes: sent }, at) => sent[8] === (at < 1500 ? 0xff : 0x00))).toBe(
+      true,
+    );
+    expect(new Set(written.map(({ hash }) => hash)).size).toBe(2);
+    expect(vtep.events()).toMatchObject({ encapFrames: 3000, encapBytes: 180_000, flooded: 2 });
+  });
+
+  it("waits no longer than four bursts take, so that other devices have their turn", () => {
+    const vtep = script([ONE_PEER]);
+    for (let burst = 0; burst < 10; burst++) vtep.taps[0]!.bursts.push([{ bytes: frame(B, A) }]);
+    vtep.dataplane.encap(vtep.networks[0]!);
+    expect(vtep.underlay.written).toHaveLength(4);
+    for (let burst = 0; burst < 10; burst++) {
+      vtep.underlay.bursts.push([{ bytes: vxlan(VNI, frame(A, B)), from: PEER }]);
+    }
+    vtep.dataplane.decap();
+    expect(vtep.taps[0]!.written).toHaveLength(4);
+  });
+
+  it("of none is nothing to send", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.encap([]);
+    vtep.decap();
+    expect([vtep.underlay.writes, vtep.taps[0]!.writes]).toEqual([[], []]);
+  });
+});
+
+describe("MAC addresses", () => {
+  it("are learned from both sides, and forgotten when their age has passed", () => {
+    const [world, first, second, third] = mesh(3, { age: 10 });
+    world.transmit(first!, frame(BROADCAST, A));
+    expect([first, second, third].map((host) => host!.knows(A))).toEqual([
+      "local",
+      first!.address,
+      first!.address,
+    ]);
+    expect(second!.events()).toMatchObject({ learned: 1, aged: 0 });
+
+    world.pass(10);
+    world.clear();
+    world.transmit(second!, frame(A, B));
+    expect(world.received()).toEqual({ [first!.address]: 1 });
+
+    world.pass(1);
+    expect(second!.knows(A)).toBeUndefined();
+    expect(second!.knows(B)).toBe("local");
+    expect(second!.events()).toMatchObject({ aged: 1 });
+    world.clear();
+    world.transmit(second!, frame(A, B));
+    expect(world.received()).toEqual({ [first!.address]: 1, [third!.address]: 1 });
+  });
+
+  it("stay known as long as they are seen, and for ever when their age is 0", () => {
+    const [world, first, second] = mesh(2, { age: 2 });
+    const [eternal, one, two] = mesh(2, { age: 0 });
+    eternal.transmit(one!, frame(BROADCAST, A));
+    for (let second = 0; second < 10; second++) {
+      world.transmit(first!, frame(BROADCAST, A));
+      world.pass(2);
+    }
+    eternal.pass(2 ** 30);
+    expect(second!.knows(A)).toBe(first!.address);
+    expect(two!.knows(A)).toBe(one!.address);
+    expect(second!.events()).toMatchObject({ learned: 1, aged: 0 });
+  });
+
+  it("move at once: between remotes, from here to a remote, and back", () => {
+    const [world, here, second, third] = mesh(3);
+    for (const [at, host] of [second!, third!, here!, second!, here!].entries()) {
+      world.transmit(host, frame(BROADCAST, A));
+      for (const other of world.hosts) {
+        expect(other.knows(A)).toBe(other === host ? "local" : host.address);
+        const rows = byMac(other.fdb.rows());
+        expect(rows[A]).toMatchObject({ moves: at });
+        expect(other.events().moved).toBe(at + (rows[B]?.moves ?? 0));
+      }
+      world.clear();
+      const other = host === third ? second! : third!;
+      world.transmit(other, frame(A, B));
+      expect(world.received()).toEqual({ [host.address]: 1 });
+    }
+  });
+
+  it("over the limit push out the one not seen for longest, which is flooded again", () => {
+    const [world, first, second, third] = mesh(3, { limit: 2 });
+    for (const source of [A, B, A, C]) {
+      world.transmit(first!, frame(BROADCAST, source));
+      world.pass(1);
+    }
+    expect(second!.events()).toMatchObject({ learned: 3, evicted: 1 });
+    expect([A, B, C].map((text) => second!.knows(text))).toEqual([
+      first!.address,
+      undefined,
+      first!.address,
+    ]);
+    world.clear();
+    world.transmit(second!, frame(B, mac(0x0d)));
+    expect(world.received()).toEqual({ [first!.address]: 1, [third!.address]: 1 });
+  });
+
+  it("are not learned from frames that are dropped", () => {
+    const vtep = script([{ ...ONE_PEER, tapMac: C }]);
+    vtep.encap([frame(B, A, { length: 13 }), frame(B, MULTICAST)]);
+    vtep.decap(
+      { bytes: vxlan(VNI, frame(B, A)), from: STRANGER },
+      { bytes: vxlan(VNI + 1, frame(B, A)), from: PEER },
+      { bytes: vxlan(VNI, frame(B, A, { length: 13 })), from: PEER },
+      { bytes: vxlan(VNI, frame(B, C)), from: PEER },
+    );
+    expect([...vtep.fdb.rows()]).toEqual([]);
+    expect(vtep.events()).toMatchObject({ learned: 0 });
+  });
+});
+
+describe("static entries", () => {
+  it("decide where a MAC is, without flooding, and allow that remote to send", () => {
+    const vtep = script([{ vni: VNI, peers: [], fdb: [[B, OTHER_PEER]] }]);
+    vtep.encap([frame(B, A)]);
+    expect(vtep.underlay.written.map(({ remote }) => vtep.remotes.address(remote))).toEqual([
+      OTHER_PEER,
+    ]);
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: OTHER_PEER });
+    expect(vtep.taps[0]!.written).toHaveLength(1);
+    expect(vtep.drops()).toEqual({});
+    expect(byMac(vtep.fdb.rows())[B]).toMatchObject({ origin: STATIC });
+  });
+
+  it("for the all-zero MAC are the flood list", () => {
+    const fdb = [[NOBODY, PEER] as const];
+    const vtep = script([
+      { vni: VNI, peers: [OTHER_PEER, PEER], fdb },
+      { vni: 101, peers: [], fdb },
+    ]);
+    vtep.encap([frame(BROADCAST, A)]);
+    vtep.encap([frame(BROADCAST, A)], 1);
+    const reached = vtep.underlay.written.map(({ remote }) => vtep.remotes.address(remote));
+    expect(reached).toEqual([OTHER_PEER, PEER, PEER]);
+    vtep.decap({ bytes: vxlan(101, frame(A, B)), from: PEER });
+    expect(vtep.taps[1]!.written).toHaveLength(1);
+    expect(byMac(vtep.fdb.rows())[NOBODY]).toBeUndefined();
+  });
+
+  it("outlast their age and the moves of others", () => {
+    const [world, first, second, third] = mesh(3, { age: 5 });
+    first!.fdb.set(1, 0x0000, 0x5e00530b, first!.remotes.add(second!.address, 4789), STATIC);
+    world.transmit(third!, frame(BROADCAST, B));
+    world.pass(100);
+    expect(first!.knows(B)).toBe(second!.address);
+    expect(first!.drops()).toEqual({ VXLAN_ENTRY_EXISTS: 1 });
+    expect(second!.drops()).toEqual({});
+  });
+});
+
+describe("a datagram from the underlay", () => {
+  it("is never answered or passed on to the underlay, whatever it holds", () => {
+    const [world, first, second] = mesh(4);
+    world.transmit(second!, frame(BROADCAST, B));
+    world.clear();
+    // For a MAC behind the sender, behind a third one, behind nobody, and for everybody.
+    const send = world.sender(address(77));
+    first!.network().allow(first!.remotes.add(address(77), 4789));
+    for (const to of [A, B, C, BROADCAST, MULTICAST]) {
+      send(first!.address, vxlan(VNI, frame(to, mac(0x77))));
+    }
+    expect(world.crossings.filter(({ from }) => from !== address(77))).toEqual([]);
+    expect(first!.tap().receivedCount).toBe(5);
+    expect(first!.events()).toMatchObject({ encapFrames: 0, flooded: 0 });
+  });
+
+  it("may hold many: every datagram of a train is a frame of its own, the last may be shorter", () => {
+    const vtep = script([ONE_PEER]);
+    const frames = [0, 1, 2, 3].map((at) => frame(A, mac(at + 1), { mark: at, length: 100 }));
+    const last = frame(A, B, { length: 30 });
+    const train = bytes(...[...frames, last].map((one) => vxlan(VNI, one)));
+    vtep.decap({ bytes: train, from: PEER, segment: 108 });
+    expect(vtep.taps[0]!.written.map(({ bytes }) => bytes)).toEqual([...frames, last]);
+    expect(vtep.events()).toMatchObject({ decapFrames: 5, decapBytes: 430, learned: 5 });
+  });
+
+  it("of a train is judged alone: the bad ones are dropped, each by its reason", () => {
+    const vtep = script([ONE_PEER]);
+    const good = frame(A, B, { length: 60 });
+    const train = bytes(
+      vxlan(VNI, good),
+      vxlan(VNI, good, 0),
+      vxlan(VNI + 1, good),
+      vxlan(VNI, frame(A, BROADCAST)),
+      vxlan(VNI, good),
+      [0x08, 0, 0],
+    );
+    vtep.decap({ bytes: train, from: PEER, segment: 68 });
+    expect(vtep.taps[0]!.written).toHaveLength(2);
+    expect(vtep.drops()).toEqual({
+      VXLAN_INVALID_HDR: 2,
+      VXLAN_VNI_NOT_FOUND: 1,
+      MAC_INVALID_SOURCE: 1,
+    });
+  });
+
+  it("reaches the TAP in the order of its arrival, in bursts of more than a batch has rows", () => {
+    const vtep = script([ONE_PEER]);
+    const train = (first: number) => {
+      const frames = Array.from({ length: 64 }, (_, at) => frame(A, B, { mark: at, length: 15 }));
+      for (const one of frames) one[13] = first;
+      return { bytes: bytes(...frames.map((one) => vxlan(VNI, one))), from: PEER, segment: 23 };
+    };
+    vtep.decap(...Array.from({ length: 40 }, (_, at) => train(at)));
+    const tap = vtep.taps[0]!;
+    expect(tap.writes).toEqual([1024, 1024, 512]);
+    const order = tap.written.map(({ bytes }) => bytes[13]! * 64 + bytes[14]!);
+    expect(order).toEqual(Array.from({ length: 2560 }, (_, at) => at));
+  });
+});
+
+describe("several networks on one underlay", () => {
+  const TWO = [
+    { vni: 100, peers: [PEER, OTHER_PEER] },
+    { vni: 200, peers: [PEER] },
+  ];
+
+  it("are kept apart: the same MAC is in each where it was seen in each", () => {
+    const world = new World();
+    const [one, two, three] = [1, 2, 3].map((last) => {
+      const peers = [1, 2, 3].filter((other) => other !== last).map(address);
+      const networks = [100, 200].map((vni) => ({ vni, peers }));
+      return world.host({ address: address(last), networks });
+    });
+    two!.tap(100).transmit(frame(BROADCAST, B));
+    three!.tap(200).transmit(frame(BROADCAST, B));
+    world.run();
+    expect([one!.knows(B, 100), one!.knows(B, 200)]).toEqual([two!.address, three!.address]);
+    expect([one!.tap(100).receivedCount, one!.tap(200).receivedCount]).toEqual([1, 1]);
+
+    world.clear();
+    one!.tap(200).transmit(frame(B, A));
+    world.run();
+    expect(three!.tap(200).receivedCount).toBe(1);
+    expect(three!.tap(100).receivedCount + two!.tap(100).receivedCount).toBe(0);
+    expect(two!.tap(200).receivedCount).toBe(0);
+    expect(one!.events(100)).toMatchObject({ encapFrames: 0, learned: 1 });
+    expect(one!.events(200)).toMatchObject({ encapFrames: 1, learned: 2 });
+  });
+
+  it("get each its own frames, in order, of one burst in which they alternate", () => {
+    const vtep = script(TWO);
+    const vnis = [100, 200, 200, 100, 300, 100, 200];
+    const frames = vnis.map((_, at) => frame(A, B, { mark: at }));
+    const train = bytes(vxlan(200, frame(A, C, { mark: 7 })), vxlan(100, frame(A, C, { mark: 8 })));
+    vtep.decap(...vnis.map((vni, at) => ({ bytes: vxlan(vni, frames[at]!), from: PEER })), {
+      bytes: train,
+      from: PEER,
+      segment: 68,
+    });
+    const marks = vtep.taps.map(({ written }) => written.map(({ bytes }) => bytes[20]));
+    expect(marks).toEqual([
+      [0, 3, 5, 8],
+      [1, 2, 6, 7],
+    ]);
+    expect(vtep.drops()).toEqual({ VXLAN_VNI_NOT_FOUND: 1 });
+    expect([vtep.events(0).decapFrames, vtep.events(1).decapFrames]).toEqual([4, 4]);
+  });
+
+  it("each have their own remotes: one network's may not send in another", () => {
+    const vtep = script(TWO);
+    vtep.decap({ bytes: vxlan(200, frame(A, B)), from: OTHER_PEER });
+    vtep.decap({ bytes: vxlan(100, frame(A, B)), from: OTHER_PEER });
+    expect(vtep.taps.map(({ written }) => written.length)).toEqual([1, 0]);
+    expect(vtep.drops(1)).toEqual({ VXLAN_REMOTE_NOT_ALLOWED: 1 });
+    expect(vtep.counters.stranger(2)).toBe(OTHER_PEER);
+    expect(vtep.counters.stranger(1)).toBeUndefined();
+  });
+
+  it("may be any VNI, the first and the last included", () => {
+    const vnis = [0, 1, 0x7fffff, 0x800000, 0xffffff];
+    const vtep = script(vnis.map((vni) => ({ vni, peers: [PEER] })));
+    vtep.decap(...vnis.map((vni) => ({ bytes: vxlan(vni, frame(A, B)), from: PEER })));
+    expect(vtep.taps.map(({ written }) => written.length)).toEqual([1, 1, 1, 1, 1]);
+  });
+});
+
+describe("reserved bits of the VXLAN header", () => {
+  const odd = [
+    vxlan(VNI, frame(A, B), 0x88),
+    vxlan(VNI, frame(A, B), 0x08, 1),
+    vxlan(VNI, frame(A, B), 0xff, 0xff),
+  ].map((payload) => ({ bytes: payload, from: PEER }));
+
+  it("are ignored as RFC 7348 demands, and counted", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.decap(...odd, { bytes: vxlan(VNI, frame(A, B)), from: PEER });
+    expect(vtep.taps[0]!.written).toHaveLength(4);
+    expect(vtep.events()).toMatchObject({ reservedBits: 3, decapFrames: 4 });
+    expect(vtep.drops()).toEqual({});
+  });
+
+  it("are a reason to drop in strict mode, as in Linux", () => {
+    const vtep = script([ONE_PEER], { strict: true });
+    vtep.decap(...odd, { bytes: vxlan(VNI, frame(A, B)), from: PEER });
+    expect(vtep.taps[0]!.written).toHaveLength(1);
+    expect(vtep.events()).toMatchObject({ reservedBits: 0, decapFrames: 1 });
+    expect(vtep.drops()).toEqual({ VXLAN_INVALID_HDR: 3 });
+  });
+});
+
+describe("a frame that cannot be passed on", () => {
+  /** Drops one frame and expects it counted by this reason, once, and nothing passed or learned. */
+  function expectDropped(vtep: ReturnType<typeof script>, reason: DropReason, ofNetwork: boolean) {
+    expect(vtep.taps[0]!.written).toEqual([]);
+    expect(vtep.underlay.written).toEqual([]);
+    expect(vtep.counters.drops(ofNetwork ? 1 : 0)).toEqual({ [reason]: 1 });
+    expect(vtep.counters.drops(ofNetwork ? 0 : 1)).toEqual({});
+    const { encapFrames, encapBytes, decapFrames, decapBytes } = vtep.events();
+    expect([encapFrames, encapBytes, decapFrames, decapBytes]).toEqual([0, 0, 0, 0]);
+  }
+
+  const tooSmall = [0, 1, 13].map((length) => frame(B, A, { length }));
+
+  it.each(tooSmall)("from the TAP is dropped when it is shorter than its header (%#)", (sent) => {
+    const vtep = script([ONE_PEER]);
+    vtep.encap([sent]);
+    expectDropped(vtep, "PKT_TOO_SMALL", true);
+  });
+
+  it.each([
+    ["zero", NOBODY],
+    ["multicast", MULTICAST],
+    ["broadcast", BROADCAST],
+  ])("is dropped from either side when its source is %s", (_, source) => {
+    const out = script([ONE_PEER]);
+    out.encap([frame(B, source)]);
+    expectDropped(out, "MAC_INVALID_SOURCE", true);
+    const back = script([ONE_PEER]);
+    back.decap({ bytes: vxlan(VNI, frame(B, source)), from: PEER });
+    expectDropped(back, "MAC_INVALID_SOURCE", true);
+  });
+
+  it.each([
+    ["unknown", B],
+    ["broadcast", BROADCAST],
+  ])("is dropped when its destination is %s and the flood list is empty", (_, to) => {
+    const vtep = script([{ vni: VNI, peers: [], fdb: [[C, PEER]] }]);
+    vtep.encap([frame(to, A)]);
+    expectDropped(vtep, "VXLAN_NO_REMOTE", true);
+    expect(vtep.events()).toMatchObject({ flooded: 0 });
+  });
+
+  const { errno } = constants;
+  const REASONS = [
+    ["EMSGSIZE", "PKT_TOO_BIG"],
+    ["EAGAIN", "FULL_RING"],
+    ["ENOBUFS", "FULL_RING"],
+    ["ENOMEM", "FULL_RING"],
+    ["ENETUNREACH", "IP_OUTNOROUTES"],
+    ["EHOSTUNREACH", "IP_OUTNOROUTES"],
+    ["ENETDOWN", "IP_OUTNOROUTES"],
+    ["EPERM", "NETFILTER_DROP"],
+    ["EACCES", "NETFILTER_DROP"],
+    ["EIO", "DEV_READY"],
+    ["EINVAL", "DEV_READY"],
+  ] as const;
+
+  it.each(REASONS)("by the underlay is counted: %s is %s, and not counted as sent", (name, why) => {
+    const vtep = script([ONE_PEER]);
+    vtep.underlay.errnoOf = () => errno[name];
+    vtep.encap([frame(B, A)]);
+    expectDropped(vtep, why, true);
+  });
+
+  it.each(REASONS)("by the TAP is counted: %s is %s, and not counted as sent", (name, why) => {
+    const vtep = script([ONE_PEER]);
+    vtep.taps[0]!.errnoOf = () => errno[name];
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: PEER });
+    expectDropped(vtep, why, true);
+  });
+
+  it("does not keep the others of its burst: each is counted for what became of it", () => {
+    const vtep = script([ONE_PEER]);
+    const errors = [0, errno.EMSGSIZE, 0, errno.EAGAIN, 0, errno.EAGAIN];
+    const frames = errors.map((_, at) => frame(A, B, { length: 100 + at }));
+    vtep.underlay.errnoOf = (nth) => errors[nth]!;
+    vtep.taps[0]!.errnoOf = (nth) => errors[nth]!;
+    vtep.encap(frames);
+    expect(vtep.events()).toMatchObject({ encapFrames: 3, encapBytes: 306 });
+    expect(vtep.drops()).toEqual({ PKT_TOO_BIG: 1, FULL_RING: 2 });
+    vtep.decap(...frames.map((one) => ({ bytes: vxlan(VNI, one), from: PEER })));
+    expect(vtep.events()).toMatchObject({ decapFrames: 3, decapBytes: 306 });
+    expect(vtep.drops()).toEqual({ PKT_TOO_BIG: 2, FULL_RING: 4 });
+  });
+
+  it("in one burst does not look failed in the next because of what was left there", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.underlay.errnoOf = (nth) => (nth === 0 ? errno.EIO : 0);
+    vtep.encap([frame(B, A)]);
+    vtep.encap([frame(B, A), frame(B, A)]);
+    expect(vtep.events()).toMatchObject({ encapFrames: 2, encapBytes: 120 });
+    expect(vtep.drops()).toEqual({ DEV_READY: 1 });
+  });
+
+  it.each([
+    ["empty", new Uint8Array(0)],
+    ["shorter than a VXLAN header", vxlan(VNI, new Uint8Array(0)).subarray(0, 7)],
+    ["without the I flag", vxlan(VNI, frame(A, B), 0xf7)],
+  ])("is no VXLAN: a datagram that is %s", (_, payload) => {
+    const vtep = script([ONE_PEER]);
+    vtep.decap({ bytes: payload, from: PEER });
+    expectDropped(vtep, "VXLAN_INVALID_HDR", false);
+  });
+
+  it("is counted once each when empty datagrams come in a crowd", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.decap(...Array.from({ length: 256 }, () => ({ bytes: new Uint8Array(0), from: PEER })));
+    expect(vtep.drops()).toEqual({ VXLAN_INVALID_HDR: 256 });
+  });
+
+  it("is dropped when its VNI is unknown", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.decap({ bytes: vxlan(VNI + 1, frame(A, B)), from: PEER });
+    expectDropped(vtep, "VXLAN_VNI_NOT_FOUND", false);
+  });
+
+  it("is dropped when its sender is unknown, who is remembered as the last stranger", () => {
+    const vtep = script([ONE_PEER]);
+    expect(vtep.counters.stranger(1)).toBeUndefined();
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: STRANGER });
+    expectDropped(vtep, "VXLAN_REMOTE_NOT_ALLOWED", true);
+    expect(vtep.counters.stranger(1)).toBe(STRANGER);
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: "2001:db8::9" });
+    expect(vtep.counters.stranger(1)).toBe("2001:db8::9");
+  });
+
+  it.each([0, 1, 13])("is dropped when its inner frame has %i bytes", (length) => {
+    const vtep = script([ONE_PEER]);
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B, { length })), from: PEER });
+    expectDropped(vtep, "PKT_TOO_SMALL", true);
+  });
+
+  it("is dropped when it comes from the underlay with the TAP's own address", () => {
+    const vtep = script([{ ...ONE_PEER, tapMac: C }]);
+    vtep.decap({ bytes: vxlan(VNI, frame(A, C)), from: PEER });
+    expectDropped(vtep, "LOCAL_MAC", true);
+    vtep.encap([frame(B, C)]);
+    expect(vtep.underlay.written, "which may well send itself").toHaveLength(1);
+  });
+
+  it("is dropped when it contradicts a static entry, which stays", () => {
+    const vtep = script([{ ...ONE_PEER, fdb: [[B, OTHER_PEER]] }]);
+    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: PEER });
+    expectDropped(vtep, "VXLAN_ENTRY_EXISTS", true);
+    expect(vtep.knows(B)).toBe(OTHER_PEER);
+  });
+
+  it("is dropped when it did not fit into the receive buffer, with all of its train", () => {
+    const vtep = script([ONE_PEER]);
+    const train = bytes(vxlan(VNI, frame(A, B)), vxlan(VNI, frame(A, B)));
+    vtep.decap({ bytes: train, segment: 68, from: PEER, flags: TRUNCATED });
+    expectDropped(vtep, "PKT_TOO_BIG", false);
+  });
+
+  it("because a socket's buffer was full is counted when the clock ticks, once", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.underlay.overflowed = 7;
+    vtep.dataplane.tick(1);
+    vtep.dataplane.tick(2);
+    expect(vtep.drops()).toEqual({ SOCKET_RCVBUFF: 7 });
+    vtep.underlay.overflowed = 9;
+    vtep.dataplane.tick(3);
+    expect(vtep.drops()).toEqual({ SOCKET_RCVBUFF: 9 });
+  });
+
+  it("because queues are full is counted at both ends of the wire", () => {
+    const world = new World();
+    const networks = [{ vni: VNI, peers: [address(2)] }];
+    const first = world.host({ address: address(1), networks });
+    const second = world.host({
+      address: address(2),
+      networks: [{ vni: VNI, peers: [address(1)] }],
+      queueRows: 4,
+    });
+    for (let at = 0; at < 10; at++) first.tap().transmit(frame(B, A));
+    world.run();
+    world.pass(1);
+    expect(second.tap().receivedCount).toBe(4);
+    expect(second.drops()).toEqual({ SOCKET_RCVBUFF: 6 });
+    first.underlay.congested = true;
+    world.transmit(first, frame(B, A));
+    expect(first.drops()).toEqual({ FULL_RING: 1 });
+    expect(first.events()).toMatchObject({ encapFrames: 10 });
+  });
+
+  it("because nothing leads to its remote is counted, and the other copies go on", () => {
+    const world = new World();
+    const networks = [{ vni: VNI, peers: ["198.51.100.1", address(2), "2001:db8::1"] }];
+    const first = world.host({ address: address(1), networks });
+    const second = world.host({
+      address: address(2),
+      networks: [{ vni: VNI, peers: [address(1)] }],
+    });
+    world.transmit(first, frame(BROADCAST, A));
+    expect(second.tap().receivedCount).toBe(1);
+    expect(first.drops()).toEqual({ IP_OUTNOROUTES: 1, DEV_READY: 1 });
+    expect(first.events()).toMatchObject({ encapFrames: 1, encapBytes: 60, flooded: 1 });
+  });
+});
+
+describe("any number of VTEPs, wired at random", () => {
+  const MACS = [A, B, C, mac(0x0d)];
+  const DESTINATIONS = [...MACS, BROADCAST, MULTICAST];
+  const HOSTS = 5;
+
+  const host = fc.nat(HOSTS - 1);
+  const network = fc.record({
+    /** Its flood list: any of the others, in any order, itself never. */
+    peers: fc.uniqueArray(host),
+    /** Static entries, which may send anybody's frames anywhere, in circles too. */
+    entries: fc.array(fc.tuple(fc.constantFrom(...MACS), host), { maxLength: 3 }),
+    age: fc.nat(3),
+    limit: fc.integer({ min: 1, max: 3 }),
+  });
+  const topology = fc.array(fc.tuple(network, network), { minLength: HOSTS, maxLength: HOSTS });
+  const vni = fc.constantFrom(100, 200);
+  const step = fc.oneof(
+    fc.record({
+      kind: fc.constant("transmit" as const),
+      at: host,
+      vni,
+      to: fc.constantFrom(...DESTINATIONS),
+      from: fc.constantFrom(...MACS),
+    }),
+    fc.record({
+      kind: fc.constant("inject" as const),
+      at: host,
+      vni,
+      to: fc.constantFrom(...DESTINATIONS),
+      from: fc.constantFrom(...MACS),
+      flags: fc.constantFrom(0x08, 0x88, 0),
+    }),
+    fc.record({ kind: fc.constant("pass" as const), seconds: fc.nat(3) }),
+  );
+
+  it("send a frame once from where it entered, never again, and account for every datagram", () => {
+    fc.assert(
+      fc.property(topology, fc.array(step, { maxLength: 40 }), (hosts, steps) => {
+        const world = new World();
+        for (const [at, pair] of hosts.entries()) {
+          const networks = pair.map(({ peers, entries, age, limit }, index) => ({
+            vni: index === 0 ? 100 : 200,
+            peers: peers.filter((peer) => peer !== at).map((peer) => address(peer + 1)),
+            fdb: entries
+              .filter(([, to]) => to !== at)
+              .map(([text, to]) => [text, address(to + 1)] as const),
+            age,
+            limit,
+          }));
+          world.host({ address: address(at + 1), networks });
+        }
+        // An attacker at an address that everybody takes for a peer.
+        const attacker = address(99);
+        const attack = world.sender(attacker);
+        for (const one of world.hosts) {
+          for (const each of one.networks) each.allow(one.remotes.add(attacker, 4789));
+        }
+
+        let lured = 0;
+        for (const [mark, move] of steps.entries()) {
+          world.crossings.length = 0;
+          if (move.kind === "pass") {
+            world.pass(move.seconds);
+            expect(world.crossings).toEqual([]);
+            continue;
+          }
+          const at = world.hosts[move.at]!;
+          const sent = frame(move.to, move.from, { mark });
+          if (move.kind === "inject") {
+            attack(at.address, vxlan(move.vni, sent, move.flags));
+            expect(world.crossings.map(({ from, to }) => [from, to])).toEqual([
+              [attacker, at.address],
+            ]);
+            continue;
+          }
+          at.tap(move.vni).transmit(sent);
+          world.run();
+          const flood = at.network(move.vni).flood.length;
+          expect(world.crossings.length).toBeLessThanOrEqual(Math.max(1, flood));
+          expect(new Set(world.crossings.map(({ to }) => to)).size).toBe(world.crossings.length);
+          for (const { from, payload } of world.crossings) {
+            expect(from).toBe(at.address);
+            expect(payload).toEqual(vxlan(move.vni, sent));
+          }
+          // A MAC that the attacker has used is behind the attacker.
+          lured += world.crossings.filter(({ to }) => to === attacker).length;
+        }
+
+        const sum = (counts: Record<string, number>) => {
+          return Object.values(counts).reduce((total, count) => total + count, 0);
+        };
+        for (const one of world.hosts) {
+          for (const vni of [100, 200]) {
+            expect(one.events(vni).decapFrames).toBe(one.tap(vni).receivedCount);
+          }
+        }
+        const injected = steps.filter(({ kind }) => kind === "inject").length;
+        const totals = world.hosts.flatMap((one) => [100, 200].map((vni) => one.events(vni)));
+        const sent = totals.reduce((total, { encapFrames }) => total + encapFrames, 0);
+        const got = totals.reduce((total, { decapFrames }) => total + decapFrames, 0);
+        const dropped = world.hosts.reduce((total, { counters }) => {
+          // What had nowhere to go was never a datagram.
+          const drops = [0, 1, 2].map((row) => ({ ...counters.drops(row), VXLAN_NO_REMOTE: 0 }));
+          return total + drops.reduce((each, counts) => each + sum(counts), 0);
+        }, 0);
+        expect(got + dropped + lured).toBe(sent + injected);
+      }),
+      { numRuns: 60 },
+    );
+  }, 60_000);
+});
