@@ -7,9 +7,16 @@
         "native/checksum.cc",
         "native/poll.cc",
         "native/tap.cc",
-        "native/udp.cc"
+        "native/udp.cc",
+        "native/udp_send.cc"
       ],
-      "defines": ["NAPI_VERSION=8"],
+      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": [
+        "NAPI_VERSION=8",
+        "NAPI_DISABLE_CPP_EXCEPTIONS",
+        # Or a worker that is terminated within a call or a callback ends the whole process.
+        "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"
+      ],
       "cflags!": ["-O2"],
       "cflags_cc!": ["-std=gnu++17", "-std=gnu++20"],
       "cflags_cc": [

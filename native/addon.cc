@@ -4,15 +4,17 @@
 // Mistakes throw TypeError (ERR_INVALID_ARG_TYPE), RangeError (ERR_OUT_OF_RANGE) or Error
 // (ERR_CLOSED, ERR_WATCHED); what the system refuses throws Error with its `code` and `syscall`.
 // V8 itself refuses a method whose `this` is of another class ("Illegal invocation").
+//
+// Nothing is kept per environment, so any number of workers may load this. There are no C++
+// exceptions: a call of the library that fails leaves an exception pending, and returns what is
+// empty. One mistake is fatal to it: a getter of the options that the timeout of node:vm stops.
 
-#include <node_api.h>
+#include <napi.h>
 #include <uv.h>
 
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <new>
+#include <memory>
+#include <string>
 
 #include "checksum.h"
 #include "layout.h"
@@ -20,523 +22,402 @@
 #include "tap.h"
 #include "udp.h"
 
-// A wrapped pointer is of the type that its object's tag says.
-static const napi_type_tag BATCH_TAG = {0x7674657062617463, 0x6800000000000001};
-static const napi_type_tag TAP_TAG = {0x7674657074617000, 0x6800000000000002};
-static const napi_type_tag UDP_TAG = {0x7674657075647000, 0x6800000000000003};
-
-struct shared_batch {
-  batch memory;
-  napi_ref columns, slab;
-};
-
-// A TAP queue or a UDP family, and its watch.
-struct port {
-  const napi_type_tag *tag;
-  struct tap *tap;
-  struct udp *udp;
-  struct watch *watch;
-  napi_ref remotes;
-};
-
 // ---- errors
 
-static napi_value throw_type(napi_env env, const char *message) {
-  napi_throw_type_error(env, "ERR_INVALID_ARG_TYPE", message);
-  return nullptr;
-}
-
-static napi_value throw_range(napi_env env, const char *message) {
-  napi_throw_range_error(env, "ERR_OUT_OF_RANGE", message);
-  return nullptr;
-}
-
-static napi_value throw_closed(napi_env env) {
-  napi_throw_error(env, "ERR_CLOSED", "used after close");
-  return nullptr;
-}
-
-static void set_string(napi_env env, napi_value object, const char *name, const char *text) {
-  napi_value value;
-  if (napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &value) == napi_ok) {
-    napi_set_named_property(env, object, name, value);
+// Throws, unless an exception is pending: a getter's own, say. Returns false, as a failed check does.
+static bool throw_error(const Napi::Error &error, const char *code) {
+  if (!error.Env().IsExceptionPending()) {
+    error.Set("code", code);
+    error.ThrowAsJavaScriptException();
   }
+  return false;
 }
 
-static napi_value throw_system(napi_env env, int error, const char *syscall) {
-  char code[64], reason[128], message[256];
+static bool throw_type(Napi::Env env, const std::string &message) {
+  return throw_error(Napi::TypeError::New(env, message), "ERR_INVALID_ARG_TYPE");
+}
+
+static bool throw_range(Napi::Env env, const std::string &message) {
+  return throw_error(Napi::RangeError::New(env, message), "ERR_OUT_OF_RANGE");
+}
+
+static void throw_system(Napi::Env env, int error, const char *syscall) {
+  char code[64], reason[128];
   uv_err_name_r(error, code, sizeof code);
   uv_strerror_r(error, reason, sizeof reason);
-  snprintf(message, sizeof message, "%s: %s, %s", code, reason, syscall);
-  napi_value code_value, message_value, exception;
-  if (napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &code_value) == napi_ok &&
-      napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &message_value) == napi_ok &&
-      napi_create_error(env, code_value, message_value, &exception) == napi_ok) {
-    set_string(env, exception, "syscall", syscall);
-    napi_throw(env, exception);
-  }
-  return nullptr;
+  Napi::Error e = Napi::Error::New(env, std::string(code) + ": " + reason + ", " + syscall);
+  e.Set("code", code);
+  e.Set("syscall", syscall);
+  e.ThrowAsJavaScriptException();
 }
 
 // ---- arguments
 
-// Missing arguments read as undefined.
-static bool get_arguments(napi_env env, napi_callback_info info, size_t count, napi_value *arguments,
-                          napi_value *self) {
-  return napi_get_cb_info(env, info, &count, arguments, self, nullptr) == napi_ok;
-}
-
-static bool is_type(napi_env env, napi_value value, napi_valuetype type) {
-  napi_valuetype actual;
-  return napi_typeof(env, value, &actual) == napi_ok && actual == type;
-}
-
-static bool get_int(napi_env env, napi_value value, const char *name, int low, int high, int *out) {
-  char message[128];
-  double number;
-  if (!is_type(env, value, napi_number) || napi_get_value_double(env, value, &number) != napi_ok) {
-    snprintf(message, sizeof message, "%s must be a number", name);
-    return throw_type(env, message), false;
-  }
+static bool get_int(Napi::Env env, Napi::Value value, const char *name, int low, int high,
+                    int *out) {
+  if (!value.IsNumber()) return throw_type(env, std::string(name) + " must be a number");
+  double number = value.As<Napi::Number>().DoubleValue();
   if (!(number >= low && number <= high) || number != std::floor(number)) {
-    snprintf(message, sizeof message, "%s must be an integer from %d to %d", name, low, high);
-    return throw_range(env, message), false;
+    return throw_range(env, std::string(name) + " must be an integer from " + std::to_string(low) +
+                                " to " + std::to_string(high));
   }
   *out = static_cast<int>(number);
   return true;
 }
 
-static bool get_string(napi_env env, napi_value value, const char *name, char *out, size_t size) {
-  char message[128];
-  size_t length;
-  if (!is_type(env, value, napi_string) ||
-      napi_get_value_string_utf8(env, value, nullptr, 0, &length) != napi_ok) {
-    snprintf(message, sizeof message, "%s must be a string", name);
-    return throw_type(env, message), false;
-  }
-  if (length == 0 || length >= size ||
-      napi_get_value_string_utf8(env, value, out, size, &length) != napi_ok ||
-      memchr(out, 0, length) != nullptr) {
-    snprintf(message, sizeof message, "%s must be of 1 to %zu bytes, none of them zero", name,
-             size - 1);
-    return throw_range(env, message), false;
-  }
-  return true;
-}
-
-static bool get_bool(napi_env env, napi_value value, const char *name, bool *out) {
-  if (napi_get_value_bool(env, value, out) == napi_ok) return true;
-  char message[128];
-  snprintf(message, sizeof message, "%s must be a boolean", name);
-  return throw_type(env, message), false;
-}
-
 // A typed array over shared memory, which is where it is for as long as the array exists: an
 // ArrayBuffer could be detached, or transferred to another thread and freed there.
-static bool get_shared(napi_env env, napi_value value, const char *name, napi_typedarray_type type,
-                       const char *type_name, size_t elements, bool exactly, void **data) {
-  char message[128];
-  bool is_array = false, is_unshared = true;
-  napi_typedarray_type actual;
-  size_t length;
-  napi_value buffer;
-  if (napi_is_typedarray(env, value, &is_array) != napi_ok || !is_array ||
-      napi_get_typedarray_info(env, value, &actual, &length, data, &buffer, nullptr) != napi_ok ||
-      actual != type || napi_is_arraybuffer(env, buffer, &is_unshared) != napi_ok || is_unshared) {
-    snprintf(message, sizeof message, "%s must be a %s over a SharedArrayBuffer", name, type_name);
-    return throw_type(env, message), false;
+template <class word>
+static bool get_shared(Napi::Env env, Napi::Value value, const char *name, size_t elements,
+                       bool exactly, word **out) {
+  constexpr bool bytes = sizeof(word) == 1;
+  Napi::TypedArrayOf<word> array;
+  if (value.IsTypedArray()) array = value.As<Napi::TypedArrayOf<word>>();
+  if (array.IsEmpty() ||
+      array.TypedArrayType() != (bytes ? napi_uint8_array : napi_int32_array) ||
+      array.Buffer().IsArrayBuffer()) {
+    return throw_type(env, std::string(name) + " must be " +
+                               (bytes ? "a Uint8Array" : "an Int32Array") +
+                               " over a SharedArrayBuffer");
   }
-  if (exactly ? length != elements : length < elements) {
-    snprintf(message, sizeof message, "%s must have %s%zu elements", name,
-             exactly ? "" : "at least ", elements);
-    return throw_range(env, message), false;
+  if (exactly ? array.ElementLength() != elements : array.ElementLength() < elements) {
+    return throw_range(env, std::string(name) + " must have " + (exactly ? "" : "at least ") +
+                                std::to_string(elements) + " elements");
   }
+  *out = array.Data();
   return true;
 }
 
-static bool get_property(napi_env env, napi_value object, const char *name, napi_value *value) {
-  return napi_get_named_property(env, object, name, value) == napi_ok;
+static bool get_options(const Napi::CallbackInfo &info, Napi::Object *out) {
+  if (info[0].Type() != napi_object) return throw_type(info.Env(), "options must be an object");
+  *out = info[0].As<Napi::Object>();
+  return true;
 }
 
-static bool get_int_property(napi_env env, napi_value object, const char *name, int low, int high,
-                             int *out) {
-  napi_value value;
-  return get_property(env, object, name, &value) && get_int(env, value, name, low, high, out);
+static bool get_int(Napi::Object options, const char *name, int low, int high, int *out) {
+  return get_int(options.Env(), options.Get(name), name, low, high, out);
 }
 
-static bool get_options(napi_env env, napi_value value) {
-  if (is_type(env, value, napi_object)) return true;
-  return throw_type(env, "options must be an object"), false;
+static bool get_bool(Napi::Object options, const char *name, bool *out) {
+  Napi::Value value = options.Get(name);
+  if (!value.IsBoolean()) {
+    return throw_type(options.Env(), std::string(name) + " must be a boolean");
+  }
+  *out = value.As<Napi::Boolean>();
+  return true;
 }
 
-static bool is_construction(napi_env env, napi_callback_info info) {
-  napi_value target = nullptr;
-  if (napi_get_new_target(env, info, &target) == napi_ok && target != nullptr) return true;
-  napi_throw_type_error(env, "ERR_CONSTRUCT_CALL_REQUIRED", "the constructor needs 'new'");
-  return false;
+static bool get_string(Napi::Object options, const char *name, size_t size, std::string *out) {
+  Napi::Value value = options.Get(name);
+  if (!value.IsString()) {
+    return throw_type(options.Env(), std::string(name) + " must be a string");
+  }
+  *out = value.As<Napi::String>();
+  if (!out->empty() && out->size() < size && out->find('\0') == std::string::npos) return true;
+  return throw_range(options.Env(), std::string(name) + " must be of 1 to " +
+                                        std::to_string(size - 1) + " bytes, none of them zero");
 }
 
-static void *unwrap(napi_env env, napi_value value, const napi_type_tag *tag) {
-  bool same = false;
-  void *data = nullptr;
-  if (!is_type(env, value, napi_object) ||
-      napi_check_object_type_tag(env, value, tag, &same) != napi_ok || !same ||
-      napi_unwrap(env, value, &data) != napi_ok) {
+// ---- what all classes have in common
+
+// A wrapped pointer is of the type that its object's tag says.
+template <class T>
+class object : public Napi::ObjectWrap<T> {
+ public:
+  explicit object(const Napi::CallbackInfo &info) : Napi::ObjectWrap<T>(info) {
+    info.This().template As<Napi::Object>().TypeTag(&T::TAG);
+  }
+
+  static T *from(Napi::Value value, const char *what) {
+    Napi::Object candidate = value.As<Napi::Object>();
+    if (value.IsObject() && candidate.CheckTypeTag(&T::TAG)) {
+      return Napi::ObjectWrap<T>::Unwrap(candidate);
+    }
+    throw_type(value.Env(), std::string(what) + " must be a " + T::NAME);
     return nullptr;
   }
-  return data;
-}
 
-static bool wrap(napi_env env, napi_value self, void *data, napi_finalize finalize,
-                 const napi_type_tag *tag) {
-  if (napi_wrap(env, self, data, finalize, nullptr, nullptr) != napi_ok) {
-    finalize(env, data, nullptr);
-    return napi_throw_error(env, nullptr, "the object is wrapped already"), false;
+  // The library calls these two: before every method, and for want of `new`.
+  static T *Unwrap(Napi::Object self) { return from(self, "this"); }
+
+  static Napi::Value OnCalledAsFunction(const Napi::CallbackInfo &info) {
+    throw_error(Napi::TypeError::New(info.Env(), "the constructor needs 'new'"),
+                "ERR_CONSTRUCT_CALL_REQUIRED");
+    return Napi::Value();
   }
-  return napi_type_tag_object(env, self, tag) == napi_ok;
-}
 
-static napi_value int_value(napi_env env, int number) {
-  napi_value value;
-  return napi_create_int32(env, number, &value) == napi_ok ? value : nullptr;
-}
+  // For DefineClass: a method with the attributes that `class` would give it.
+  template <class function>
+  static auto method(const char *name, function call) {
+    return T::InstanceMethod(name, call, napi_default_method);
+  }
+};
 
 // ---- Batch
 
-static void batch_finalize(napi_env env, void *data, void *) {
-  shared_batch *b = static_cast<shared_batch *>(data);
-  if (b->columns != nullptr) napi_delete_reference(env, b->columns);
-  if (b->slab != nullptr) napi_delete_reference(env, b->slab);
-  delete b;
-}
+class Batch : public object<Batch> {
+ public:
+  static constexpr const char *NAME = "Batch";
+  static constexpr napi_type_tag TAG = {0x7674657062617463, 0x6800000000000001};
 
-static napi_value batch_construct(napi_env env, napi_callback_info info) {
-  napi_value arguments[2], self;
-  void *columns, *slab;
-  if (!is_construction(env, info) || !get_arguments(env, info, 2, arguments, &self) ||
-      !get_shared(env, arguments[0], "columns", napi_int32_array, "Int32Array",
-                  layout::COLUMN_WORDS, true, &columns) ||
-      !get_shared(env, arguments[1], "slab", napi_uint8_array, "Uint8Array", layout::SLAB_BYTES,
-                  true, &slab)) {
-    return nullptr;
+  batch memory = {};
+
+  explicit Batch(const Napi::CallbackInfo &info) : object(info) {
+    Napi::Env env = info.Env();
+    if (!get_shared(env, info[0], "columns", layout::COLUMN_WORDS, true, &memory.columns) ||
+        !get_shared(env, info[1], "slab", layout::SLAB_BYTES, true, &memory.slab)) {
+      return;
+    }
+    columns = Napi::Persistent(info[0].As<Napi::Object>());
+    slab = Napi::Persistent(info[1].As<Napi::Object>());
   }
-  shared_batch *b = new (std::nothrow) shared_batch();
-  if (b == nullptr) return throw_system(env, -ENOMEM, "new");
-  b->memory = {static_cast<int32_t *>(columns), static_cast<uint8_t *>(slab)};
-  if (napi_create_reference(env, arguments[0], 1, &b->columns) != napi_ok ||
-      napi_create_reference(env, arguments[1], 1, &b->slab) != napi_ok) {
-    batch_finalize(env, b, nullptr);
-    return throw_system(env, -ENOMEM, "napi_create_reference");
+
+  static Napi::Function define(Napi::Env env) { return DefineClass(env, NAME, {}); }
+
+ private:
+  Napi::ObjectReference columns, slab;
+};
+
+// ---- what Tap and Udp have in common: a device, and its watch
+
+struct closer {
+  void operator()(tap *t) const {
+    tap_close(t);
+    delete t;
   }
-  return wrap(env, self, b, batch_finalize, &BATCH_TAG) ? self : nullptr;
-}
-
-static const batch *get_batch(napi_env env, napi_value value) {
-  shared_batch *b = static_cast<shared_batch *>(unwrap(env, value, &BATCH_TAG));
-  if (b != nullptr) return &b->memory;
-  throw_type(env, "batch must be a Batch");
-  return nullptr;
-}
-
-// ---- what Tap and Udp have in common
-
-static void port_close(napi_env env, port *p) {
-  if (p->watch != nullptr) watch_stop(p->watch);
-  if (p->tap != nullptr) tap_close(p->tap);
-  if (p->udp != nullptr) udp_close(p->udp);
-  delete p->tap;
-  delete p->udp;
-  p->tap = nullptr;
-  p->udp = nullptr;
-  if (p->remotes != nullptr) napi_delete_reference(env, p->remotes);
-  p->remotes = nullptr;
-}
-
-static void port_finalize(napi_env env, void *data, void *) {
-  port *p = static_cast<port *>(data);
-  port_close(env, p);
-  delete p;
-}
-
-static int port_fd(const port *p) {
-  if (p->tap != nullptr) return p->tap->fd;
-  return p->udp != nullptr ? p->udp->fd : -1;
-}
-
-// The port, open or closed; `arguments` may be null.
-static port *get_port(napi_env env, napi_callback_info info, size_t count, napi_value *arguments,
-                      napi_value *self) {
-  if (!get_arguments(env, info, count, arguments, self)) return nullptr;
-  void *data = unwrap(env, *self, &TAP_TAG);
-  if (data == nullptr) data = unwrap(env, *self, &UDP_TAG);
-  if (data == nullptr) throw_type(env, "this must be a Tap or a Udp");
-  return static_cast<port *>(data);
-}
-
-static tap *get_tap(napi_env env, napi_callback_info info, size_t count, napi_value *arguments) {
-  napi_value self;
-  if (!get_arguments(env, info, count, arguments, &self)) return nullptr;
-  port *p = static_cast<port *>(unwrap(env, self, &TAP_TAG));
-  if (p == nullptr) return throw_type(env, "this must be a Tap"), nullptr;
-  if (p->tap == nullptr) throw_closed(env);
-  return p->tap;
-}
-
-static udp *get_udp(napi_env env, napi_callback_info info, size_t count, napi_value *arguments) {
-  napi_value self;
-  if (!get_arguments(env, info, count, arguments, &self)) return nullptr;
-  port *p = static_cast<port *>(unwrap(env, self, &UDP_TAG));
-  if (p == nullptr) return throw_type(env, "this must be a Udp"), nullptr;
-  if (p->udp == nullptr) throw_closed(env);
-  return p->udp;
-}
-
-static napi_value method_close(napi_env env, napi_callback_info info) {
-  napi_value self;
-  port *p = get_port(env, info, 0, nullptr, &self);
-  if (p != nullptr) port_close(env, p);
-  return nullptr;
-}
-
-static napi_value method_fd(napi_env env, napi_callback_info info) {
-  napi_value self;
-  port *p = get_port(env, info, 0, nullptr, &self);
-  return p == nullptr ? nullptr : int_value(env, port_fd(p));
-}
-
-static napi_value method_watch(napi_env env, napi_callback_info info) {
-  napi_value callback, self;
-  port *p = get_port(env, info, 1, &callback, &self);
-  if (p == nullptr) return nullptr;
-  if (!is_type(env, callback, napi_function)) {
-    return throw_type(env, "onReadable must be a function");
+  void operator()(udp *u) const {
+    udp_close(u);
+    delete u;
   }
-  if (port_fd(p) < 0) return throw_closed(env);
-  if (p->watch != nullptr) return napi_throw_error(env, "ERR_WATCHED", "watched already"), nullptr;
-  int error = watch_start(env, port_fd(p), self, callback, &p->watch);
-  return error < 0 ? throw_system(env, error, "uv_poll_start") : nullptr;
-}
+};
 
-static napi_value method_unwatch(napi_env env, napi_callback_info info) {
-  napi_value self;
-  port *p = get_port(env, info, 0, nullptr, &self);
-  if (p != nullptr && p->watch != nullptr) watch_stop(p->watch);
-  return nullptr;
-}
+template <class T, class nic>
+class port : public object<T> {
+ public:
+  using object<T>::object;
+  ~port() override { shut(); }
+
+  void close(const Napi::CallbackInfo &) { shut(); }
+
+  Napi::Value fd(const Napi::CallbackInfo &info) {
+    return Napi::Number::New(info.Env(), device != nullptr ? device->fd : -1);
+  }
+
+  void watch(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    if (!info[0].IsFunction()) {
+      throw_type(env, "onReadable must be a function");
+    } else if (watched != nullptr) {
+      throw_error(Napi::Error::New(env, "watched already"), "ERR_WATCHED");
+    } else if (is_open(env)) {
+      int error = watch_start(info.This().As<Napi::Object>(), info[0].As<Napi::Function>(),
+                              device->fd, &watched);
+      if (error < 0) throw_system(env, error, "uv_poll_start");
+    }
+  }
+
+  void unwatch(const Napi::CallbackInfo &) {
+    if (watched != nullptr) watch_stop(watched);
+  }
+
+ protected:
+  std::unique_ptr<nic, closer> device;  // null after close
+  Napi::ObjectReference memory;         // what the device points to
+
+  bool is_open(Napi::Env env) const {
+    return device != nullptr ||
+           throw_error(Napi::Error::New(env, "used after close"), "ERR_CLOSED");
+  }
+
+  // The first argument of a method that needs an open device.
+  const batch *get_batch(const Napi::CallbackInfo &info) const {
+    const Batch *b = is_open(info.Env()) ? Batch::from(info[0], "batch") : nullptr;
+    return b == nullptr ? nullptr : &b->memory;
+  }
+
+ private:
+  struct watch *watched = nullptr;
+
+  void shut() {
+    if (watched != nullptr) watch_stop(watched);
+    device.reset();
+    memory.Reset();
+  }
+};
 
 // ---- Tap
 
-static napi_value tap_construct(napi_env env, napi_callback_info info) {
-  napi_value options, self, name_value, queue_value, kept_name;
-  char name[IFNAMSIZ];
-  int offloads;
-  bool multi_queue;
-  if (!is_construction(env, info) || !get_arguments(env, info, 1, &options, &self) ||
-      !get_options(env, options) || !get_property(env, options, "name", &name_value) ||
-      !get_string(env, name_value, "name", name, sizeof name) ||
-      !get_int_property(env, options, "offloads", 0, 0xffff, &offloads) ||
-      !get_property(env, options, "multiQueue", &queue_value) ||
-      !get_bool(env, queue_value, "multiQueue", &multi_queue)) {
-    return nullptr;
-  }
-  port *p = new (std::nothrow) port();
-  tap *t = new (std::nothrow) tap();
-  const char *syscall = "new";
-  int error = p == nullptr || t == nullptr ? -ENOMEM : 0;
-  if (error == 0) error = tap_open(t, name, static_cast<unsigned>(offloads), multi_queue, &syscall);
-  if (error < 0) {
-    delete t;
-    delete p;
-    return throw_system(env, error, syscall);
-  }
-  p->tap = t;
-  if (!wrap(env, self, p, port_finalize, &TAP_TAG)) return nullptr;
-  if (napi_create_string_utf8(env, t->name, NAPI_AUTO_LENGTH, &kept_name) == napi_ok) {
-    napi_property_descriptor property = {"name",  nullptr,   nullptr,         nullptr,
-                                         nullptr, kept_name, napi_enumerable, nullptr};
-    napi_define_properties(env, self, 1, &property);
-  }
-  return self;
-}
+class Tap : public port<Tap, tap> {
+ public:
+  static constexpr const char *NAME = "Tap";
+  static constexpr napi_type_tag TAG = {0x7674657074617000, 0x6800000000000002};
 
-static napi_value method_read(napi_env env, napi_callback_info info) {
-  napi_value argument;
-  tap *t = get_tap(env, info, 1, &argument);
-  const batch *b = t == nullptr ? nullptr : get_batch(env, argument);
-  return b == nullptr ? nullptr : int_value(env, tap_read(t, b));
-}
-
-static napi_value method_write(napi_env env, napi_callback_info info) {
-  napi_value arguments[3];
-  int first, end;
-  tap *t = get_tap(env, info, 3, arguments);
-  const batch *b = t == nullptr ? nullptr : get_batch(env, arguments[0]);
-  if (b == nullptr || !get_int(env, arguments[1], "first", 0, layout::OUT_ROWS, &first) ||
-      !get_int(env, arguments[2], "end", first, layout::OUT_ROWS, &end)) {
-    return nullptr;
+  explicit Tap(const Napi::CallbackInfo &info) : port(info) {
+    Napi::Env env = info.Env();
+    Napi::Object options;
+    std::string name;
+    int offloads = 0;
+    bool multi_queue = false;
+    if (!get_options(info, &options) || !get_string(options, "name", IFNAMSIZ, &name) ||
+        !get_int(options, "offloads", 0, 0xffff, &offloads) ||
+        !get_bool(options, "multiQueue", &multi_queue)) {
+      return;
+    }
+    const char *syscall;
+    device.reset(new tap);
+    int error = tap_open(device.get(), name.c_str(), static_cast<unsigned>(offloads), multi_queue,
+                         &syscall);
+    if (error < 0) {
+      throw_system(env, error, syscall);
+      return;
+    }
+    info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
+        "name", Napi::String::New(env, device->name), napi_enumerable));
   }
-  return int_value(env, tap_write(t, b, first, end));
-}
+
+  Napi::Value read(const Napi::CallbackInfo &info) {
+    const batch *b = get_batch(info);
+    if (b == nullptr) return Napi::Value();
+    return Napi::Number::New(info.Env(), tap_read(device.get(), b));
+  }
+
+  Napi::Value write(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    const batch *b = get_batch(info);
+    int first = 0, end = 0;
+    if (b == nullptr || !get_int(env, info[1], "first", 0, layout::OUT_ROWS, &first) ||
+        !get_int(env, info[2], "end", first, layout::OUT_ROWS, &end)) {
+      return Napi::Value();
+    }
+    return Napi::Number::New(env, tap_write(device.get(), b, first, end));
+  }
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, NAME,
+                       {method("read", &Tap::read), method("write", &Tap::write),
+                        method("watch", &Tap::watch), method("unwatch", &Tap::unwatch),
+                        method("fd", &Tap::fd), method("close", &Tap::close)});
+  }
+};
 
 // ---- Udp
 
-static bool get_source_ports(napi_env env, napi_value options, udp_options *o) {
-  napi_value range, low, high;
-  bool is_array = false;
-  if (!get_property(env, options, "sourcePorts", &range)) return false;
-  if (napi_is_array(env, range, &is_array) != napi_ok || !is_array) {
-    return throw_type(env, "sourcePorts must be an array of two numbers"), false;
-  }
-  return napi_get_element(env, range, 0, &low) == napi_ok &&
-         napi_get_element(env, range, 1, &high) == napi_ok &&
-         get_int(env, low, "sourcePorts[0]", 1, 65535, &o->source_port_low) &&
-         get_int(env, high, "sourcePorts[1]", o->source_port_low, 65535, &o->source_port_high);
+static bool get_source_ports(Napi::Object options, int *low, int *high) {
+  Napi::Env env = options.Env();
+  Napi::Value value = options.Get("sourcePorts");
+  if (!value.IsArray()) return throw_type(env, "sourcePorts must be an array of two numbers");
+  Napi::Array range = value.As<Napi::Array>();
+  return get_int(env, range.Get(0u), "sourcePorts[0]", 1, 65535, low) &&
+         get_int(env, range.Get(1u), "sourcePorts[1]", *low, 65535, high);
 }
 
-static napi_value udp_construct(napi_env env, napi_callback_info info) {
-  napi_value options, self, address_value, remotes_value;
-  char address[INET6_ADDRSTRLEN + IFNAMSIZ];
-  udp_options o = {};
-  void *remotes;
-  if (!is_construction(env, info) || !get_arguments(env, info, 1, &options, &self) ||
-      !get_options(env, options) ||
-      !get_int_property(env, options, "family", 4, 6, &o.family) ||
-      !get_property(env, options, "address", &address_value) ||
-      !get_string(env, address_value, "address", address, sizeof address) ||
-      !get_int_property(env, options, "port", 1, 65535, &o.port) ||
-      !get_source_ports(env, options, &o) ||
-      !get_int_property(env, options, "fan", 1, MAX_FAN, &o.fan) ||
-      !get_int_property(env, options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||
-      !get_int_property(env, options, "receiveBuffer", 0, 1 << 30, &o.receive_buffer) ||
-      !get_int_property(env, options, "sendBuffer", 0, 1 << 30, &o.send_buffer) ||
-      !get_property(env, options, "remotes", &remotes_value) ||
-      !get_shared(env, remotes_value, "remotes", napi_int32_array, "Int32Array",
-                  layout::REMOTE_ROWS * layout::REMOTE_WORDS, false, &remotes)) {
-    return nullptr;
-  }
-  if (o.family == 5) return throw_range(env, "family must be 4 or 6");
-  o.address = address;
-  o.remotes = static_cast<const int32_t *>(remotes);
+class Udp : public port<Udp, udp> {
+ public:
+  static constexpr const char *NAME = "Udp";
+  static constexpr napi_type_tag TAG = {0x7674657075647000, 0x6800000000000003};
 
-  port *p = new (std::nothrow) port();
-  udp *u = new (std::nothrow) udp;
-  const char *syscall = "new";
-  int error = p == nullptr || u == nullptr ? -ENOMEM : udp_open(u, &o, &syscall);
-  if (error < 0) {
-    delete u;
-    delete p;
-    return throw_system(env, error, syscall);
-  }
-  p->udp = u;
-  if (napi_create_reference(env, remotes_value, 1, &p->remotes) != napi_ok) {
-    port_finalize(env, p, nullptr);
-    return throw_system(env, -ENOMEM, "napi_create_reference");
-  }
-  return wrap(env, self, p, port_finalize, &UDP_TAG) ? self : nullptr;
-}
+  explicit Udp(const Napi::CallbackInfo &info) : port(info) {
+    Napi::Env env = info.Env();
+    Napi::Object options;
+    std::string address;
+    udp_options o = {};
+    int32_t *remotes = nullptr;
+    if (!get_options(info, &options) || !get_int(options, "family", 4, 6, &o.family) ||
+        !get_string(options, "address", INET6_ADDRSTRLEN + IFNAMSIZ, &address) ||
+        !get_int(options, "port", 1, 65535, &o.port) ||
+        !get_source_ports(options, &o.source_port_low, &o.source_port_high) ||
+        !get_int(options, "fan", 1, MAX_FAN, &o.fan) ||
+        !get_int(options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||
+        !get_int(options, "receiveBuffer", 0, 1 << 30, &o.receive_buffer) ||
+        !get_int(options, "sendBuffer", 0, 1 << 30, &o.send_buffer)) {
+      return;
+    }
+    Napi::Value remotes_value = options.Get("remotes");
+    if (!get_shared(env, remotes_value, "remotes", layout::REMOTE_ROWS * layout::REMOTE_WORDS,
+                    false, &remotes)) {
+      return;
+    }
+    if (o.family == 5) {
+      throw_range(env, "family must be 4 or 6");
+      return;
+    }
+    o.address = address.c_str();
+    o.remotes = remotes;
 
-static napi_value method_receive(napi_env env, napi_callback_info info) {
-  napi_value argument;
-  udp *u = get_udp(env, info, 1, &argument);
-  const batch *b = u == nullptr ? nullptr : get_batch(env, argument);
-  return b == nullptr ? nullptr : int_value(env, udp_receive(u, b));
-}
-
-static napi_value method_send(napi_env env, napi_callback_info info) {
-  napi_value arguments[2];
-  int count;
-  udp *u = get_udp(env, info, 2, arguments);
-  const batch *b = u == nullptr ? nullptr : get_batch(env, arguments[0]);
-  if (b == nullptr || !get_int(env, arguments[1], "count", 0, layout::OUT_ROWS, &count)) {
-    return nullptr;
+    const char *syscall;
+    device.reset(new udp);
+    int error = udp_open(device.get(), &o, &syscall);
+    if (error < 0) {
+      throw_system(env, error, syscall);
+      return;
+    }
+    memory = Napi::Persistent(remotes_value.As<Napi::Object>());
   }
-  return int_value(env, udp_send(u, b, count));
-}
 
-static napi_value method_overflows(napi_env env, napi_callback_info info) {
-  udp *u = get_udp(env, info, 0, nullptr);
-  napi_value value;
-  if (u == nullptr || napi_create_uint32(env, udp_drops(u), &value) != napi_ok) return nullptr;
-  return value;
-}
+  Napi::Value receive(const Napi::CallbackInfo &info) {
+    const batch *b = get_batch(info);
+    if (b == nullptr) return Napi::Value();
+    return Napi::Number::New(info.Env(), udp_receive(device.get(), b));
+  }
+
+  Napi::Value send(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    const batch *b = get_batch(info);
+    int count = 0;
+    if (b == nullptr || !get_int(env, info[1], "count", 0, layout::OUT_ROWS, &count)) {
+      return Napi::Value();
+    }
+    return Napi::Number::New(env, udp_send(device.get(), b, count));
+  }
+
+  Napi::Value overflows(const Napi::CallbackInfo &info) {
+    if (!is_open(info.Env())) return Napi::Value();
+    return Napi::Number::New(info.Env(), udp_drops(device.get()));
+  }
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, NAME,
+                       {method("receive", &Udp::receive), method("send", &Udp::send),
+                        method("watch", &Udp::watch), method("unwatch", &Udp::unwatch),
+                        method("fd", &Udp::fd), method("close", &Udp::close),
+                        method("overflows", &Udp::overflows)});
+  }
+};
 
 // ---- completeChecksum(frame, csumStart, csumOffset), for cross-checks in tests
 
-static napi_value complete_checksum(napi_env env, napi_callback_info info) {
-  napi_value arguments[3], self, buffer;
-  bool is_array = false;
-  napi_typedarray_type type;
-  size_t length;
-  void *frame;
-  int start, offset;
-  if (!get_arguments(env, info, 3, arguments, &self)) return nullptr;
-  if (napi_is_typedarray(env, arguments[0], &is_array) != napi_ok || !is_array ||
-      napi_get_typedarray_info(env, arguments[0], &type, &length, &frame, &buffer, nullptr) !=
-          napi_ok ||
-      type != napi_uint8_array) {
-    return throw_type(env, "frame must be a Uint8Array");
+static Napi::Value complete_checksum(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  Napi::Uint8Array frame;
+  int start = 0, offset = 0;
+  if (info[0].IsTypedArray()) frame = info[0].As<Napi::Uint8Array>();
+  if (frame.IsEmpty() || frame.TypedArrayType() != napi_uint8_array) {
+    throw_type(env, "frame must be a Uint8Array");
+    return Napi::Value();
   }
-  if (!get_int(env, arguments[1], "csumStart", 0, 65535, &start) ||
-      !get_int(env, arguments[2], "csumOffset", 0, 65535, &offset)) {
-    return nullptr;
+  if (!get_int(env, info[1], "csumStart", 0, 65535, &start) ||
+      !get_int(env, info[2], "csumOffset", 0, 65535, &offset)) {
+    return Napi::Value();
   }
-  return int_value(env, checksum_complete(static_cast<uint8_t *>(frame), length,
-                                          static_cast<size_t>(start), static_cast<size_t>(offset)));
+  return Napi::Number::New(env, checksum_complete(frame.Data(), frame.ElementLength(),
+                                                  static_cast<size_t>(start),
+                                                  static_cast<size_t>(offset)));
 }
 
 // ---- the module
 
-static napi_property_descriptor method(const char *name, napi_callback call) {
-  return {name, nullptr, call, nullptr, nullptr, nullptr, napi_default_method, nullptr};
-}
-
-static bool export_layout(napi_env env, napi_value exports) {
-  static const struct {
-    const char *name;
-    int32_t value;
-  } numbers[] = {
-#define X(name, value) {#name, layout::name},
-      VTEP_LAYOUT(X)
+static Napi::Object init(Napi::Env env, Napi::Object exports) {
+  Napi::Object numbers = Napi::Object::New(env);
+#define X(name, value) numbers.Set(#name, layout::name);
+  VTEP_LAYOUT(X)
 #undef X
-  };
-  napi_value object;
-  if (napi_create_object(env, &object) != napi_ok) return false;
-  for (const auto &number : numbers) {
-    napi_value value = int_value(env, number.value);
-    if (napi_set_named_property(env, object, number.name, value) != napi_ok) return false;
-  }
-  return napi_set_named_property(env, exports, "layout", object) == napi_ok;
-}
-
-static bool export_class(napi_env env, napi_value exports, const char *name, napi_callback construct,
-                         size_t count, const napi_property_descriptor *methods) {
-  napi_value constructor;
-  return napi_define_class(env, name, NAPI_AUTO_LENGTH, construct, nullptr, count, methods,
-                           &constructor) == napi_ok &&
-         napi_set_named_property(env, exports, name, constructor) == napi_ok;
-}
-
-static bool export_function(napi_env env, napi_value exports, const char *name, napi_callback call) {
-  napi_value function;
-  return napi_create_function(env, name, NAPI_AUTO_LENGTH, call, nullptr, &function) == napi_ok &&
-         napi_set_named_property(env, exports, name, function) == napi_ok;
-}
-
-NAPI_MODULE_INIT() {
-  const napi_property_descriptor tap_methods[] = {
-      method("read", method_read),       method("write", method_write),
-      method("watch", method_watch),     method("unwatch", method_unwatch),
-      method("fd", method_fd),           method("close", method_close)};
-  const napi_property_descriptor udp_methods[] = {
-      method("receive", method_receive), method("send", method_send),
-      method("watch", method_watch),     method("unwatch", method_unwatch),
-      method("fd", method_fd),           method("close", method_close),
-      method("overflows", method_overflows)};
-  bool exported = export_layout(env, exports) &&
-                  export_class(env, exports, "Batch", batch_construct, 0, nullptr) &&
-                  export_class(env, exports, "Tap", tap_construct, 6, tap_methods) &&
-                  export_class(env, exports, "Udp", udp_construct, 7, udp_methods) &&
-                  export_function(env, exports, "completeChecksum", complete_checksum);
-  if (!exported) napi_throw_error(env, nullptr, "the addon could not define its classes");
+  exports.Set("layout", numbers);
+  exports.Set("Batch", Batch::define(env));
+  exports.Set("Tap", Tap::define(env));
+  exports.Set("Udp", Udp::define(env));
+  exports.Set("completeChecksum",
+              Napi::Function::New<complete_checksum>(env, "completeChecksum"));
   return exports;
 }
+
+NODE_API_MODULE(vtep, init)

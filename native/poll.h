@@ -8,7 +8,7 @@
 
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 struct watch;
 
@@ -16,5 +16,5 @@ struct watch;
 // as the loop comes round and it still is; or a negative errno (libuv makes UV_EBADF of POLLERR)
 // after which there is silence. Keeps `owner` alive. `*slot` is the watch, and becomes null when it
 // stops. Returns 0 or -errno.
-int watch_start(napi_env env, int fd, napi_value owner, napi_value callback, watch **slot);
+int watch_start(Napi::Object owner, Napi::Function callback, int fd, watch **slot);
 void watch_stop(watch *w);

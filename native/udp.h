@@ -32,6 +32,15 @@ union udp_name {
   sockaddr_in6 v6;
 };
 
+// Datagrams to one remote that leave in one message: the kernel cuts it into `segment` bytes each.
+struct train {
+  int32_t remote;
+  int32_t segment;  // the length of all but the last, which may be shorter
+  int32_t bytes;
+  bool ended;  // by a shorter one
+  alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t))];
+};
+
 struct udp {
   int family;
   uint32_t scope;  // interface index of link-local addresses
@@ -40,6 +49,7 @@ struct udp {
   int fan;
   int fan_fd[MAX_FAN];
 
+  int longest;  // datagrams that are longer are flagged as truncated
   int slot_bytes, stride, slots;
   const uint8_t *slab;  // what `in` points to
   mmsghdr in[layout::IN_ROWS];
@@ -49,10 +59,13 @@ struct udp {
 
   uint8_t choice[layout::OUT_ROWS];
   uint16_t order[layout::OUT_ROWS];
-  uint16_t out_row[layout::OUT_ROWS];
+  bool segments;  // the kernel splits trains (UDP_SEGMENT)
   mmsghdr out[layout::OUT_ROWS];
-  iovec out_part[layout::OUT_ROWS];
   udp_name out_name[layout::OUT_ROWS];
+  train out_train[layout::OUT_ROWS];
+  // Parts and the rows they are of, in the order of the messages they belong to.
+  iovec out_part[layout::OUT_ROWS];
+  uint16_t out_row[layout::OUT_ROWS];
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

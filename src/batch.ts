@@ -147,8 +147,10 @@ export class Batch {
     if ((flags & VNET_NEEDS_CSUM) === 0) return true;
     const start = this.inVnet.getUint16(vnet + CSUM_START, LITTLE_ENDIAN);
     const offset = this.inVnet.getUint16(vnet + CSUM_OFFSET, LITTLE_ENDIAN);
-    const { view, inOffset, inLength } = this;
-    if (!completeChecksum(view, inOffset[row]!, inLength[row]!, start, offset)) return false;
+    const frame = this.inOffset[row]!;
+    const length = this.inLength[row]!;
+    if (frame < 0 || length < 0 || frame + length > SLAB_BYTES) return false;
+    if (!completeChecksum(this.view, frame, length, start, offset)) return false;
     this.inVnet.setUint8(vnet, flags & ~VNET_NEEDS_CSUM);
     return true;
   }

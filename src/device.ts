@@ -50,7 +50,7 @@ export interface Capabilities {
   readonly dontFragment: boolean;
   /** An outer UDP checksum of zero is accepted over IPv6 too (RFC 6935). */
   readonly zeroChecksum6: boolean;
-  /** Datagrams that the socket's buffer had no room for are counted by `overflows`. */
+  /** What the socket's buffer had no room for is counted by `overflows`. */
   readonly countsOverflows: boolean;
 }
 
@@ -69,7 +69,10 @@ export interface Underlay {
    * socket drops (EAGAIN, ENOBUFS), nothing is retried. The slab may be reused when it returns.
    */
   send(batch: Batch, count: number): number;
-  /** Datagrams that arrived and found the socket's buffer full, since it was opened. */
+  /**
+   * Datagrams that arrived and found the socket's buffer full, since it was opened; a train of them
+   * that the kernel had coalesced counts as one.
+   */
   overflows(): number;
   watch(watch: Watch): void;
   /** A second call does nothing. */

@@ -29,6 +29,7 @@ export async function receiver(address: string, port = 0): Promise<dgram.Socket>
   const socket = dgram.createSocket(address.includes(":") ? "udp6" : "udp4");
   socket.bind(port, address);
   await once(socket, "listening");
+  socket.setRecvBufferSize(1 << 20); // a train that is cut up takes more memory than its datagrams
   return socket;
 }
 
