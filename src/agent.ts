@@ -135,7 +135,7 @@ export class Agent {
       const { bridge } = config.networks[at]!;
       await bringUp({ name: network.tap, mac, mtu: network.mtu, bridge });
     }
-    const forwarding = reportOf(worker, "forwarding");
+    const forwarding = this.#reportOf(worker, "forwarding");
     worker.postMessage("forward" satisfies Order);
     await forwarding;
     worker.on("message", (report: Report) => {
@@ -197,15 +197,29 @@ export class Agent {
 
   async #opening(worker: Worker, config: Config): Promise<void> {
     try {
-      const report = await Promise.race([reportOf(worker, "opened"), this.lost]);
-      if (report instanceof VtepError) throw report;
-      this.#opened = report.opened;
+      this.#opened = (await this.#reportOf(worker, "opened")).opened;
     } catch (error) {
       throw await explainHeldPort(error, config.port);
     }
     if (this.#opened.fallback !== undefined) {
       this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
     }
+  }
+
+  /** Waits for one event of the forwarding thread; throws what it failed with instead. */
+  async #reportOf<Event extends Report["event"]>(worker: Worker, event: Event) {
+    const reported = new Promise<Extract<Report, { event: Event }>>((resolve, reject) => {
+      const listen = (report: Report) => {
+        if (report.event === event) resolve(report as Extract<Report, { event: Event }>);
+        else if (report.event === "failed") reject(new VtepError(report.code, report.message));
+        else return;
+        worker.off("message", listen);
+      };
+      worker.on("message", listen);
+    });
+    const report = await Promise.race([reported, this.lost]);
+    if (report instanceof VtepError) throw report;
+    return report;
   }
 
   async #makeBridge(name: string): Promise<void> {
@@ -248,22 +262,6 @@ export class Agent {
       this.#log.warn({ vni, drops: since, stranger }, "frames were dropped");
     }
   }
-}
-
-/** Waits for one event of the forwarding thread; throws what it failed with instead. */
-function reportOf<Event extends Report["event"]>(
-  worker: Worker,
-  event: Event,
-): Promise<Extract<Report, { event: Event }>> {
-  return new Promise((resolve, reject) => {
-    const listen = (report: Report) => {
-      if (report.event === event) resolve(report as Extract<Report, { event: Event }>);
-      else if (report.event === "failed") reject(new VtepError(report.code, report.message));
-      else return;
-      worker.off("message", listen);
-    };
-    worker.on("message", listen);
-  });
 }
 
 /** A kernel VXLAN device is listed by no tool that lists sockets' owners, so it is named here. */
