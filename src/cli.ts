@@ -18,8 +18,8 @@ Examples:
       several networks from a file
 
 Signals:
-  SIGTERM, SIGINT  stop and remove what was made
-  SIGUSR2          log the FDB, the counters and the drops by reason
+  SIGTERM, SIGINT, SIGHUP  stop and remove what was made
+  SIGUSR2                  log the FDB, the counters and the drops by reason
 `;
 
 function version(): string {
@@ -67,8 +67,7 @@ function configuration(given: Record<string, unknown>): Config {
 async function forward(config: Config): Promise<void> {
   const log = pino({ level: config.logLevel }, logStream());
   const stopped = new Promise<NodeJS.Signals>((resolve) => {
-    process.on("SIGTERM", resolve);
-    process.on("SIGINT", resolve);
+    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, resolve);
   });
   const agent = await Agent.start(config, log);
   process.on("SIGUSR2", () => log.info(agent.status(), "status"));

@@ -23,6 +23,7 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
   const args = [...network, "--underlay", kind];
 
   afterEach(async () => {
+    await ours.quiesce(); // one that did not end must fail its own test only
     const left = await state();
     for (const link of left.links) if (!untouched.links.includes(link)) await remove(link);
     expect(left).toEqual(untouched);
