@@ -1,7 +1,7 @@
 /**
- * The one error that leaves this program on purpose. `code` is stable (documented in the README's
- * table of codes), the message is one sentence that ends with the remedy, `cause` is the system's
- * own error where there was one. Programmer mistakes are TypeError or RangeError instead.
+ * The one error that leaves this program on purpose. `code` is stable, the message is one sentence
+ * that ends with the remedy, `cause` is the system's own error where there was one. Programmer
+ * mistakes are TypeError or RangeError instead.
  */
 export class VtepError extends Error {
   override readonly name = "VtepError";
