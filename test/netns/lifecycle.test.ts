@@ -56,7 +56,8 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     }
   });
 
-  test.each(["SIGTERM", "SIGINT"] as const)("stops within a second on %s", async (signal) => {
+  const signals = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+  test.each(signals)("stops within a second on %s", async (signal) => {
     const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
     const { code, ms } = await vtep.stop(signal);
     expect(code).toBe(0);
