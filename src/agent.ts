@@ -2,9 +2,11 @@
  * The agent: takes a configuration, makes the host's links and the forwarding thread that it needs,
  * watches over them, and removes what it made.
  *
- * What is made is undone in reverse order, when stopping and when a later step fails alike. The TAPs
- * need no undoing: they are not persistent, so they go with the descriptor of the thread that opened
- * them, even if the process is killed.
+ * What is made is undone in reverse order, when stopping and when a later step fails or is no longer
+ * wanted alike. The TAPs would go by themselves: they are not persistent, so they last as long as the
+ * descriptor of the thread that opened them, even if the process is killed. They are removed before
+ * all the same, because a TAP that closes takes the kernel some 20 ms, and a hundred removed together
+ * no longer than two.
  */
 import { createHash, randomInt } from "node:crypto";
 import { Worker } from "node:worker_threads";
@@ -14,7 +16,14 @@ import { writeStaticRoutes } from "./control/static.ts";
 import { Counters, type DropReason } from "./counters.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, Fdb, LEARNED, STATIC } from "./fdb.ts";
-import { bringUp, createBridge, removeIdleBridge, vxlanDeviceOn } from "./host.ts";
+import {
+  bringUp,
+  createBridges,
+  removeIdleBridges,
+  removeTaps,
+  type TapLink,
+  vxlanDeviceOn,
+} from "./host.ts";
 import { LOCAL, Remotes } from "./remotes.ts";
 import { type Survey, survey } from "./survey.ts";
 import { monotonicSeconds, type NetworkPlan, type Opened, type Plan } from "./vtep.ts";
@@ -44,24 +53,35 @@ export class Agent {
   readonly #log: Logger;
   /** What to undo, last first. */
   readonly #undo: (() => void | Promise<void>)[] = [];
+  readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
-  #opened!: Opened;
+  #opened: Opened | undefined;
   #reported: Drops[] = [];
 
-  /** Resolves when frames can cross. Throws VtepError, having undone whatever was made. */
-  static async start(config: Config, log: Logger): Promise<Agent> {
+  /**
+   * Resolves when frames can cross, or to undefined when `unwanted` is aborted before. Throws
+   * VtepError. Whatever was made is undone in either case.
+   */
+  static async start(
+    config: Config,
+    log: Logger,
+    unwanted: AbortSignal,
+  ): Promise<Agent | undefined> {
     const found = await survey(config);
-    const agent = new Agent(config, found, log);
+    if (unwanted.aborted) return undefined;
+    const agent = new Agent(config, found, log, unwanted);
     try {
       await agent.#start(config, found);
+      return agent;
     } catch (error) {
       await agent.stop();
+      if (error === unwanted.reason) return undefined;
       throw error;
     }
-    return agent;
   }
 
-  private constructor(config: Config, found: Survey, log: Logger) {
+  private constructor(config: Config, found: Survey, log: Logger, unwanted: AbortSignal) {
+    this.#unwanted = unwanted;
     this.lost = new Promise((resolve) => {
       this.#lose = resolve;
     });
@@ -105,8 +125,8 @@ export class Agent {
     return {
       local: [local4, local6].filter((local) => local !== undefined),
       port,
-      underlay: this.#opened.underlay,
-      capabilities: this.#opened.capabilities,
+      underlay: this.#opened?.underlay,
+      capabilities: this.#opened?.capabilities,
       drops: this.#counters.drops(0),
       networks: networks.map(({ vni, index, tap, mtu, flood }) => ({
         vni,
@@ -120,21 +140,30 @@ export class Agent {
     };
   }
 
-  /** Ends forwarding and removes what was made. */
+  /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
-    for (let undo = this.#undo.pop(); undo !== undefined; undo = this.#undo.pop()) await undo();
+    for (let undo = this.#undo.pop(); undo !== undefined; undo = this.#undo.pop()) {
+      try {
+        await undo();
+      } catch (error) {
+        this.#log.warn({ reason: (error as Error).message }, "something is left in place");
+      }
+    }
   }
 
   async #start(config: Config, found: Survey): Promise<void> {
-    // Bridges first, so that they go last: one that still has a TAP as its port is left in place.
-    for (const bridge of found.missingBridges) await this.#makeBridge(bridge);
+    // Bridges first, so that they go last: one that still has a port is left in place.
+    await this.#makeBridges(found.missingBridges);
+    this.#unwanted.throwIfAborted();
     const worker = this.#spawnWorker();
-    await this.#opening(worker, config);
-    for (const [at, network] of this.#plan.networks.entries()) {
-      const mac = formatMac(network.mac.high, network.mac.low);
+    const taps = this.#plan.networks.map(({ tap, mac, mtu }, at): TapLink => {
       const { bridge } = config.networks[at]!;
-      await bringUp({ name: network.tap, mac, mtu: network.mtu, bridge });
-    }
+      return { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
+    });
+    this.#undo.push(() => removeTaps(taps));
+    await this.#opening(worker, config);
+    await bringUp(taps);
+    this.#unwanted.throwIfAborted();
     const forwarding = this.#reportOf(worker, "forwarding");
     worker.postMessage("forward" satisfies Order);
     await forwarding;
@@ -188,7 +217,9 @@ export class Agent {
     this.#undo.push(async () => {
       stopping = true;
       worker.postMessage("stop" satisfies Order);
-      const impatience = setTimeout(() => void worker.terminate(), STOP_MS);
+      // One that is still opening devices would finish first.
+      const patience = this.#opened === undefined ? 0 : STOP_MS;
+      const impatience = setTimeout(() => void worker.terminate(), patience);
       await gone;
       clearTimeout(impatience);
     });
@@ -217,16 +248,21 @@ export class Agent {
       };
       worker.on("message", listen);
     });
-    const report = await Promise.race([reported, this.lost]);
+    const unwanted = new Promise<void>((resolve) => {
+      this.#unwanted.addEventListener("abort", () => resolve(), { once: true });
+    });
+    const report = await Promise.race([reported, this.lost, unwanted]);
+    this.#unwanted.throwIfAborted();
     if (report instanceof VtepError) throw report;
-    return report;
+    return report!;
   }
 
-  async #makeBridge(name: string): Promise<void> {
-    await createBridge(name);
+  async #makeBridges(names: readonly string[]): Promise<void> {
+    await createBridges(names);
     this.#undo.push(async () => {
-      if (await removeIdleBridge(name)) return;
-      this.#log.warn({ bridge: name }, "leaving the bridge in place: other ports are joined to it");
+      for (const bridge of await removeIdleBridges(names)) {
+        this.#log.warn({ bridge }, "leaving the bridge in place: other ports are joined to it");
+      }
     });
   }
 

@@ -66,11 +66,18 @@ function configuration(given: Record<string, unknown>): Config {
 /** Runs until it is told to stop, or cannot go on. */
 async function forward(config: Config): Promise<void> {
   const log = pino({ level: config.logLevel }, logStream());
+  const unwanted = new AbortController();
   const stopped = new Promise<NodeJS.Signals>((resolve) => {
     for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, resolve);
   });
-  const agent = await Agent.start(config, log);
-  process.on("SIGUSR2", () => log.info(agent.status(), "status"));
+  void stopped.then(() => unwanted.abort());
+  let agent: Agent | undefined;
+  process.on("SIGUSR2", () => {
+    if (agent === undefined) log.info("starting: there is no status yet");
+    else log.info(agent.status(), "status");
+  });
+  agent = await Agent.start(config, log, unwanted.signal);
+  if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
   log.info(summary(agent), "ready");
   const reason = await Promise.race([stopped, agent.lost]);
   await agent.stop();

@@ -1,13 +1,18 @@
 /**
  * The host's links, routes and addresses, through iproute2. Nothing else in this program asks the
- * kernel about them or changes them. Every function throws VtepError LINK with ip's own words when
- * ip refuses.
+ * kernel about them or changes them.
+ *
+ * **One process for many links.** Starting `ip` takes longer than what it does, so whatever concerns
+ * several links goes to one `ip -batch`. Links are removed as a group: the kernel then waits for its
+ * readers once, and not once a link (60 TAPs: 30 ms in place of 1.2 s).
+ *
+ * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing or refuses.
  */
-import { execFile } from "node:child_process";
-import { promisify } from "node:util";
+import { spawn } from "node:child_process";
+import { randomInt } from "node:crypto";
+import { once } from "node:events";
+import { text } from "node:stream/consumers";
 import { VtepError } from "./errors.ts";
-
-const run = promisify(execFile);
 
 /** The way to an address on the underlay. */
 export interface Route {
@@ -17,22 +22,48 @@ export interface Route {
   readonly mtu: number;
 }
 
-/** The route to `address`; undefined when there is none. */
-export async function routeTo(address: string): Promise<Route | undefined> {
-  const [route] = await query<RouteRow>(["route", "get", address]).catch(() => []);
-  if (route === undefined) return undefined;
-  const mtu = route.metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
-  return {
-    device: route.dev,
-    source: route.prefsrc,
-    mtu: mtu ?? (await linkNamed(route.dev))?.mtu ?? 1500,
+/** An interface, as ip shows it. */
+export interface Link {
+  readonly ifname: string;
+  readonly altnames?: readonly string[];
+  readonly mtu: number;
+  readonly address?: string;
+  /** Name of the bridge, bond or the like that it is a port of. */
+  readonly master?: string;
+  readonly group?: string;
+  readonly linkinfo?: {
+    readonly info_kind?: string;
+    readonly info_data?: { readonly port?: number };
   };
 }
 
-/** An interface, or undefined when there is none of that name. */
-export async function linkNamed(name: string): Promise<Link | undefined> {
-  const links = await query<Link>(["-d", "link", "show", "dev", name]).catch(() => []);
-  return links[0];
+/** Every interface of this host, by each of its names. */
+export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
+  const links = await query<Link>(["-d", "link", "show"]);
+  return new Map(
+    links.flatMap((link) => [link.ifname, ...(link.altnames ?? [])].map((name) => [name, link])),
+  );
+}
+
+/** The routes to these addresses, by address; one to which none leads is left out. */
+export async function routesTo(
+  addresses: readonly string[],
+  links: ReadonlyMap<string, Link>,
+): Promise<ReadonlyMap<string, Route>> {
+  const words = addresses.map((address) => ["route", "get", address]);
+  const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
+  // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.
+  if (code !== 0 && !refusal.startsWith(KERNEL_SAYS)) {
+    throw new VtepError("LINK", `"ip route get" failed: ${refusal}`);
+  }
+  const rows = stdout.split("\n").flatMap((line) => parse<RouteRow>(line));
+  return new Map(
+    rows.map(({ dst, dev, prefsrc, metrics }) => {
+      const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
+      const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
+      return [dst, route] as const;
+    }),
+  );
 }
 
 /** The addresses of this host's interfaces, without prefix lengths. */
@@ -43,64 +74,204 @@ export async function localAddresses(): Promise<string[]> {
 
 /** The name of the kernel VXLAN device that holds UDP `port`, if one does. */
 export async function vxlanDeviceOn(port: number): Promise<string | undefined> {
-  const devices = await query<Link>(["-d", "link", "show", "type", "vxlan"]).catch(() => []);
+  const devices = await query<Link>(["-d", "link", "show", "type", "vxlan"]);
   return devices.find(({ linkinfo }) => linkinfo?.info_data?.port === port)?.ifname;
 }
 
-/** Gives a TAP its address and MTU, joins it to a bridge, and brings it up. */
-export async function bringUp(tap: {
-  name: string;
-  mac: string;
-  mtu: number;
-  bridge: string | undefined;
-}): Promise<void> {
-  const master = tap.bridge === undefined ? [] : ["master", tap.bridge];
-  await ip(["link", "set", "dev", tap.name, "address", tap.mac, "mtu", `${tap.mtu}`, ...master]);
-  await ip(["link", "set", "dev", tap.name, "up"]);
+/** A TAP as it is to be. */
+export interface TapLink {
+  readonly name: string;
+  readonly mac: string;
+  readonly mtu: number;
+  readonly bridge: string | undefined;
 }
 
-/** Makes a bridge and brings it up. */
-export async function createBridge(name: string): Promise<void> {
-  await ip(["link", "add", "name", name, "type", "bridge"]);
-  await ip(["link", "set", "dev", name, "up"]);
+/** Gives TAPs their addresses and MTUs, joins them to their bridges, and brings them up. */
+export async function bringUp(taps: readonly TapLink[]): Promise<void> {
+  const failed = await batch(
+    taps.flatMap(({ name, mac, mtu, bridge }) => {
+      const master = bridge === undefined ? [] : ["master", bridge];
+      const joining = bridge === undefined ? "" : ` and joining it to ${bridge}`;
+      return [
+        {
+          does: `setting up TAP ${name}${joining}`,
+          words: ["link", "set", "dev", name, "address", mac, "mtu", `${mtu}`, ...master],
+        },
+        { does: `bringing up TAP ${name}`, words: ["link", "set", "dev", name, "up"] },
+      ];
+    }),
+  );
+  if (failed !== undefined) throw failed.error;
 }
 
-/** Removes a bridge unless ports are left on it; returns whether it is gone. */
-export async function removeIdleBridge(name: string): Promise<boolean> {
-  const ports = await query(["link", "show", "master", name]).catch(() => []);
-  if (ports.length > 0) return false;
-  await ip(["link", "del", "dev", name]).catch(() => undefined);
-  return true;
+/** Makes bridges and brings them up: all of them, or none and throws. */
+export async function createBridges(names: readonly string[]): Promise<void> {
+  const failed = await batch([
+    ...names.map((name) => ({
+      does: `creating bridge ${name}`,
+      words: ["link", "add", "name", name, "type", "bridge"],
+    })),
+    ...names.map((name) => ({
+      does: `bringing up bridge ${name}`,
+      words: ["link", "set", "dev", name, "up"],
+    })),
+  ]);
+  if (failed === undefined) return;
+  await removeIdleBridges(names.slice(0, failed.at));
+  throw failed.error;
+}
+
+/** Removes bridges, except those on which ports are left; returns which these are. */
+export async function removeIdleBridges(names: readonly string[]): Promise<string[]> {
+  const links = await linksByName();
+  const masters = new Set([...links.values()].map(({ master }) => master));
+  const there = names.filter((name) => links.get(name)?.linkinfo?.info_kind === "bridge");
+  await removeLinks(
+    there.filter((name) => !masters.has(name)),
+    links,
+  );
+  return there.filter((name) => masters.has(name));
+}
+
+/** Removes those of these TAPs that there are; another link of the same name is left alone. */
+export async function removeTaps(taps: readonly TapLink[]): Promise<void> {
+  const links = await linksByName();
+  const ours = taps.filter(({ name, mac }) => {
+    const link = links.get(name);
+    return link?.linkinfo?.info_kind === "tun" && link.address === mac;
+  });
+  await removeLinks(
+    ours.map(({ name }) => name),
+    links,
+  );
+}
+
+async function removeLinks(
+  names: readonly string[],
+  links: ReadonlyMap<string, Link>,
+): Promise<void> {
+  if (names.length === 0) return;
+  const group = unusedGroup(links);
+  const failed = await batch(
+    [
+      ...names.map((name) => ({
+        does: `removing ${name}`,
+        words: ["link", "set", "dev", name, "group", group],
+      })),
+      { does: `removing ${names.join(", ")}`, words: ["link", "del", "group", group] },
+    ],
+    ["-force"], // one that is gone already must not keep the others
+  );
+  if (failed !== undefined) throw failed.error;
+}
+
+function unusedGroup(links: ReadonlyMap<string, Link>): string {
+  const used = new Set([...links.values()].map(({ group }) => group));
+  for (;;) {
+    const group = `${randomInt(2 ** 16, 2 ** 31)}`;
+    if (!used.has(group)) return group;
+  }
 }
 
 interface RouteRow {
+  dst: string;
   dev: string;
   prefsrc: string;
   metrics?: { mtu?: number }[];
 }
 
-interface Link {
-  ifname: string;
-  mtu: number;
-  linkinfo?: { info_kind?: string; info_data?: { port?: number } };
+async function query<Row>(args: readonly string[]): Promise<Row[]> {
+  const { stdout, code, refusal } = await ip(["-j", ...args]);
+  if (code !== 0) throw new VtepError("LINK", `"ip ${args.join(" ")}" failed: ${refusal}`);
+  return parse<Row>(stdout);
 }
 
-async function query<Row>(args: readonly string[]): Promise<Row[]> {
-  const output = await ip(["-j", ...args]);
-  // ip prints empty objects for what a filter left out, and nothing at all for an empty list.
+/** ip prints empty objects for what a filter left out, and nothing at all for an empty list. */
+function parse<Row>(output: string): Row[] {
   const rows = output.trim() === "" ? [] : (JSON.parse(output) as Row[]);
   return rows.filter((row) => Object.keys(row as object).length > 0);
 }
 
-async function ip(args: readonly string[]): Promise<string> {
+interface Change {
+  /** For people: completes "… failed". */
+  readonly does: string;
+  readonly words: readonly string[];
+}
+
+/** Makes changes in their order until one fails; returns which that is, and why. */
+async function batch(
+  changes: readonly Change[],
+  options: readonly string[] = [],
+): Promise<{ at: number; error: VtepError } | undefined> {
+  if (changes.length === 0) return undefined;
+  const lines = changes.map(({ words }) => words);
+  const said = lines.flat().some((word) => UNWRITABLE.test(word))
+    ? await oneByOne(lines, options)
+    : await ip([...options, "-batch", "-"], lines);
+  if (said === undefined || said.code === 0) return undefined;
+  const at = said.line === undefined ? changes.length : said.line - 1;
+  const does = changes[at]?.does ?? "changing links";
+  const { refusal } = said;
+  if (!/not permitted|permission denied/i.test(refusal)) {
+    return { at, error: new VtepError("LINK", `${does} failed: ${refusal}`) };
+  }
+  const sentence = `${does} needs CAP_NET_ADMIN: run as root or with that capability`;
+  return { at, error: new VtepError("PERMISSION", sentence) };
+}
+
+/** What an interface may be called, and a batch of ip's reads as a comment or a quotation. */
+const UNWRITABLE = /[#'"\\]/;
+
+/** As `ip -batch` does it: what the first that failed said. */
+async function oneByOne(
+  lines: readonly (readonly string[])[],
+  options: readonly string[],
+): Promise<Said | undefined> {
+  let first: Said | undefined;
+  for (const [at, words] of lines.entries()) {
+    const said = await ip(words);
+    if (said.code === 0) continue;
+    first ??= { ...said, line: at + 1 };
+    if (!options.includes("-force")) break;
+  }
+  return first;
+}
+
+const KERNEL_SAYS = "RTNETLINK answers: ";
+
+interface Said {
+  readonly stdout: string;
+  readonly code: number | null;
+  /** Its own words, where it failed first. */
+  readonly refusal: string;
+  /** From 1: the line of a batch that failed first. */
+  readonly line: number | undefined;
+}
+
+async function ip(
+  args: readonly string[],
+  lines: readonly (readonly string[])[] = [],
+): Promise<Said> {
+  // In a session of its own: a terminal's Ctrl-C is for us, and must not end it half-way.
+  const child = spawn("ip", args, { detached: true });
+  child.stdin.on("error", () => undefined); // it may end without having read everything
+  child.stdin.end(lines.map((words) => `${words.join(" ")}\n`).join(""));
   try {
-    return (await run("ip", args)).stdout;
+    const said = Promise.all([text(child.stdout), text(child.stderr)]);
+    const [[code], [stdout, stderr]] = await Promise.all([once(child, "close"), said]);
+    const line = /^Command failed \S*:(\d+)$/m.exec(stderr)?.[1];
+    return {
+      stdout,
+      code,
+      refusal: stderr.trim().split("\n")[0]!,
+      line: line === undefined ? undefined : Number(line),
+    };
   } catch (error) {
-    const { code, stderr } = error as { code?: unknown; stderr?: string };
-    if (code === "ENOENT") {
-      throw new VtepError("LINK", "the command ip is missing: install iproute2", error);
-    }
-    const reason = (stderr ?? "").trim().split("\n")[0];
-    throw new VtepError("LINK", `"ip ${args.join(" ")}" failed: ${reason}`, error);
+    const { code, message } = error as NodeJS.ErrnoException;
+    const sentence =
+      code === "ENOENT"
+        ? "the command ip is missing: install iproute2"
+        : `the command ip could not be run: ${message}`;
+    throw new VtepError("LINK", sentence, error);
   }
 }

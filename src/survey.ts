@@ -5,7 +5,7 @@
  */
 import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import { linkNamed, localAddresses, type Route, routeTo } from "./host.ts";
+import { type Link, linksByName, localAddresses, type Route, routesTo } from "./host.ts";
 import { addressFamily } from "./remotes.ts";
 import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
 
@@ -18,41 +18,43 @@ export interface Survey {
   readonly missingBridges: readonly string[];
 }
 
+type Links = ReadonlyMap<string, Link>;
+type Routes = ReadonlyMap<string, Route>;
+
 /** IPv4's least (RFC 791), which is a TAP's least too (drivers/net/tun.c). */
 const SMALLEST_MTU = 68;
 /** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
 const LARGEST_MTU = 65_485;
 
 export async function survey(config: Config): Promise<Survey> {
-  const routes = new Map<string, Route | undefined>();
-  for (const address of new Set(config.networks.flatMap(reached))) {
-    routes.set(address, await routeTo(address));
-  }
+  const links = await linksByName();
+  const routes = await routesTo([...new Set(config.networks.flatMap(reached))], links);
   const { local4, local6 } = localsOf(config, routes);
   await checkLocals([local4, local6]);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
-    await checkTapName(network);
-    checkPeers(network, [local4, local6], routes);
-    if (network.bridge !== undefined && !(await bridgeExists(network, network.bridge))) {
+    checkTapName(network, links);
+    if (network.bridge !== undefined && !bridgeExists(network, network.bridge, links)) {
       missingBridges.add(network.bridge);
     }
+    checkPeers(network, [local4, local6], routes);
   }
   const mtus = config.networks.map((network) => mtuOf(network, routes));
   return { local4, local6, mtus, missingBridges: [...missingBridges] };
 }
 
 /** Of each family in use: the configured address, else the source of the route to its first peer. */
-function localsOf(config: Config, routes: ReadonlyMap<string, Route | undefined>) {
+function localsOf(config: Config, routes: Routes) {
   const local = (family: 4 | 6): string | undefined => {
-    const remotes = [...routes.keys()].filter((address) => addressFamily(address) === family);
     if (config.local !== undefined && addressFamily(config.local) === family) return config.local;
-    if (remotes.length === 0) return undefined;
-    const source = routes.get(remotes[0]!)?.source;
+    const peers = config.networks.flatMap(reached);
+    const first = peers.find((address) => addressFamily(address) === family);
+    if (first === undefined) return undefined;
+    const source = routes.get(first)?.source;
     if (source !== undefined) return source;
     throw new VtepError(
       "ADDRESS",
-      `no route leads to peer ${remotes[0]}: add one, or say with --local which address is ours`,
+      `no route leads to peer ${first}: add one, or say with --local which address is ours`,
     );
   };
   return { local4: local(4), local6: local(6) };
@@ -75,8 +77,8 @@ function isOurs(address: string, ours: readonly string[]): boolean {
   return ours.includes(address) || address.startsWith("127.");
 }
 
-async function checkTapName({ vni, tap }: NetworkConfig): Promise<void> {
-  if ((await linkNamed(tap)) === undefined) return;
+function checkTapName({ vni, tap }: NetworkConfig, links: Links): void {
+  if (!links.has(tap)) return;
   throw new VtepError(
     "NAME_IN_USE",
     `network ${vni}: an interface named ${tap} exists already: choose another name with --tap, or remove it with "ip link del ${tap}"`,
@@ -86,7 +88,7 @@ async function checkTapName({ vni, tap }: NetworkConfig): Promise<void> {
 function checkPeers(
   network: NetworkConfig,
   locals: readonly (string | undefined)[],
-  routes: ReadonlyMap<string, Route | undefined>,
+  routes: Routes,
 ): void {
   for (const peer of reached(network)) {
     if (locals.includes(peer)) {
@@ -105,8 +107,8 @@ function checkPeers(
   }
 }
 
-async function bridgeExists({ vni }: NetworkConfig, name: string): Promise<boolean> {
-  const link = await linkNamed(name);
+function bridgeExists({ vni }: NetworkConfig, name: string, links: Links): boolean {
+  const link = links.get(name);
   if (link === undefined || link.linkinfo?.info_kind === "bridge") return link !== undefined;
   throw new VtepError(
     "NAME_IN_USE",
@@ -115,7 +117,7 @@ async function bridgeExists({ vni }: NetworkConfig, name: string): Promise<boole
 }
 
 /** The MTU asked for if every path carries it, or the largest that every path does. */
-function mtuOf(network: NetworkConfig, routes: ReadonlyMap<string, Route | undefined>): number {
+function mtuOf(network: NetworkConfig, routes: Routes): number {
   const paths = reached(network).flatMap((peer) => {
     const route = routes.get(peer);
     if (route === undefined) return [];

@@ -132,6 +132,15 @@ describe.concurrent("what the system refuses ends with 1", () => {
   ])("run by %s", async (_, wrapper) => {
     const refused = await host.finish([...wrapper, ...start], { timeoutMs: 5_000 });
     expectRefused(refused, 1, ["CAP_NET_ADMIN"]);
+    const bridge = [...wrapper, ...start, "--bridge", "new"];
+    const words = ["bridge new", "CAP_NET_ADMIN", "run as root"];
+    expectRefused(await host.finish(bridge, { timeoutMs: 5_000 }), 1, words);
+  });
+
+  test("run where iproute2 is not installed", async () => {
+    const wrapper = ["env", "PATH=/nonexistent", process.execPath, ...start.slice(1)];
+    const refused = await host.finish(wrapper, { timeoutMs: 5_000 });
+    expectRefused(refused, 1, ["command ip is missing", "install iproute2"]);
   });
 
   test("run where /dev/net/tun is missing", async () => {

@@ -1,7 +1,14 @@
-import { afterAll, afterEach, describe, expect, test } from "vitest";
+import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import { text } from "node:stream/consumers";
+import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
 import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
+import { cli } from "../lab/vtep.ts";
 import { underlays } from "./kinds.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
@@ -95,6 +102,14 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     expect(await state()).toEqual(untouched);
   });
 
+  test("is asked for its status before there is one, and goes on", async () => {
+    await using vtep = ours.vtep(...args, "--bridge", "br42");
+    await until("its first step", async () => (await ours.links()).includes("br42"));
+    process.kill(vtep.pid, "SIGUSR2");
+    await vtep.ready();
+    expect((await vtep.status()).networks).toHaveLength(1);
+  });
+
   test("leaves a bridge that was there before, and its other ports", async () => {
     const vtep = await ours.vtep(...args, "--bridge", "br0").ready();
     await vtep.stop();
@@ -153,5 +168,88 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     await using third = await ours.vtep(...elsewhere, "--underlay", kind).ready();
     expect(await third.stop()).toMatchObject({ code: 0 });
     expect(await first.stop()).toMatchObject({ code: 0 });
+  });
+});
+
+describe("twenty networks with a bridge each", () => {
+  const bridges = Array.from({ length: 20 }, (_, at) => `br${at + 1}`);
+  let file: string;
+  beforeAll(async () => {
+    file = join(await mkdtemp(join(tmpdir(), "vtep-lifecycle-")), "twenty.yaml");
+    const networks = bridges.map(
+      (bridge, at) => `  - { vni: ${at + 1}, peers: [${theirs.address}], bridge: ${bridge} }\n`,
+    );
+    await writeFile(file, `networks:\n${networks.join("")}`);
+  });
+  afterAll(() => rm(dirname(file), { recursive: true }));
+
+  test("start, and stop within a second", async () => {
+    const vtep = await ours.vtep("--config", file).ready();
+    expect(await ours.links()).toEqual(expect.arrayContaining([...bridges, "vtep1", "vtep20"]));
+    const { code, ms } = await vtep.stop();
+    expect(code).toBe(0);
+    expect(ms).toBeLessThan(1_000);
+    expect(vtep.stderr).toBe("");
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("stop within a second while they start, and do not start first", async () => {
+    const vtep = ours.vtep("--config", file);
+    await until("their first step", async () => (await ours.links()).includes("br1"));
+    const { code, ms } = await vtep.stop();
+    expect(code).toBe(0);
+    expect(ms).toBeLessThan(1_000);
+    expect(vtep.log.map(({ msg }) => msg)).toEqual(["stopped while starting"]);
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("of which one cannot be made leave none, and it is named", async () => {
+    // Else the kernel makes what `survey` lets pass.
+    const edit = 'sed "/add name br20/s/bridge$/none/"';
+    const path = await pathWithIp(
+      `if [ "$*" = "-batch -" ]; then ${edit} | real "$@"; else real "$@"; fi`,
+    );
+    const child = ours.spawn("env", path, "node", cli, "run", "--config", file);
+    child.stdout.resume();
+    const [[code], stderr] = await Promise.all([once(child, "close"), text(child.stderr)]);
+    expect(stderr).toMatch(/^vtep: creating bridge br20 failed: [^\n]+\n$/);
+    expect(code).toBe(1);
+    expect(await state()).toEqual(untouched);
+  });
+});
+
+/** A PATH on which a script is found as `ip`, which knows the true one as `real`. */
+async function pathWithIp(script: string): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), "vtep-ip-"));
+  onTestFinished(() => rm(directory, { recursive: true }));
+  const ip = (await ours.run("which", "ip")).trim();
+  const shell = `#!/bin/sh\nhere=${directory}\nreal() { ${ip} "$@"; }\n${script}\n`;
+  await writeFile(join(directory, "ip"), shell, { mode: 0o755 });
+  return `PATH=${directory}:${process.env.PATH}`;
+}
+
+describe("an ip that fails while vtep stops", () => {
+  const busy = 'echo "RTNETLINK answers: Device or resource busy" >&2';
+  test.each([
+    ["to list links", `case "$*" in *"link show"*) ${busy}; exit 2; esac`],
+    [
+      "to remove them",
+      `case "$*" in *-batch*) ${busy}; echo "Command failed -:1" >&2; exit 1; esac`,
+    ],
+  ])("%s costs no bridge that has ports, and is logged", async (_, refuses) => {
+    const path = await pathWithIp(`if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`);
+    const child = ours.spawn("env", path, "node", cli, "run", ...network, "--bridge", "br42");
+    const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
+    for (let line = ""; !line.includes('"ready"'); ) line = (await lines.next()).value;
+    await ours.ip("link add port42 type veth peer name port43", "link set port42 master br42");
+    await writeFile(join(path.slice(5).split(":")[0]!, "broken"), "");
+    const ended = once(child, "close");
+    child.kill();
+    const log: string[] = [];
+    for await (const line of lines) log.push(line);
+    expect(await ended).toEqual([0, null]);
+    expect(log[0]).toMatch(/Device or resource busy.*something is left in place/);
+    expect(await ours.links()).toEqual([...untouched.links, "br42", "port42", "port43"].sort());
+    await ours.ip("link del port42", "link del br42");
   });
 });
