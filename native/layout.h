@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #define VTEP_LAYOUT(X)                              \
@@ -31,18 +32,18 @@
   X(OUT_HASH, OUT_REMOTE + OUT_ROWS)                \
   X(OUT_ERROR, OUT_HASH + OUT_ROWS)                 \
   X(COLUMN_WORDS, OUT_ERROR + OUT_ROWS)             \
+  X(VNET_CSUM_START, 6)                             \
+  X(VNET_CSUM_OFFSET, 8)                            \
   X(REMOTE_ROWS, 65536)                             \
-  X(REMOTE_WORDS, 8)
+  X(REMOTE_WORDS, 8)                                \
+  X(REMOTE_FAMILY, 0)                               \
+  X(REMOTE_PORT, 1)                                 \
+  X(REMOTE_ADDRESS, 2)
 
 namespace layout {
 #define X(name, value) constexpr int32_t name = value;
 VTEP_LAYOUT(X)
 #undef X
-
-// Words of a row of remotes: family (4 or 6), UDP port, then the address.
-constexpr int32_t REMOTE_FAMILY = 0;
-constexpr int32_t REMOTE_PORT = 1;
-constexpr int32_t REMOTE_ADDRESS = 2;
 }  // namespace layout
 
 // <linux/virtio_net.h> is not C++: it calls a field `class`.
@@ -57,6 +58,8 @@ struct virtio_net_hdr {
 
 static_assert(sizeof(virtio_net_hdr) == 10, "what TUNSETVNETHDRSZ is told");
 static_assert(sizeof(virtio_net_hdr) <= layout::VNET_WORDS * sizeof(int32_t), "a row holds one");
+static_assert(offsetof(virtio_net_hdr, csum_start) == layout::VNET_CSUM_START, "in bytes");
+static_assert(offsetof(virtio_net_hdr, csum_offset) == layout::VNET_CSUM_OFFSET, "in bytes");
 static_assert(layout::IN_VNET % 2 == 0, "rows of virtio_net_hdr are aligned");
 static_assert(layout::ADDRESS_WORDS * sizeof(int32_t) == 16, "an IPv6 address");
 static_assert(layout::REMOTE_ADDRESS + layout::ADDRESS_WORDS <= layout::REMOTE_WORDS, "a row");

@@ -222,8 +222,9 @@ static void store_row(const udp *u, const batch *b, int row, int slot, int32_t a
                 b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS);
 }
 
-// A train is one row, unless its datagrams are too long: then each is a row of its own, flagged.
-// Returns the rows in use.
+// A train is one row. If its datagrams are too long, all of it is flagged; but the last one, which may
+// be shorter and fit, is then a row of its own. A single datagram that is too long is cut to what is
+// wanted. Returns the rows in use.
 static int store_slot(const udp *u, const batch *b, int row, int slot) {
   const mmsghdr *message = &u->in[slot];
   int32_t length = static_cast<int32_t>(message->msg_len);
@@ -233,21 +234,29 @@ static int store_slot(const udp *u, const batch *b, int row, int slot) {
     store_row(u, b, row, slot, 0, length, segment, 0);
     return row + 1;
   }
-  for (int32_t at = 0; at < length && row < layout::IN_ROWS; at += segment, row++) {
-    int32_t whole = length - at < segment ? length - at : segment;
-    int32_t kept = whole < u->longest ? whole : u->longest;
-    store_row(u, b, row, slot, at, kept, kept, cut || kept < whole ? layout::TRUNCATED : 0);
+  int32_t last = length % segment;
+  bool fits = !cut && last > 0 && last <= u->longest;
+  int32_t unfit = fits ? length - last : length;
+  if (unfit > segment) {
+    store_row(u, b, row, slot, 0, unfit, segment, layout::TRUNCATED);
+  } else {
+    int32_t kept = unfit < u->longest ? unfit : u->longest;
+    store_row(u, b, row, slot, 0, kept, kept, layout::TRUNCATED);
   }
-  return row;
+  if (!fits) return row + 1;
+  store_row(u, b, row + 1, slot, unfit, last, last, 0);
+  return row + 2;
 }
 
 int udp_receive(udp *u, const batch *b) {
+  // Without trains a slot is a row, with them two at most.
+  static_assert(2 * (layout::SLAB_BYTES / MAX_SLOT) <= layout::IN_ROWS, "every slot has its rows");
   if (u->slab != b->slab) point_to(u, b->slab);
   int slots = recvmmsg(u->fd, u->in, static_cast<unsigned>(u->slots), MSG_DONTWAIT, nullptr);
   if (slots < 0) return errno == EAGAIN || errno == EINTR ? 0 : -errno;
   int rows = 0;
   for (int slot = 0; slot < slots; slot++) {
-    if (rows < layout::IN_ROWS) rows = store_slot(u, b, rows, slot);
+    rows = store_slot(u, b, rows, slot);
     reset_message(u, slot);
   }
   return rows;

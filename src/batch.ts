@@ -34,7 +34,10 @@ export const VNET_WORDS = 4;
 /** Words of an address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. */
 export const ADDRESS_WORDS = 4;
 
-/** `inFlags`: the datagram was longer than its slot and what is there is only its beginning. */
+/**
+ * `inFlags`: the datagram is longer than any that is wanted, and what is there may be only its
+ * beginning. Of a train it is said of every datagram in the row.
+ */
 export const TRUNCATED = 1;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
@@ -82,6 +85,8 @@ export const LAYOUT = {
   OUT_HASH,
   OUT_ERROR,
   COLUMN_WORDS,
+  VNET_CSUM_START: CSUM_START,
+  VNET_CSUM_OFFSET: CSUM_OFFSET,
 } as const;
 
 export class Batch {

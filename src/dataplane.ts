@@ -166,7 +166,7 @@ export class Dataplane {
     let filling: Network | undefined;
     for (let row = 0; row < rows; row++) {
       if ((inFlags[row]! & TRUNCATED) !== 0) {
-        this.#drop(NO_NETWORK, Drop.PKT_TOO_BIG);
+        this.#counters.add(NO_NETWORK, Drop.PKT_TOO_BIG, this.#datagramsIn(row));
         continue;
       }
       const remote = this.#remotes.find(inAddress, row * ADDRESS_WORDS);
@@ -198,6 +198,13 @@ export class Dataplane {
       offset += segment;
     } while (offset < end);
     return current;
+  }
+
+  /** One, also when it is empty, or those of a train. */
+  #datagramsIn(row: number): number {
+    const length = this.#batch.inLength[row]!;
+    const segment = this.#batch.inSegment[row]!;
+    return length <= segment ? 1 : ((length + segment - 1) / segment) | 0;
   }
 
   /** The network whose TAP is to get the frame in this datagram; undefined when it was dropped. */

@@ -18,8 +18,18 @@ export const LOCAL = 0;
 export const REMOTE_ROWS = 65_536;
 /** Words of a row: family (4 or 6), UDP port, address (ADDRESS_WORDS), two to spare. */
 export const REMOTE_WORDS = 8;
+const FAMILY = 0;
 const PORT = 1;
 const ADDRESS = 2;
+
+/** What native code must agree with, as with `LAYOUT`. */
+export const REMOTE_LAYOUT = {
+  REMOTE_ROWS,
+  REMOTE_WORDS,
+  REMOTE_FAMILY: FAMILY,
+  REMOTE_PORT: PORT,
+  REMOTE_ADDRESS: ADDRESS,
+} as const;
 
 const SLOTS = 2 * REMOTE_ROWS;
 const COUNT = REMOTE_ROWS * REMOTE_WORDS;
@@ -58,7 +68,7 @@ export class Remotes {
     const index = this.words[COUNT]! + 1;
     if (index === REMOTE_ROWS) throw new RangeError(`more than ${REMOTE_ROWS - 1} remotes`);
     const row = index * REMOTE_WORDS;
-    this.words[row] = addressFamily(address);
+    this.words[row + FAMILY] = addressFamily(address);
     this.words[row + PORT] = port;
     this.words.set(words, row + ADDRESS);
     let slot = slotOf(words, 0);

@@ -7,7 +7,7 @@
 import { createRequire } from "node:module";
 import { type Batch, LAYOUT } from "../batch.ts";
 import { VtepError } from "../errors.ts";
-import { REMOTE_ROWS, REMOTE_WORDS } from "../remotes.ts";
+import { REMOTE_LAYOUT } from "../remotes.ts";
 
 /** The addon's handle of a `Batch`; see `handleOf`. */
 export interface BatchHandle {
@@ -116,7 +116,7 @@ function load(): Addon {
 
 /** Throws VtepError ADDON unless `layout` is the memory layout of this source. */
 export function checkLayout(layout: Readonly<Record<string, number>>): void {
-  const expected: Record<string, number> = { ...LAYOUT, REMOTE_ROWS, REMOTE_WORDS };
+  const expected: Record<string, number> = { ...LAYOUT, ...REMOTE_LAYOUT };
   for (const name of new Set([...Object.keys(expected), ...Object.keys(layout)])) {
     if (layout[name] === expected[name]) continue;
     const difference = `${name} is ${layout[name]} there and ${expected[name]} here`;

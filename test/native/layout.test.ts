@@ -4,14 +4,21 @@ import { join } from "node:path";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { Batch, LAYOUT } from "../../src/batch.ts";
 import { addon, checkLayout, handleOf } from "../../src/device/native.ts";
-import { REMOTE_ROWS, REMOTE_WORDS } from "../../src/remotes.ts";
+import { REMOTE_LAYOUT } from "../../src/remotes.ts";
 import { moduleChild, ROOT } from "./fixture.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
 
 describe("the memory layout", () => {
   it("is the same in TypeScript and in C++", () => {
-    expect(addon().layout).toEqual({ ...LAYOUT, REMOTE_ROWS, REMOTE_WORDS });
+    expect(addon().layout).toEqual({ ...LAYOUT, ...REMOTE_LAYOUT });
+  });
+
+  it("includes where the fields of a remote and of a virtio_net_hdr lie", () => {
+    expect(addon().layout).toMatchObject({
+      ...{ REMOTE_FAMILY: 0, REMOTE_PORT: 1, REMOTE_ADDRESS: 2 },
+      ...{ VNET_CSUM_START: 6, VNET_CSUM_OFFSET: 8 },
+    });
   });
 
   it("ends where the columns end", () => {
@@ -19,10 +26,11 @@ describe("the memory layout", () => {
     expect(batch.outError.byteOffset + batch.outError.byteLength).toBe(batch.columns.byteLength);
   });
 
-  const whole = { ...LAYOUT, REMOTE_ROWS, REMOTE_WORDS };
+  const whole = { ...LAYOUT, ...REMOTE_LAYOUT };
+  const { REMOTE_WORDS, ...lacking } = whole;
   it.each([
     ["a number differs", { ...whole, HEADROOM: 12 }, "HEADROOM is 12 there and 10 here"],
-    ["a number is missing", { ...LAYOUT, REMOTE_ROWS }, "REMOTE_WORDS is undefined there"],
+    ["a number is missing", lacking, `REMOTE_WORDS is undefined there and ${REMOTE_WORDS} here`],
     ["there is one more", { ...whole, IN_QUEUE: 4 }, "IN_QUEUE is 4 there and undefined here"],
   ])("is refused when %s", (_, layout, difference) => {
     expect(() => checkLayout(layout)).toThrow(

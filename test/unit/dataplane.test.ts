@@ -564,7 +564,11 @@ describe("a frame that cannot be passed on", () => {
     const vtep = script([ONE_PEER]);
     const train = bytes(vxlan(VNI, frame(A, B)), vxlan(VNI, frame(A, B)));
     vtep.decap({ bytes: train, segment: 68, from: PEER, flags: TRUNCATED });
-    expectDropped(vtep, "PKT_TOO_BIG", false);
+    expect(vtep.drops()).toEqual({ PKT_TOO_BIG: 2 });
+    vtep.decap({ bytes: train.subarray(0, 69), segment: 68, from: PEER, flags: TRUNCATED });
+    expect(vtep.drops()).toEqual({ PKT_TOO_BIG: 4 });
+    vtep.decap({ bytes: train.subarray(0, 0), segment: 0, from: PEER, flags: TRUNCATED });
+    expect(vtep.drops()).toEqual({ PKT_TOO_BIG: 5 });
   });
 
   it("because a socket's buffer was full is counted when the clock ticks, once", () => {
