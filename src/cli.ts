@@ -42,15 +42,29 @@ function program(): Command {
 function runCommand(): Command {
   const run = new Command("run")
     .description("Forward frames between TAP devices and VXLAN peers, in the foreground")
-    .option(
-      "--config <FILE>",
-      "take the configuration from a YAML file; flags of a network add one",
+    .addOption(
+      new Option(
+        "--config <FILE>",
+        "take the configuration from a YAML file; flags of a network add one",
+      ).argParser(once("--config", "one file holds all networks")),
     );
-  for (const { syntax, help, otherwise } of flags()) {
+  for (const { key, syntax, help, otherwise } of flags()) {
     const text = otherwise === undefined ? help : `${help} (default: ${otherwise})`;
-    run.addOption(new Option(syntax, text));
+    const option = new Option(syntax, text);
+    const remedy =
+      key === "vni" ? "several networks go into a file (--config FILE)" : "give it once";
+    if (option.required && !option.variadic) option.argParser(once(option.long!, remedy));
+    run.addOption(option);
   }
   return run.addHelpText("after", EXAMPLES).action((given) => forward(configuration(given)));
+}
+
+/** Takes a value as it is, and refuses a second: commander would let the last one win. */
+function once(flag: string, remedy: string) {
+  return (value: string, before: string | undefined): string => {
+    if (before === undefined) return value;
+    throw new VtepError("USAGE", `${flag} is given twice: ${remedy}`);
+  };
 }
 
 /** commander names values in camel case and by flag; the schema goes by key. */
@@ -106,6 +120,10 @@ function sentenceOf(error: unknown): string {
     ? text
     : (error.stack ?? text);
 }
+
+// Whoever reads may have had enough ("vtep run --help | head").
+process.stdout.on("error", () => undefined);
+process.stderr.on("error", () => undefined);
 
 try {
   await program().parseAsync();

@@ -6,7 +6,7 @@
  * flags: `peers` is `--peer`). Keys of the endpoint stand at the top of a file; keys of a network in
  * its `networks` list. Flags of a network describe one network, which joins those of the file.
  *
- * Everything that can be known without asking the host is checked here; `agent.ts` asks the host.
+ * Everything that can be known without asking the host is checked here; `survey.ts` asks the host.
  */
 import { readFileSync } from "node:fs";
 import { closest, distance } from "fastest-levenshtein";
@@ -15,7 +15,7 @@ import * as v from "valibot";
 import { parse as parseYaml } from "yaml";
 import { VtepError } from "./errors.ts";
 import { canonicalAddress } from "./remotes.ts";
-import { formatMac, parseMac } from "./wire/ethernet.ts";
+import { formatMac, isMulticast, parseMac } from "./wire/ethernet.ts";
 import { DEFAULT_PORT, MAX_VNI } from "./wire/vxlan.ts";
 
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
@@ -47,6 +47,11 @@ const address = v.pipe(
   v.check(isAddress, (issue) => `${JSON.stringify(issue.input)} is not an IPv4 or IPv6 address`),
   v.transform(canonicalAddress),
   v.check(isUnicast, (issue) => `${issue.input} is not the unicast address of a host`),
+  v.check(
+    (text) => !isScoped(text),
+    (issue) =>
+      `${issue.input} is link-local, so it means nothing without an interface: give another address of that VTEP`,
+  ),
 );
 
 const interfaceName = v.pipe(
@@ -55,6 +60,11 @@ const interfaceName = v.pipe(
     /^(?!\.{1,2}$)[^\s/:%]{1,15}$/,
     (issue) =>
       `${JSON.stringify(issue.input)} cannot name an interface: at most 15 characters, no spaces, "/", ":" or "%"`,
+  ),
+  v.check(
+    (name) => name !== "all" && name !== "default",
+    (issue) =>
+      `${JSON.stringify(issue.input)} cannot name an interface: the kernel keeps it for settings (/proc/sys/net), choose another`,
   ),
 );
 
@@ -83,8 +93,14 @@ const fdb = v.pipe(
   v.rawTransform(({ dataset, addIssue }): FdbEntry[] =>
     Object.entries(dataset.value).flatMap(([text, to]) => {
       const mac = parseMac(text);
-      if (mac !== undefined) return [{ macHigh: mac.high, macLow: mac.low, address: to }];
-      addIssue({ message: `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)` });
+      if (mac !== undefined && !isMulticast(mac.high)) {
+        return [{ macHigh: mac.high, macLow: mac.low, address: to }];
+      }
+      const message =
+        mac === undefined
+          ? `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`
+          : `has ${text}, which is a group's and therefore flooded: who is to get it is a peer`;
+      addIssue({ message });
       return [];
     }),
   ),
@@ -121,7 +137,7 @@ const networkEntries = {
     v.optional(v.union([v.literal("auto"), integer(68, 65_521)], mtuMessage), "auto"),
   ),
   fdb: key(
-    "static entry: frames for MAC go to the VTEP at ADDR; several may follow",
+    "static entry: frames for MAC go to the VTEP at ADDR, which 00:00:00:00:00:00 makes a peer; several may follow",
     { value: "MAC=ADDR..." },
     v.optional(fdb, {}),
   ),
@@ -257,6 +273,7 @@ function readYaml(file: string): Record<string, unknown> {
 }
 
 function parsedYaml(file: string): unknown {
+  if (file === "") throw new VtepError("USAGE", "--config names no file: give the path of one");
   try {
     return parseYaml(readFileSync(file, "utf8"));
   } catch (error) {
@@ -398,7 +415,13 @@ function refuseTwice(names: readonly string[]): void {
 
 function isUnicast(text: string): boolean {
   const range = ipaddr.process(text).range();
-  return !["unspecified", "broadcast", "multicast", "linkLocal"].includes(range);
+  return !["unspecified", "broadcast", "multicast"].includes(range);
+}
+
+/** IPv4's link-local addresses are routed like any other (RFC 3927 needs no scope in the socket). */
+function isScoped(text: string): boolean {
+  const parsed = ipaddr.process(text);
+  return parsed.kind() === "ipv6" && parsed.range() === "linkLocal";
 }
 
 /** A list is none, although YAML's and JavaScript's objects would let it pass for one. */

@@ -2,8 +2,8 @@
  * What a forwarding thread counts: a row a network, of doubles in shared memory (exact to 2^53), and
  * row 0 for what happens before a datagram's network is known. One thread writes; any thread reads.
  *
- * The reasons for drops are one fixed list. Where the kernel has a name for a reason, that is the
- * name (include/net/dropreason-core.h, drivers/net/vxlan/drop.h).
+ * The reasons for drops are one fixed list. Where the kernel has, or had, a name for a reason, that is
+ * the name (include/net/dropreason-core.h, which has since renamed VXLAN_NO_REMOTE to NO_TX_TARGET).
  */
 import { constants } from "node:os";
 import { ADDRESS_WORDS } from "./batch.ts";

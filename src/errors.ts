@@ -35,3 +35,7 @@ export type ErrorCode =
 export function exitCode(error: unknown): number {
   return error instanceof VtepError && error.code === "USAGE" ? EXIT_USAGE : EXIT_FAILURE;
 }
+
+/** What helps against EMFILE and ENFILE, whatever it was that could not be opened. */
+export const RAISE_FILES =
+  "raise the limit of open files (ulimit -n; LimitNOFILE= in a systemd unit)";

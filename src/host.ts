@@ -12,7 +12,7 @@ import { spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
 import { once } from "node:events";
 import { text } from "node:stream/consumers";
-import { VtepError } from "./errors.ts";
+import { RAISE_FILES, VtepError } from "./errors.ts";
 
 /** The way to an address on the underlay. */
 export interface Route {
@@ -254,11 +254,13 @@ async function ip(
 ): Promise<Said> {
   // In a session of its own: a terminal's Ctrl-C is for us, and must not end it half-way.
   const child = spawn("ip", args, { detached: true });
-  child.stdin.on("error", () => undefined); // it may end without having read everything
-  child.stdin.end(lines.map((words) => `${words.join(" ")}\n`).join(""));
+  const ended = once(child, "close") as Promise<[code: number | null]>;
   try {
+    if (child.pid === undefined) await ended; // throws why; it may not even have streams
+    child.stdin.on("error", () => undefined); // it may end without having read everything
+    child.stdin.end(lines.map((words) => `${words.join(" ")}\n`).join(""));
     const said = Promise.all([text(child.stdout), text(child.stderr)]);
-    const [[code], [stdout, stderr]] = await Promise.all([once(child, "close"), said]);
+    const [[code], [stdout, stderr]] = await Promise.all([ended, said]);
     const line = /^Command failed \S*:(\d+)$/m.exec(stderr)?.[1];
     return {
       stdout,
@@ -268,10 +270,10 @@ async function ip(
     };
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    const sentence =
-      code === "ENOENT"
-        ? "the command ip is missing: install iproute2"
-        : `the command ip could not be run: ${message}`;
-    throw new VtepError("LINK", sentence, error);
+    if (code === "ENOENT") {
+      throw new VtepError("LINK", "the command ip is missing: install iproute2", error);
+    }
+    const full = code === "EMFILE" || code === "ENFILE" ? `: ${RAISE_FILES}` : "";
+    throw new VtepError("LINK", `the command ip could not be run: ${message}${full}`, error);
   }
 }

@@ -3,7 +3,7 @@
  * told to, and ends when told to: the main thread may pause, frames go on.
  */
 import { parentPort, workerData } from "node:worker_threads";
-import { VtepError } from "./errors.ts";
+import { RAISE_FILES, VtepError } from "./errors.ts";
 import { type Opened, type Plan, Vtep } from "./vtep.ts";
 
 /** Agent → forwarding thread. */
@@ -27,7 +27,14 @@ function report(message: Report): void {
 
 function reportError(event: "failed" | "lost", error: unknown): void {
   const code = error instanceof VtepError ? error.code : "SYSTEM";
-  report({ event, code, message: error instanceof Error ? error.message : String(error) });
+  report({ event, code, message: sentenceOf(error) });
+}
+
+function sentenceOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
+  if (code !== "EMFILE" && code !== "ENFILE") return error.message;
+  return `${error.message}: ${RAISE_FILES}`;
 }
 
 try {

@@ -61,7 +61,15 @@ describe.concurrent("bad usage ends with 2", () => {
     [`${good} --tap a-name-of-16-bytes`, ["--tap", "15"]],
     [`${good} --bridge with/slash`, ["--bridge"]],
     [`${good} --config /nonexistent.yaml`, ["/nonexistent.yaml"]],
+    [`${good} --config `, ["--config", "no file"]],
     [`${good} --vni`, ["--vni"]],
+    [`${good} --vni 43`, ["--vni", "twice", "--config FILE"]],
+    [`${good} --tap a --tap b`, ["--tap", "twice", "once"]],
+    [`${good} --port 1 --port 2`, ["--port", "twice", "once"]],
+    [`${good} --config a --config b`, ["--config", "twice", "one file"]],
+    [`${good} --tap all`, ["--tap", '"all"', "kernel"]],
+    [`${good} --bridge default`, ["--bridge", '"default"', "kernel"]],
+    [`${good} --fdb ff:ff:ff:ff:ff:ff=${peer.address}`, ["--fdb", "ff:ff:ff:ff:ff:ff", "peer"]],
   ])("vtep run %s", async (args, words) => {
     expectRefused(await run(args), 2, words);
   });
@@ -119,7 +127,8 @@ describe.concurrent("what the system refuses ends with 1", () => {
     [`--vni 42 --peer ${peer.address6} --mtu 1431`, ["1431", "1430", "--mtu"]],
     [`${good} --tap taken`, ["taken", "--tap"]],
     [`${good} --tap eth0`, ["eth0", "--tap"]],
-    [`${good} --bridge plain`, ["plain", "bridge"]],
+    [`${good} --bridge plain`, ["plain exists and is no bridge"]],
+    [`${good} --bridge eth0`, ["eth0 exists and is no bridge"]],
   ])("vtep run %s", async (args, words) => {
     expectRefused(await run(args), 1, words);
   });
@@ -135,6 +144,16 @@ describe.concurrent("what the system refuses ends with 1", () => {
     const bridge = [...wrapper, ...start, "--bridge", "new"];
     const words = ["bridge new", "CAP_NET_ADMIN", "run as root"];
     expectRefused(await host.finish(bridge, { timeoutMs: 5_000 }), 1, words);
+  });
+
+  test("run with too few open files allowed", async () => {
+    const file = join(directory, "many.yaml");
+    const vnis = Array.from({ length: 60 }, (_, at) => at + 1);
+    const networks = vnis.map((vni) => `{ vni: ${vni}, peers: [${peer.address}] }`);
+    await writeFile(file, `networks: [${networks}]`);
+    const wrapper = ["prlimit", "--nofile=64", "node", cli, "run", "--config", file];
+    const refused = await host.finish(wrapper, { timeoutMs: 5_000 });
+    expectRefused(refused, 1, ["EMFILE", "ulimit -n"]);
   });
 
   test("run where iproute2 is not installed", async () => {
@@ -166,6 +185,15 @@ describe.concurrent("asked for help", () => {
       "config vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict";
     for (const flag of contract.split(" ")) expect(stdout).toContain(`--${flag}`);
   });
+
+  test.each(["", "run "])(
+    "vtep %s--help says nothing to a reader that has gone",
+    async (command) => {
+      const script = `{ sleep 1; exec node ${cli} ${command}--help; } | true`;
+      const { stdout, stderr } = await host.finish(["sh", "-c", script], { timeoutMs: 5_000 });
+      expect({ stdout, stderr }).toEqual({ stdout: "", stderr: "" });
+    },
+  );
 
   test("vtep --version is that of the package", async () => {
     const { code, stdout } = await vtep("--version");

@@ -169,6 +169,16 @@ describe("the flags", () => {
     expect(network({ "fdb-limit": "2097152" }).fdbLimit).toBe(2_097_152);
   });
 
+  it("take IPv4 link-local addresses, which are hosts' like any other", () => {
+    expect(network({ peers: ["169.254.7.7"] }).peers).toEqual(["169.254.7.7"]);
+  });
+
+  it("take the MAC of zeros, as the kernel does: a flood entry", () => {
+    expect(network({ peers: [], fdb: ["00:00:00:00:00:00=192.0.2.3"] }).fdb).toEqual([
+      { macHigh: 0, macLow: 0, address: "192.0.2.3" },
+    ]);
+  });
+
   it("take addresses in every spelling, and know them by one", () => {
     const peers = ["::ffff:192.0.2.2", "2001:DB8:0:0::2", "2001:db8::0002", "192.0.2.2"];
     expect(network({ peers }).peers).toEqual(["192.0.2.2", "2001:db8::2"]);
@@ -192,8 +202,25 @@ describe("the flags", () => {
       (peer): [FlagValues, string] => [{ peers: [peer] }, `--peer ${noAddress(peer)}`],
     ),
     [{ peers: ["192.0.2.2", "2001:db8::1%eth0"] }, `--peer ${noAddress("2001:db8::1%eth0")}`],
-    ...["224.0.0.1", "ff02::1", "0.0.0.0", "::", "255.255.255.255", "fe80::1"].map(
+    ...["224.0.0.1", "ff02::1", "0.0.0.0", "::", "255.255.255.255"].map(
       (peer): [FlagValues, string] => [{ peers: [peer] }, noHost(peer)],
+    ),
+    [
+      { peers: ["fe80::1"] },
+      "--peer fe80::1 is link-local, so it means nothing without an interface: give another address of that VTEP",
+    ],
+    ...["all", "default"].flatMap((name): [FlagValues, string][] => {
+      const sentence = `"${name}" cannot name an interface: the kernel keeps it for settings (/proc/sys/net), choose another`;
+      return [
+        [{ tap: name }, `--tap ${sentence}`],
+        [{ bridge: name }, `--bridge ${sentence}`],
+      ];
+    }),
+    ...["ff:ff:ff:ff:ff:ff", "01-00-5e-00-00-01", "33:33:00:00:00:01"].map(
+      (mac): [FlagValues, string] => [
+        { fdb: [`${mac}=192.0.2.3`] },
+        `--fdb has ${mac}, which is a group's and therefore flooded: who is to get it is a peer`,
+      ],
     ),
     [{ local: "here" }, `--local ${noAddress("here")}`],
     ...["a b", "a/b", "sixteen-letters-", ".", "..", "a:b", "", "a%d"].flatMap(
@@ -426,6 +453,9 @@ describe("a file", () => {
       new VtepError("USAGE", "/nonexistent/vtep.yaml cannot be read: there is no such file"),
     );
     expect(() => configure(directory, {})).toThrow(/cannot be read: EISDIR/);
+    expect(() => configure("", {})).toThrow(
+      new VtepError("USAGE", "--config names no file: give the path of one"),
+    );
   });
 });
 
