@@ -36,7 +36,7 @@ const LARGEST_FDB = 2 ** 21;
 const STOP_MS = 500;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
-/** Rows of the FDB in a status; more are counted only. */
+/** Rows of each network's FDB in a status; more are counted only. */
 const STATUS_ROWS = 1000;
 
 const ORIGINS = { [LEARNED]: "learned", [CONTROL]: "control", [STATIC]: "static" } as const;
@@ -120,7 +120,7 @@ export class Agent {
   /** What is forwarded, and how: plain data for people and programs. */
   status() {
     const now = monotonicSeconds();
-    const rows = this.#fdbRows(now);
+    const fdbs = this.#fdbRows(now);
     const { local4, local6, port, networks } = this.#plan;
     return {
       local: [local4, local6].filter((local) => local !== undefined),
@@ -135,7 +135,8 @@ export class Agent {
         flood: flood.map((remote) => this.#remotes.address(remote)),
         counters: this.#counters.events(index),
         drops: this.#counters.drops(index),
-        fdb: rows.get(index) ?? [],
+        fdbEntries: fdbs.get(index)!.entries,
+        fdb: fdbs.get(index)!.rows,
       })),
     };
   }
@@ -152,6 +153,7 @@ export class Agent {
   }
 
   async #start(config: Config, found: Survey): Promise<void> {
+    this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
@@ -160,7 +162,10 @@ export class Agent {
       const { bridge } = config.networks[at]!;
       return { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     });
-    this.#undo.push(() => removeTaps(taps));
+    this.#undo.push(async () => {
+      const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
+      await removeTaps(taps).catch(kept);
+    });
     await this.#opening(worker, config);
     await bringUp(taps);
     this.#unwanted.throwIfAborted();
@@ -266,24 +271,23 @@ export class Agent {
     });
   }
 
+  /** By network: how many entries it has, and the first of them. */
   #fdbRows(now: number) {
-    const rows = new Map<number, object[]>();
-    let count = 0;
+    const networks = new Map<number, { entries: number; rows: object[] }>();
+    for (const { index } of this.#plan.networks) networks.set(index, { entries: 0, rows: [] });
     for (const row of this.#fdb.rows()) {
-      if (count++ === STATUS_ROWS) break;
+      const network = networks.get(row.network)!;
+      if (network.entries++ >= STATUS_ROWS) continue;
       const { destination, origin } = row;
-      const listed = {
+      network.rows.push({
         mac: formatMac(row.macHigh, row.macLow),
         destination: destination === LOCAL ? "local" : this.#remotes.address(destination),
         origin: ORIGINS[origin],
         ...(origin === LEARNED && { ageSeconds: now - row.seenAt }),
         moves: row.moves,
-      };
-      const ofNetwork = rows.get(row.network);
-      if (ofNetwork === undefined) rows.set(row.network, [listed]);
-      else ofNetwork.push(listed);
+      });
     }
-    return rows;
+    return networks;
   }
 
   /** Logs what was dropped since the last report, a line a network. */

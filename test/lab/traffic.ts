@@ -4,7 +4,7 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import type { Container } from "./host.ts";
-import type { Child, Namespace } from "./namespace.ts";
+import type { Child, Finished, Namespace } from "./namespace.ts";
 import { until } from "./until.ts";
 
 const stream = fileURLToPath(new URL("stream.mjs", import.meta.url));
@@ -60,16 +60,21 @@ export async function ping(
   };
 }
 
-/** Whether nothing answers within a while. */
+/** Whether nothing answers within a while. Not being able to ask is an error. */
 export async function isSilent(from: Namespace, address: string, ms = 300): Promise<boolean> {
-  const once = ["ping", "-n", "-c", "1", "-W", `${ms / 1_000}`, address];
-  return (await from.finish(once)).code !== 0;
+  const { code, stdout, stderr } = await pingOnce(from, address, ms);
+  if (code !== 0 && code !== 1) throw new Error(`ping ${address}: ${stderr}${stdout}`);
+  return code === 1;
 }
 
-/** Waits until one ping is answered. */
+/** Waits until one ping is answered. There may be no way to the address yet. */
 export async function reach(from: Namespace, address: string, deadlineMs = 10_000): Promise<void> {
-  const answered = async () => !(await isSilent(from, address));
+  const answered = async () => (await pingOnce(from, address, 300)).code === 0;
   await until(`${from.name} reach ${address}`, answered, deadlineMs);
+}
+
+function pingOnce(from: Namespace, address: string, ms: number): Promise<Finished> {
+  return from.finish(["ping", "-n", "-c", "1", "-W", `${ms / 1_000}`, address]);
 }
 
 export interface Sum {

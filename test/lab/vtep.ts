@@ -29,6 +29,8 @@ export interface NetworkStatus {
   counters: Record<Counter, number>;
   /** By reason. */
   drops: Record<string, number>;
+  fdbEntries: number;
+  /** The first 1,000 of them. */
   fdb: FdbRow[];
 }
 

@@ -184,3 +184,15 @@ describe.each(underlays)("%s sends", (kind) => {
     expect(Math.max(...ports)).toBeLessThanOrEqual(high);
   });
 });
+
+test.each(underlays)(
+  "%s logs when it stops what was dropped since the last report",
+  async (kind) => {
+    const vtep = await start(kind);
+    await send(peer, { address: ours.address, port }, [garbage(100)]);
+    await vtep.waitFor(({ drops }) => drops.VXLAN_INVALID_HDR === 1);
+    await vtep.stop();
+    const reports = vtep.log.filter(({ msg }) => msg === "frames were dropped");
+    expect(reports).toEqual([expect.objectContaining({ drops: { VXLAN_INVALID_HDR: 1 } })]);
+  },
+);

@@ -5,7 +5,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
-import { ping } from "../lab/traffic.ts";
+import { isSilent, ping } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
 /** The namespaces of labs that this process, or one that it started, has drawn. */
@@ -31,6 +31,8 @@ test("hosts reach each other over IPv4 and IPv6, and know nothing of what is beh
   expect(await ping(first, third.address)).toMatchObject({ received: 3 });
   expect(await ping(first, third.address6)).toMatchObject({ received: 3 });
   await expect(ping(first, "10.1.0.3", { count: 1 })).rejects.toThrow("unreachable");
+  await expect(isSilent(first, "10.1.0.3")).rejects.toThrow("unreachable");
+  expect(await isSilent(first, "10.0.0.9")).toBe(true);
 });
 
 const drawAndWait = `

@@ -231,17 +231,19 @@ async function pathWithIp(script: string): Promise<string> {
 describe("an ip that fails while vtep stops", () => {
   const busy = 'echo "RTNETLINK answers: Device or resource busy" >&2';
   test.each([
-    ["to list links", `case "$*" in *"link show"*) ${busy}; exit 2; esac`],
+    ["to list links", `case "$*" in *"link show"*) ${busy}; exit 2; esac`, ["port42"]],
     [
       "to remove them",
       `case "$*" in *-batch*) ${busy}; echo "Command failed -:1" >&2; exit 1; esac`,
+      [],
     ],
-  ])("%s costs no bridge that has ports, and is logged", async (_, refuses) => {
+  ])("%s costs no bridge that has ports, and is logged", async (_, refuses, ports) => {
     const path = await pathWithIp(`if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`);
     const child = ours.spawn("env", path, "node", cli, "run", ...network, "--bridge", "br42");
     const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
     for (let line = ""; !line.includes('"ready"'); ) line = (await lines.next()).value;
-    await ours.ip("link add port42 type veth peer name port43", "link set port42 master br42");
+    await ours.ip("link add port42 type veth peer name port43");
+    await ours.ip(...ports.map((port) => `link set ${port} master br42`));
     await writeFile(join(path.slice(5).split(":")[0]!, "broken"), "");
     const ended = once(child, "close");
     child.kill();

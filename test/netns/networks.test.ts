@@ -133,3 +133,20 @@ describe.each(underlays)("two networks of one file over one socket, %s", (underl
     vtep = await startFromFile(underlay);
   });
 });
+
+test("a status lists a thousand entries of each network's FDB, and says how many there are", async () => {
+  const file = join(directory, "large.yaml");
+  const entry = (at: number) => {
+    const digits = at.toString(16).padStart(4, "0");
+    return `"02:00:00:01:${digits.slice(0, 2)}:${digits.slice(2)}": ${theirs.address}`;
+  };
+  const entries = (count: number) => Array.from({ length: count }, (_, at) => entry(at)).join(", ");
+  const network = (vni: number, count: number) => `{ vni: ${vni}, fdb: { ${entries(count)} } }`;
+  await writeFile(file, `networks: [${network(1, 1_500)}, ${network(2, 3)}]`);
+  await using vtep = await ours.vtep("--config", file).ready();
+  const { networks } = await vtep.status();
+  expect(networks.map(({ fdb, fdbEntries }) => [fdb.length, fdbEntries])).toEqual([
+    [1_000, 1_500],
+    [3, 3],
+  ]);
+});
