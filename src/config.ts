@@ -99,7 +99,7 @@ const fdb = v.pipe(
       const message =
         mac === undefined
           ? `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`
-          : `has ${text}, which is a group's and therefore flooded: who is to get it is a peer`;
+          : `has ${text}, a group address, whose frames are flooded: name who is to get them as a peer`;
       addIssue({ message });
       return [];
     }),
@@ -418,7 +418,7 @@ function isUnicast(text: string): boolean {
   return !["unspecified", "broadcast", "multicast"].includes(range);
 }
 
-/** IPv4's link-local addresses are routed like any other (RFC 3927 needs no scope in the socket). */
+/** Needs an interface beside it; IPv4's link-local addresses are routed like any other. */
 function isScoped(text: string): boolean {
   const parsed = ipaddr.process(text);
   return parsed.kind() === "ipv6" && parsed.range() === "linkLocal";

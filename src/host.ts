@@ -117,7 +117,10 @@ export async function createBridges(names: readonly string[]): Promise<void> {
     })),
   ]);
   if (failed === undefined) return;
-  await removeIdleBridges(names.slice(0, failed.at));
+  const { code, message } = failed.error;
+  await removeIdleBridges(names.slice(0, failed.at)).catch((also: Error) => {
+    throw new VtepError(code, `${message}, and ${also.message}`, also);
+  });
   throw failed.error;
 }
 

@@ -414,6 +414,24 @@ describe.each(Object.entries(rigs))("underlay %s", (_name, makeRig) => {
       },
     );
 
+    test("every one of many that are too long, flagged, and those after them whole", async () => {
+      const [a, b] = [await open(), await open()];
+      const long = 40; // more than fit into one train
+      for (let sent = 0; sent < long; sent += 20) {
+        const burst = new Burst();
+        for (let i = 0; i < 20; i++) burst.add(bytes(LARGEST_DATAGRAM + 1, i), a.to(b));
+        burst.add(bytes(79, 4), a.to(b));
+        expect(burst.send(a)).toBe(0);
+        await arrived(b, (sent / 20 + 1) * 21);
+      }
+      const [cut, whole] = [true, false].map((is) => b.datagrams.filter((d) => d.truncated === is));
+      expect(cut).toHaveLength(long);
+      expect(whole!.map(({ payload }) => hex(payload))).toEqual([
+        hex(bytes(79, 4)),
+        hex(bytes(79, 4)),
+      ]);
+    });
+
     test("one in row to many remotes", async () => {
       const a = await open();
       const others = [];

@@ -16,7 +16,7 @@ const [host, peer] = [lab.host(1), lab.host(2)];
 await host.ip("link add taken type bridge", "link add plain type veth peer name plain2");
 const links = await host.links();
 
-const vtep = (...args: string[]) => host.finish(["node", cli, ...args], { timeoutMs: 5_000 });
+const vtep = (...args: string[]) => host.finish(["node", cli, ...args], { timeoutMs: 15_000 });
 const run = (args: string) => vtep("run", ...args.split(" "));
 const good = `--vni 42 --peer ${peer.address}`;
 
@@ -139,11 +139,11 @@ describe.concurrent("what the system refuses ends with 1", () => {
     ["root without CAP_NET_ADMIN", ["setpriv", "--bounding-set=-net_admin"]],
     ["an unprivileged user", ["setpriv", ...nobody]],
   ])("run by %s", async (_, wrapper) => {
-    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 5_000 });
+    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["CAP_NET_ADMIN"]);
     const bridge = [...wrapper, ...start, "--bridge", "new"];
     const words = ["bridge new", "CAP_NET_ADMIN", "run as root"];
-    expectRefused(await host.finish(bridge, { timeoutMs: 5_000 }), 1, words);
+    expectRefused(await host.finish(bridge, { timeoutMs: 15_000 }), 1, words);
   });
 
   test("run with too few open files allowed", async () => {
@@ -152,20 +152,20 @@ describe.concurrent("what the system refuses ends with 1", () => {
     const networks = vnis.map((vni) => `{ vni: ${vni}, peers: [${peer.address}] }`);
     await writeFile(file, `networks: [${networks}]`);
     const wrapper = ["prlimit", "--nofile=64", "node", cli, "run", "--config", file];
-    const refused = await host.finish(wrapper, { timeoutMs: 5_000 });
+    const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["EMFILE", "ulimit -n"]);
   });
 
   test("run where iproute2 is not installed", async () => {
     const wrapper = ["env", "PATH=/nonexistent", process.execPath, ...start.slice(1)];
-    const refused = await host.finish(wrapper, { timeoutMs: 5_000 });
+    const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["command ip is missing", "install iproute2"]);
   });
 
   test("run where /dev/net/tun is missing", async () => {
     const hidden = 'mount -t tmpfs none /dev/net && exec "$@"';
     const wrapper = ["unshare", "--mount", "sh", "-c", hidden, "sh"];
-    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 5_000 });
+    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["/dev/net/tun"]);
   });
 });
@@ -190,7 +190,7 @@ describe.concurrent("asked for help", () => {
     "vtep %s--help says nothing to a reader that has gone",
     async (command) => {
       const script = `{ sleep 1; exec node ${cli} ${command}--help; } | true`;
-      const { stdout, stderr } = await host.finish(["sh", "-c", script], { timeoutMs: 5_000 });
+      const { stdout, stderr } = await host.finish(["sh", "-c", script], { timeoutMs: 15_000 });
       expect({ stdout, stderr }).toEqual({ stdout: "", stderr: "" });
     },
   );

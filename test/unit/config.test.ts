@@ -219,7 +219,7 @@ describe("the flags", () => {
     ...["ff:ff:ff:ff:ff:ff", "01-00-5e-00-00-01", "33:33:00:00:00:01"].map(
       (mac): [FlagValues, string] => [
         { fdb: [`${mac}=192.0.2.3`] },
-        `--fdb has ${mac}, which is a group's and therefore flooded: who is to get it is a peer`,
+        `--fdb has ${mac}, a group address, whose frames are flooded: name who is to get them as a peer`,
       ],
     ),
     [{ local: "here" }, `--local ${noAddress("here")}`],
