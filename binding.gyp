@@ -5,7 +5,10 @@
       "sources": [
         "native/addon.cc",
         "native/checksum.cc",
+        "native/coalesce.cc",
         "native/poll.cc",
+        "native/pure.cc",
+        "native/segment.cc",
         "native/tap.cc",
         "native/udp.cc",
         "native/udp_send.cc"

@@ -17,8 +17,10 @@
 #include <string>
 
 #include "checksum.h"
+#include "coalesce.h"
 #include "layout.h"
 #include "poll.h"
+#include "pure.h"
 #include "tap.h"
 #include "udp.h"
 
@@ -168,6 +170,8 @@ class Batch : public object<Batch> {
         !get_shared(env, info[1], "slab", layout::SLAB_BYTES, true, &memory.slab)) {
       return;
     }
+    trains = std::make_unique<coalescer>();
+    memory.trains = trains.get();
     columns = Napi::Persistent(info[0].As<Napi::Object>());
     slab = Napi::Persistent(info[1].As<Napi::Object>());
   }
@@ -176,6 +180,7 @@ class Batch : public object<Batch> {
 
  private:
   Napi::ObjectReference columns, slab;
+  std::unique_ptr<coalescer> trains;
 };
 
 // ---- what Tap and Udp have in common: a device, and its watch
@@ -256,17 +261,15 @@ class Tap : public port<Tap, tap> {
     Napi::Env env = info.Env();
     Napi::Object options;
     std::string name;
-    int offloads = 0;
-    bool multi_queue = false;
+    bool multi_queue = false, tcp = false, udp = false;
     if (!get_options(info, &options) || !get_string(options, "name", IFNAMSIZ, &name) ||
-        !get_int(options, "offloads", 0, 0xffff, &offloads) ||
-        !get_bool(options, "multiQueue", &multi_queue)) {
+        !get_bool(options, "multiQueue", &multi_queue) ||
+        !get_bool(options, "coalesceTcp", &tcp) || !get_bool(options, "coalesceUdp", &udp)) {
       return;
     }
     const char *syscall;
-    device.reset(new tap);
-    int error = tap_open(device.get(), name.c_str(), static_cast<unsigned>(offloads), multi_queue,
-                         &syscall);
+    device.reset(new tap{-1, {}, tcp, udp});
+    int error = tap_open(device.get(), name.c_str(), multi_queue, &syscall);
     if (error < 0) {
       throw_system(env, error, syscall);
       return;
@@ -292,9 +295,29 @@ class Tap : public port<Tap, tap> {
     return Napi::Number::New(env, tap_write(device.get(), b, first, end));
   }
 
+  Napi::Value set_offloads(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    int offloads = 0;
+    if (!is_open(env) || !get_int(env, info[0], "offloads", 0, 0xffff, &offloads)) {
+      return Napi::Value();
+    }
+    return Napi::Number::New(env,
+                             tap_set_offloads(device.get(), static_cast<unsigned>(offloads)));
+  }
+
+  Napi::Value coalesces(const Napi::CallbackInfo &info) {
+    if (!is_open(info.Env())) return Napi::Value();
+    Napi::Object kinds = Napi::Object::New(info.Env());
+    kinds.Set("tcp", device->coalesce_tcp);
+    kinds.Set("udp", device->coalesce_udp);
+    return kinds;
+  }
+
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
                        {method("read", &Tap::read), method("write", &Tap::write),
+                        method("setOffloads", &Tap::set_offloads),
+                        method("coalesces", &Tap::coalesces),
                         method("watch", &Tap::watch), method("unwatch", &Tap::unwatch),
                         method("fd", &Tap::fd), method("close", &Tap::close)});
   }
@@ -329,7 +352,8 @@ class Udp : public port<Udp, udp> {
         !get_int(options, "fan", 1, MAX_FAN, &o.fan) ||
         !get_int(options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||
         !get_int(options, "receiveBuffer", 0, 1 << 30, &o.receive_buffer) ||
-        !get_int(options, "sendBuffer", 0, 1 << 30, &o.send_buffer)) {
+        !get_int(options, "sendBuffer", 0, 1 << 30, &o.send_buffer) ||
+        !get_bool(options, "segment", &o.segment) || !get_bool(options, "coalesce", &o.coalesce)) {
       return;
     }
     Napi::Value remotes_value = options.Get("remotes");
@@ -375,9 +399,17 @@ class Udp : public port<Udp, udp> {
     return Napi::Number::New(info.Env(), udp_drops(device.get()));
   }
 
+  Napi::Value trains(const Napi::CallbackInfo &info) {
+    if (!is_open(info.Env())) return Napi::Value();
+    Napi::Object trains = Napi::Object::New(info.Env());
+    trains.Set("segment", device->segments);
+    trains.Set("coalesce", device->coalesces);
+    return trains;
+  }
+
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
-                       {method("receive", &Udp::receive), method("send", &Udp::send),
+                       {method("receive", &Udp::receive), method("trains", &Udp::trains), method("send", &Udp::send),
                         method("watch", &Udp::watch), method("unwatch", &Udp::unwatch),
                         method("fd", &Udp::fd), method("close", &Udp::close),
                         method("overflows", &Udp::overflows)});
@@ -417,6 +449,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Udp", Udp::define(env));
   exports.Set("completeChecksum",
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));
+  define_pure(env, exports);
   return exports;
 }
 

@@ -19,6 +19,11 @@
   X(ADDRESS_WORDS, 4)                               \
   X(TRUNCATED, 1)                                   \
   X(VNET_NEEDS_CSUM, 1)                             \
+  X(VNET_GSO_NONE, 0)                               \
+  X(VNET_GSO_TCPV4, 1)                              \
+  X(VNET_GSO_TCPV6, 4)                              \
+  X(VNET_GSO_UDP_L4, 5)                             \
+  X(VNET_GSO_ECN, 0x80)                             \
   X(IN_OFFSET, 0)                                   \
   X(IN_LENGTH, IN_OFFSET + IN_ROWS)                 \
   X(IN_SEGMENT, IN_LENGTH + IN_ROWS)                \
@@ -68,6 +73,7 @@ static_assert((layout::HEADROOM + 14) % 8 == 0, "the inner IP header is 8-byte a
 struct batch {
   int32_t *columns;
   uint8_t *slab;
+  struct coalescer *trains;  // for frames on their way to a TAP
 };
 
 inline int32_t load(const int32_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }

@@ -9,12 +9,13 @@
 #include <cerrno>
 #include <cstring>
 
+#include "coalesce.h"
+
 // 64 KiB of IP packet with its Ethernet and VLAN headers. A read that fills it is taken as cut off,
 // because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
 static constexpr int32_t FRAME_ROOM = 65536 + 64;
 
-static int configure(tap *t, const char *name, unsigned offloads, bool multi_queue,
-                     const char **syscall) {
+static int configure(tap *t, const char *name, bool multi_queue, const char **syscall) {
   ifreq request = {};
   strncpy(request.ifr_name, name, IFNAMSIZ - 1);
   request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
@@ -25,17 +26,14 @@ static int configure(tap *t, const char *name, unsigned offloads, bool multi_que
 
   int header = sizeof(virtio_net_hdr);
   *syscall = "ioctl(TUNSETVNETHDRSZ)";
-  if (ioctl(t->fd, TUNSETVNETHDRSZ, &header) < 0) return -errno;
-  *syscall = "ioctl(TUNSETOFFLOAD)";
-  if (ioctl(t->fd, TUNSETOFFLOAD, static_cast<unsigned long>(offloads)) < 0) return -errno;
-  return 0;
+  return ioctl(t->fd, TUNSETVNETHDRSZ, &header) < 0 ? -errno : 0;
 }
 
-int tap_open(tap *t, const char *name, unsigned offloads, bool multi_queue, const char **syscall) {
+int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall) {
   *syscall = "open(/dev/net/tun)";
   t->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (t->fd < 0) return -errno;
-  int error = configure(t, name, offloads, multi_queue, syscall);
+  int error = configure(t, name, multi_queue, syscall);
   if (error < 0) tap_close(t);
   return error;
 }
@@ -43,6 +41,10 @@ int tap_open(tap *t, const char *name, unsigned offloads, bool multi_queue, cons
 void tap_close(tap *t) {
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;
+}
+
+int tap_set_offloads(const tap *t, unsigned offloads) {
+  return ioctl(t->fd, TUNSETOFFLOAD, static_cast<unsigned long>(offloads)) < 0 ? -errno : 0;
 }
 
 int tap_read(const tap *t, const batch *b) {
@@ -66,7 +68,18 @@ int tap_read(const tap *t, const batch *b) {
   return rows;
 }
 
-static int write_frame(const tap *t, const batch *b, int row) {
+struct writing {
+  tap *t;
+  const batch *b;
+  int failures;
+};
+
+static void set_error(writing *w, int row, int error) {
+  w->b->columns[layout::OUT_ERROR + row] = error;
+  if (error != 0) w->failures++;
+}
+
+static int write_row(const tap *t, const batch *b, int row) {
   int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
   int32_t length = load(b->columns + layout::OUT_LENGTH + row);
   if (!in_slab(offset, length)) return EINVAL;
@@ -75,12 +88,29 @@ static int write_frame(const tap *t, const batch *b, int row) {
   return writev(t->fd, from, 2) < 0 ? errno : 0;
 }
 
-int tap_write(const tap *t, const batch *b, int first, int end) {
-  int failures = 0;
-  for (int row = first; row < end; row++) {
-    int error = write_frame(t, b, row);
-    b->columns[layout::OUT_ERROR + row] = error;
-    if (error != 0) failures++;
+static void write_train(void *owner, const frame_train *train) {
+  writing *w = static_cast<writing *>(owner);
+  int error = writev(w->t->fd, train->part, train->parts) < 0 ? errno : 0;
+  bool refused = error == EINVAL && train->rows > 1;
+  if (refused) (train->at.tcp ? w->t->coalesce_tcp : w->t->coalesce_udp) = false;
+  for (int i = 0; i < train->rows; i++) {
+    set_error(w, train->row[i], refused ? write_row(w->t, w->b, train->row[i]) : error);
   }
-  return failures;
+}
+
+int tap_write(tap *t, const batch *b, int first, int end) {
+  writing w = {t, b, 0};
+  coalescer *c = b->trains;
+  c->close = write_train;
+  c->owner = &w;
+  c->tcp = t->coalesce_tcp;
+  c->udp = t->coalesce_udp;
+  for (int row = first; row < end; row++) {
+    int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
+    int32_t length = load(b->columns + layout::OUT_LENGTH + row);
+    if (in_slab(offset, length)) coalesce(c, row, b->slab + offset, length);
+    else set_error(&w, row, EINVAL);
+  }
+  coalesce_end(c);
+  return w.failures;
 }

@@ -9,16 +9,23 @@
 struct tap {
   int fd;
   char name[IFNAMSIZ];
+  bool coalesce_tcp, coalesce_udp;  // trains are written as super-frames
 };
 
-// Opens a queue of the TAP `name`, creating the device unless it exists. `offloads` are TUN_F_ bits.
-// Returns 0, or -errno and what failed in `*syscall`.
-int tap_open(tap *t, const char *name, unsigned offloads, bool multi_queue, const char **syscall);
+// Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
+// failed in `*syscall`.
+int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall);
 void tap_close(tap *t);
+
+// What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not
+// know one of them, or not without another.
+int tap_set_offloads(const tap *t, unsigned offloads);
 
 // Fills in rows until nothing waits or there is no room for another frame of full size. Returns how
 // many; -errno only if there were none.
 int tap_read(const tap *t, const batch *b);
 
-// Writes out rows first to end - 1, sets the error of each. Returns how many failed.
-int tap_write(const tap *t, const batch *b, int first, int end);
+// Writes out rows first to end - 1, those of one flow in their order, and sets the error of each. Returns
+// how many failed. A kernel that refuses a super-frame (EINVAL: UDP, before Linux 6.2) is given no more
+// of that kind.
+int tap_write(tap *t, const batch *b, int first, int end);

@@ -94,8 +94,8 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
   if (u->fd < 0) return u->fd;
   set_buffer(u->fd, SO_RCVBUFFORCE, SO_RCVBUF, options->receive_buffer);
   // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab.
-  bool trains = set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
-  prepare_slots(u, trains ? MAX_SLOT : options->slot_bytes);
+  u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
+  prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
   set_port(name, options->port);
   *syscall = "bind";
   return bind(u->fd, &name->any, length) < 0 ? -errno : 0;
@@ -146,7 +146,7 @@ static void prepare_messages(udp *u) {
     header->msg_control = u->in_control[row];
     reset_message(u, row);
   }
-  for (int i = 0; i < layout::OUT_ROWS; i++) {
+  for (int i = 0; i < OUT_MESSAGES; i++) {
     u->out[i].msg_hdr.msg_name = &u->out_name[i];
     cmsghdr *c = reinterpret_cast<cmsghdr *>(u->out_train[i].control);
     c->cmsg_level = IPPROTO_UDP;
@@ -161,7 +161,7 @@ int udp_open(udp *u, const udp_options *options, const char **syscall) {
   u->remotes = options->remotes;
   u->fd = -1;
   u->longest = options->slot_bytes;
-  u->segments = true;
+  u->segments = options->segment;
   prepare_messages(u);
 
   udp_name name;

@@ -23,6 +23,7 @@ struct udp_options {
   int fan;         // sending sockets wanted; fewer if the range has fewer free ports
   int slot_bytes;  // longest datagram that is received whole
   int receive_buffer, send_buffer;
+  bool segment, coalesce;  // whether trains leave as one message (UDP_SEGMENT), arrive as one (UDP_GRO)
   const int32_t *remotes;
 };
 
@@ -37,9 +38,15 @@ struct train {
   int32_t remote;
   int32_t segment;  // the length of all but the last, which may be shorter
   int32_t bytes;
-  bool ended;  // by a shorter one
+  int32_t datagrams, most;
+  int32_t width;  // parts of a datagram
+  bool ended;     // by a shorter one
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t))];
 };
+
+constexpr int OUT_MESSAGES = layout::OUT_ROWS;
+constexpr int OUT_PARTS = 2 * layout::OUT_ROWS;
+constexpr int OUT_HEADERS = 128 * 1024;
 
 struct udp {
   int family;
@@ -59,13 +66,18 @@ struct udp {
 
   uint8_t choice[layout::OUT_ROWS];
   uint16_t order[layout::OUT_ROWS];
-  bool segments;  // the kernel splits trains (UDP_SEGMENT)
-  mmsghdr out[layout::OUT_ROWS];
-  udp_name out_name[layout::OUT_ROWS];
-  train out_train[layout::OUT_ROWS];
+  bool segments;  // the kernel splits trains (UDP_SEGMENT), until it refuses one
+  bool coalesces;
+
+  // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
+  int out_fd, messages, parts, headers;
+  mmsghdr out[OUT_MESSAGES];
+  udp_name out_name[OUT_MESSAGES];
+  train out_train[OUT_MESSAGES];
   // Parts and the rows they are of, in the order of the messages they belong to.
-  iovec out_part[layout::OUT_ROWS];
-  uint16_t out_row[layout::OUT_ROWS];
+  iovec out_part[OUT_PARTS];
+  uint16_t out_row[OUT_PARTS];
+  uint8_t out_headers[OUT_HEADERS];  // of the segments of super-frames
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

@@ -1,5 +1,8 @@
 // Sending: which socket a datagram leaves by, and with which others.
 //
+// A frame leaves as one datagram, a super-frame as one for each segment: its headers are written anew,
+// its payload is sent from where it lies.
+//
 // Neighbours that go from one socket to one remote and are equally long (the last may be shorter) leave
 // as a train: one message that carries their length, cut into datagrams by the network card, or by the
 // kernel just before it (UDP_SEGMENT). So a train crosses the stack once. Only the message before is
@@ -15,6 +18,7 @@
 #include <cstring>
 
 #include "checksum.h"
+#include "segment.h"
 #include "udp.h"
 
 static constexpr uint8_t NO_SOCKET = 255;
@@ -76,140 +80,208 @@ static void set_name(const udp *u, const int32_t *remote, udp_name *name, sockle
   *length = sizeof name->v6;
 }
 
-// What a network card does for a frame whose checksum its sender left to it. Once for an in row,
-// however many remotes it goes to.
-static int complete_row(const batch *b, int out_row) {
-  int32_t row = load(b->columns + layout::OUT_ROW + out_row);
-  if (row < 0 || row >= layout::IN_ROWS) return EINVAL;
-  virtio_net_hdr *vnet = vnet_of(b, row);
-  if ((vnet->flags & layout::VNET_NEEDS_CSUM) == 0) return 0;
-  int32_t offset = load(b->columns + layout::IN_OFFSET + row);
-  int32_t length = load(b->columns + layout::IN_LENGTH + row);
-  if (!in_slab(offset, length)) return EINVAL;
-  int error = checksum_complete(b->slab + offset, static_cast<size_t>(length), vnet->csum_start,
-                                vnet->csum_offset);
-  if (error < 0) return -error;
-  vnet->flags &= static_cast<uint8_t>(~layout::VNET_NEEDS_CSUM);
-  return 0;
+// ---- sending what was gathered
+
+static void set_errors(const udp *u, const batch *b, const msghdr *header, int error) {
+  if (error == 0) return;
+  const uint16_t *row = u->out_row + (header->msg_iov - u->out_part);
+  for (size_t i = 0; i < header->msg_iovlen; i++) b->columns[layout::OUT_ERROR + row[i]] = error;
 }
 
-// Whether a datagram may ride with the message before it: same remote, same length or a shorter one
-// at the end. Order within a socket stays as it is.
-static bool joins(const udp *u, int message, int32_t remote, int32_t length) {
-  const train *t = &u->out_train[message];
-  return u->segments && !t->ended && t->remote == remote && length > 0 && length <= t->segment &&
-         t->bytes + length <= TRAIN_BYTES && u->out[message].msg_hdr.msg_iovlen < TRAIN_ROWS;
-}
-
-// Puts a row into a message, the last one or a new one. Returns its error, or 0.
-static int load_row(udp *u, const batch *b, int row, int part, int *messages) {
-  int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
-  int32_t length = load(b->columns + layout::OUT_LENGTH + row);
-  int32_t remote = load(b->columns + layout::OUT_REMOTE + row);
-  const int32_t *words = remote_of(u, b, row);
-  if (words == nullptr || !in_slab(offset, length)) return EINVAL;
-  int error = complete_row(b, row);
-  if (error != 0) return error;
-  u->out_part[part] = {b->slab + offset, static_cast<size_t>(length)};
-  u->out_row[part] = static_cast<uint16_t>(row);
-  int last = *messages - 1;
-  if (last >= 0 && joins(u, last, remote, length)) {
-    train *t = &u->out_train[last];
-    msghdr *header = &u->out[last].msg_hdr;
-    t->bytes += length;
-    t->ended = length < t->segment;
-    uint16_t segment = static_cast<uint16_t>(t->segment);
-    memcpy(CMSG_DATA(reinterpret_cast<cmsghdr *>(t->control)), &segment, sizeof segment);
-    header->msg_iovlen++;
-    header->msg_control = t->control;
-    header->msg_controllen = sizeof t->control;
-    return 0;
-  }
-  int message = (*messages)++;
-  msghdr *header = &u->out[message].msg_hdr;
-  set_name(u, words, &u->out_name[message], &header->msg_namelen);
-  header->msg_iov = &u->out_part[part];
-  header->msg_iovlen = 1;
-  header->msg_control = nullptr;
-  header->msg_controllen = 0;
-  u->out_train[message].remote = remote;
-  u->out_train[message].segment = length;
-  u->out_train[message].bytes = length;
-  u->out_train[message].ended = false;
-  return 0;
-}
-
-static int set_errors(udp *u, const batch *b, const msghdr *header, int error) {
-  int first = static_cast<int>(header->msg_iov - u->out_part);
-  int rows = static_cast<int>(header->msg_iovlen);
-  for (int i = first; i < first + rows; i++) b->columns[layout::OUT_ERROR + u->out_row[i]] = error;
-  return rows;
-}
-
-// One by one, so that each row has an error of its own.
-static int send_apart(udp *u, const batch *b, int fd, const msghdr *together) {
-  int sent = 0;
-  for (size_t i = 0; i < together->msg_iovlen; i++) {
+// One by one, so that each has an error of its own. Returns whether all of them left.
+static bool send_apart(const udp *u, const batch *b, int message) {
+  const msghdr *together = &u->out[message].msg_hdr;
+  size_t width = static_cast<size_t>(u->out_train[message].width);
+  bool all = true;
+  for (size_t i = 0; i < together->msg_iovlen; i += width) {
     msghdr alone = *together;
     alone.msg_iov = together->msg_iov + i;
-    alone.msg_iovlen = 1;
+    alone.msg_iovlen = width;
     alone.msg_control = nullptr;
     alone.msg_controllen = 0;
-    int error = sendmsg(fd, &alone, MSG_DONTWAIT) < 0 ? errno : 0;
+    int error = sendmsg(u->out_fd, &alone, MSG_DONTWAIT) < 0 ? errno : 0;
     set_errors(u, b, &alone, error);
-    if (error == 0) sent++;
+    all = all && error == 0;
   }
-  return sent;
+  return all;
 }
 
-// Sends messages 0 to count - 1 and returns how many datagrams left. sendmmsg(2) stops before the one
-// that fails and tells why only if that is the first, so it is called again from there: that one's error
-// is its rows', the next ones get their own chance. A full socket stays full: then all the rest fail.
-static int send_messages(udp *u, const batch *b, int fd, int count) {
-  int sent = 0;
-  for (int message = 0; message < count;) {
-    int n = sendmmsg(fd, u->out + message, static_cast<unsigned>(count - message), MSG_DONTWAIT);
+// sendmmsg(2) stops before the message that fails and tells why only if that is the first, so it is
+// called again from there: that one's error is its rows', the next ones get their own chance. A full
+// socket stays full: then all the rest fail.
+static void flush(udp *u, const batch *b) {
+  for (int message = 0; message < u->messages;) {
+    int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
+                     MSG_DONTWAIT);
     if (n > 0) {
-      for (int end = message + n; message < end; message++) {
-        sent += set_errors(u, b, &u->out[message].msg_hdr, 0);
-      }
+      message += n;
       continue;
     }
     int error = errno;
-    const msghdr *header = &u->out[message].msg_hdr;
     if (error == EAGAIN) {
-      while (message < count) set_errors(u, b, &u->out[message++].msg_hdr, error);
-    } else if (header->msg_iovlen > 1) {
-      int apart = send_apart(u, b, fd, header);
-      bool refused = (error == EIO || error == EINVAL) && apart == static_cast<int>(header->msg_iovlen);
-      if (refused) u->segments = false;
-      sent += apart;
+      while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
+    } else if (u->out_train[message].datagrams > 1) {
+      bool all = send_apart(u, b, message);
+      if (all && (error == EIO || error == EINVAL)) u->segments = false;
       message++;
     } else {
-      set_errors(u, b, header, error);
-      message++;
+      set_errors(u, b, &u->out[message++].msg_hdr, error);
     }
   }
-  return sent;
+  u->messages = u->parts = u->headers = 0;
+}
+
+// ---- gathering
+
+// A datagram in parts that lie one behind the other in out_part, the last of them not yet counted.
+struct datagram {
+  int32_t remote;
+  const int32_t *words;  // of the remote
+  int32_t length;
+  int32_t width;  // parts
+  int32_t most;  // datagrams of a train that begins with this one
+};
+
+// Whether a datagram may ride with the message before it: same remote, same length or a shorter one
+// at the end. Order within a socket stays as it is.
+static bool rides(const udp *u, const datagram *d) {
+  if (u->messages == 0 || !u->segments) return false;
+  const train *t = &u->out_train[u->messages - 1];
+  return !t->ended && t->remote == d->remote && t->width == d->width && d->length > 0 &&
+         d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES && t->datagrams < t->most;
+}
+
+static void add_datagram(udp *u, const datagram *d) {
+  iovec *parts = u->out_part + u->parts;
+  u->parts += d->width;
+  if (rides(u, d)) {
+    train *t = &u->out_train[u->messages - 1];
+    msghdr *header = &u->out[u->messages - 1].msg_hdr;
+    t->bytes += d->length;
+    t->datagrams++;
+    t->ended = d->length < t->segment;
+    uint16_t segment = static_cast<uint16_t>(t->segment);
+    memcpy(CMSG_DATA(reinterpret_cast<cmsghdr *>(t->control)), &segment, sizeof segment);
+    header->msg_iovlen += static_cast<size_t>(d->width);
+    header->msg_control = t->control;
+    header->msg_controllen = sizeof t->control;
+    return;
+  }
+  train *t = &u->out_train[u->messages];
+  msghdr *header = &u->out[u->messages].msg_hdr;
+  set_name(u, d->words, &u->out_name[u->messages], &header->msg_namelen);
+  header->msg_iov = parts;
+  header->msg_iovlen = static_cast<size_t>(d->width);
+  header->msg_control = nullptr;
+  header->msg_controllen = 0;
+  t->remote = d->remote;
+  t->segment = t->bytes = d->length;
+  t->datagrams = 1;
+  t->most = d->most;
+  t->width = d->width;
+  t->ended = false;
+  u->messages++;
+}
+
+static void make_room(udp *u, const batch *b, int parts, int headers) {
+  if (u->messages == OUT_MESSAGES || u->parts + parts > OUT_PARTS ||
+      u->headers + headers > OUT_HEADERS) {
+    flush(u, b);
+  }
+}
+
+// Equal trains: of 47 segments 24 and 23, not 44 and 3, which would cost the receiver as much as 44.
+static int32_t train_of(int32_t segments, int32_t bytes) {
+  int32_t by_bytes = TRAIN_BYTES / bytes;
+  int32_t most = by_bytes < 1 ? 1 : by_bytes < TRAIN_ROWS ? by_bytes : TRAIN_ROWS;
+  int32_t trains = (segments + most - 1) / most;
+  return (segments + trains - 1) / trains;
+}
+
+// `prefix` bytes in front of the frame, the VXLAN header, go in front of every segment.
+static void add_segments(udp *u, const batch *b, int row, const super_frame *s, int32_t prefix,
+                         datagram *d) {
+  int32_t headers = prefix + s->at.payload;
+  d->width = 2;
+  d->most = train_of(s->segments, headers + s->size);
+  for (int32_t segment = 0; segment < s->segments; segment++) {
+    make_room(u, b, 2, headers);
+    uint8_t *to = u->out_headers + u->headers;
+    const uint8_t *payload;
+    memcpy(to, s->frame - prefix, static_cast<size_t>(prefix));
+    int32_t bytes = super_frame_segment(s, segment, to + prefix, &payload);
+    u->out_part[u->parts] = {to, static_cast<size_t>(headers)};
+    u->out_part[u->parts + 1] = {const_cast<uint8_t *>(payload), static_cast<size_t>(bytes)};
+    u->out_row[u->parts] = u->out_row[u->parts + 1] = static_cast<uint16_t>(row);
+    u->headers += headers;
+    d->length = headers + bytes;
+    add_datagram(u, d);
+  }
+}
+
+// What a network card does for a frame whose checksum its sender left to it. Once for an in row,
+// however many remotes it goes to.
+static int complete_checksum(const batch *b, int in_row, virtio_net_hdr *vnet) {
+  int32_t offset = load(b->columns + layout::IN_OFFSET + in_row);
+  int32_t length = load(b->columns + layout::IN_LENGTH + in_row);
+  if (!in_slab(offset, length)) return -EINVAL;
+  int error = checksum_complete(b->slab + offset, static_cast<size_t>(length), vnet->csum_start,
+                                vnet->csum_offset);
+  if (error == 0) vnet->flags &= static_cast<uint8_t>(~layout::VNET_NEEDS_CSUM);
+  return error;
+}
+
+static int add_super_frame(udp *u, const batch *b, int row, int in_row, const virtio_net_hdr *vnet,
+                           datagram *d) {
+  int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
+  int32_t prefix = load(b->columns + layout::IN_OFFSET + in_row) - offset;
+  if (prefix < 0 || prefix > layout::HEADROOM || prefix > d->length) return -EINVAL;
+  super_frame s;
+  int error = super_frame_read(&s, b->slab + offset + prefix, d->length - prefix, vnet);
+  if (error == 0) add_segments(u, b, row, &s, prefix, d);
+  return error;
+}
+
+// Returns 0 or -errno.
+static int add_row(udp *u, const batch *b, int row) {
+  int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
+  int32_t in_row = load(b->columns + layout::OUT_ROW + row);
+  datagram d = {};
+  d.length = load(b->columns + layout::OUT_LENGTH + row);
+  d.remote = load(b->columns + layout::OUT_REMOTE + row);
+  d.words = remote_of(u, b, row);
+  if (d.words == nullptr || !in_slab(offset, d.length)) return -EINVAL;
+  if (in_row < 0 || in_row >= layout::IN_ROWS) return -EINVAL;
+  virtio_net_hdr *vnet = vnet_of(b, in_row);
+  const virtio_net_hdr seen = *vnet;
+  if (seen.gso_type != layout::VNET_GSO_NONE) return add_super_frame(u, b, row, in_row, &seen, &d);
+  if ((seen.flags & layout::VNET_NEEDS_CSUM) != 0) {
+    int error = complete_checksum(b, in_row, vnet);
+    if (error < 0) return error;
+  }
+  make_room(u, b, 1, 0);
+  d.width = 1;
+  d.most = TRAIN_ROWS;
+  u->out_part[u->parts] = {b->slab + offset, static_cast<size_t>(d.length)};
+  u->out_row[u->parts] = static_cast<uint16_t>(row);
+  add_datagram(u, &d);
+  return 0;
 }
 
 int udp_send(udp *u, const batch *b, int count) {
   int begin[MAX_FAN + 1];
   sort_rows(u, b, count, begin);
-  int sent = 0;
+  u->messages = u->parts = u->headers = 0;
   for (int s = 0; s < u->fan; s++) {
-    int messages = 0;
-    int parts = 0;
+    u->out_fd = u->fan_fd[s];
     for (int i = begin[s]; i < begin[s + 1]; i++) {
-      int row = u->order[i];
-      int error = load_row(u, b, row, parts, &messages);
-      if (error == 0) {
-        parts++;
-      } else {
-        b->columns[layout::OUT_ERROR + row] = error;
-      }
+      b->columns[layout::OUT_ERROR + u->order[i]] = -add_row(u, b, u->order[i]);
     }
-    if (messages > 0) sent += send_messages(u, b, u->fan_fd[s], messages);
+    if (u->messages > 0) flush(u, b);
+  }
+  int sent = 0;
+  for (int i = 0; i < begin[u->fan]; i++) {
+    if (load(b->columns + layout::OUT_ERROR + u->order[i]) == 0) sent++;
   }
   return sent;
 }

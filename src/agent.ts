@@ -14,6 +14,7 @@ import type { Logger } from "pino";
 import type { Config, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
 import { Counters, type DropReason } from "./counters.ts";
+import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, Fdb, LEARNED, STATIC } from "./fdb.ts";
 import {
@@ -57,6 +58,8 @@ export class Agent {
   #lose!: (error: VtepError) => void;
   #opened: Opened | undefined;
   #reported: Drops[] = [];
+  /** Those in use; before it is known, those wanted. */
+  #offloads: Offloads;
 
   /**
    * Resolves when frames can cross, or to undefined when `unwanted` is aborted before. Throws
@@ -86,6 +89,7 @@ export class Agent {
       this.#lose = resolve;
     });
     this.#log = log;
+    this.#offloads = config.offloads;
     this.#remotes = new Remotes();
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
     const capacity = Math.min(
@@ -103,6 +107,7 @@ export class Agent {
       local6: found.local6,
       port: config.port,
       sourcePorts: config.sourcePorts,
+      offloads: config.offloads,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       networks: config.networks.map((network, at) =>
@@ -127,6 +132,7 @@ export class Agent {
       port,
       underlay: this.#opened?.underlay,
       capabilities: this.#opened?.capabilities,
+      offloads: this.#offloads,
       drops: this.#counters.drops(0),
       networks: networks.map(({ vni, index, tap, mtu, flood }) => ({
         vni,
@@ -170,10 +176,13 @@ export class Agent {
     await bringUp(taps);
     this.#unwanted.throwIfAborted();
     const forwarding = this.#reportOf(worker, "forwarding");
+    const offloads = this.#reportOf(worker, "offloads");
     worker.postMessage("forward" satisfies Order);
     await forwarding;
+    this.#noteOffloads((await offloads).inUse);
     worker.on("message", (report: Report) => {
       if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
+      if (report.event === "offloads") this.#noteOffloads(report.inUse);
     });
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
@@ -288,6 +297,15 @@ export class Agent {
       });
     }
     return networks;
+  }
+
+  /** One that the kernel did without from the start is worth a line, as is one that it gives up. */
+  #noteOffloads(inUse: Offloads): void {
+    const before = this.#offloads;
+    this.#offloads = inUse;
+    const refused = OFFLOADS.filter((name) => before[name] && !inUse[name]);
+    const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
+    if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
   }
 
   /** Logs what was dropped since the last report, a line a network. */

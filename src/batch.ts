@@ -42,6 +42,13 @@ export const TRUNCATED = 1;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
 export const VNET_NEEDS_CSUM = 1;
+/** `virtio_net_hdr.gso_type`: a super-frame of TCP or UDP, to be cut into gso_size bytes each. */
+export const VNET_GSO_NONE = 0;
+export const VNET_GSO_TCPV4 = 1;
+export const VNET_GSO_TCPV6 = 4;
+export const VNET_GSO_UDP_L4 = 5;
+/** Added to `gso_type`: CWR is set in the TCP header, and stays with the first segment. */
+export const VNET_GSO_ECN = 0x80;
 
 /** Offsets in a virtio_net_hdr, which is in host byte order. */
 const CSUM_START = 6;
@@ -72,6 +79,11 @@ export const LAYOUT = {
   ADDRESS_WORDS,
   TRUNCATED,
   VNET_NEEDS_CSUM,
+  VNET_GSO_NONE,
+  VNET_GSO_TCPV4,
+  VNET_GSO_TCPV6,
+  VNET_GSO_UDP_L4,
+  VNET_GSO_ECN,
   IN_OFFSET,
   IN_LENGTH,
   IN_SEGMENT,

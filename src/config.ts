@@ -13,6 +13,7 @@ import { closest, distance } from "fastest-levenshtein";
 import ipaddr from "ipaddr.js";
 import * as v from "valibot";
 import { parse as parseYaml } from "yaml";
+import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { canonicalAddress } from "./remotes.ts";
 import { formatMac, isMulticast, parseMac } from "./wire/ethernet.ts";
@@ -85,6 +86,42 @@ const portRange = v.pipe(
     ([low, high]) => low >= 1024 && high <= 65535 && low <= high,
     "must be LOW-HIGH within 1024-65535",
   ),
+);
+
+const onOff = v.union(
+  [
+    v.boolean(),
+    v.pipe(
+      v.picklist(["on", "off"]),
+      v.transform((text) => text === "on"),
+    ),
+  ],
+  (issue) => `a switch that is ${JSON.stringify(issue.input)}: on or off`,
+);
+
+const offloads = v.pipe(
+  v.custom<Record<string, unknown>>(
+    isMapping,
+    `must map names (${OFFLOADS.join(", ")}) to on or off`,
+  ),
+  v.rawTransform(({ dataset, addIssue, NEVER }): Offloads => {
+    const switches: Record<string, boolean> = Object.fromEntries(
+      OFFLOADS.map((name) => [name, true]),
+    );
+    for (const [name, value] of Object.entries(dataset.value)) {
+      const wanted = v.safeParse(onOff, value);
+      const fault =
+        name in switches
+          ? wanted.issues?.[0].message
+          : `no ${JSON.stringify(name)}${nearest(name, OFFLOADS)}`;
+      if (fault !== undefined) {
+        addIssue({ message: `has ${fault}` });
+        return NEVER;
+      }
+      switches[name] = wanted.output as boolean;
+    }
+    return switches as Offloads;
+  }),
 );
 
 const fdb = v.pipe(
@@ -178,6 +215,11 @@ const endpointEntries = {
     { value: "LOW-HIGH", otherwise: "49152-65535" },
     v.optional(portRange, "49152-65535"),
   ),
+  offload: key(
+    `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}`,
+    { value: "NAME=off,..." },
+    v.optional(offloads, {}),
+  ),
   strict: key(
     "drop datagrams whose reserved VXLAN bits are set, as Linux does, instead of ignoring the bits",
     {},
@@ -219,6 +261,7 @@ export interface Config {
   readonly port: number;
   readonly underlay: (typeof UNDERLAYS)[number];
   readonly sourcePorts: readonly [low: number, high: number];
+  readonly offloads: Offloads;
   readonly strict: boolean;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly networks: readonly NetworkConfig[];
@@ -257,7 +300,7 @@ export function configure(file: string | undefined, given: FlagValues): Config {
     Object.keys(network).length === 0 || !Array.isArray(fromFile)
       ? fromFile
       : [...fromFile, flagNetwork(network)];
-  const merged = { ...raw, ...only(given, endpointEntries), networks };
+  const merged = { ...raw, ...flagEndpoint(only(given, endpointEntries)), networks };
   const parsed = v.safeParse(schema, merged, { abortPipeEarly: true });
   if (parsed.success) return complete(parsed.output);
   const fileNetworks = Array.isArray(fromFile) ? fromFile.length : 0;
@@ -285,6 +328,19 @@ function parsedYaml(file: string): unknown {
 
 function only(given: FlagValues, entries: object): FlagValues {
   return Object.fromEntries(Object.entries(given).filter(([name]) => name in entries));
+}
+
+/** The flags of the endpoint in the shape that a file has: only `--offload` is written differently. */
+function flagEndpoint(endpoint: FlagValues): FlagValues {
+  const { offload, ...rest } = endpoint;
+  if (typeof offload !== "string") return endpoint;
+  const pairs = offload.split(",").map((pair) => pair.split("="));
+  const wrong = pairs.find(([name, value, ...more]) => !name || !value || more.length > 0);
+  if (wrong === undefined) return { ...rest, offload: Object.fromEntries(pairs) };
+  throw new VtepError(
+    "USAGE",
+    `--offload ${JSON.stringify(wrong.join("="))} must be NAME=on or NAME=off`,
+  );
 }
 
 /** The flags of a network in the shape that a file has: only `--fdb` is written differently. */
@@ -362,6 +418,7 @@ function complete(parsed: Parsed): Config {
     port: parsed.port,
     underlay: parsed.underlay,
     sourcePorts: parsed["source-ports"],
+    offloads: parsed.offload,
     strict: parsed.strict,
     logLevel: parsed["log-level"],
     networks: parsed.networks.map((network) => ({

@@ -31,6 +31,8 @@ import * as vxlan from "./wire/vxlan.ts";
 const BURSTS = 4;
 /** Entries of one network that may age out in one tick. */
 const AGED_PER_TICK = 4096;
+/** What a datagram's fate depends on: the VXLAN header and the Ethernet header behind it. */
+const DECISIVE = vxlan.HEADER + ethernet.HEADER;
 /** The row of the counters for what belongs to no network. */
 const NO_NETWORK = 0;
 
@@ -176,18 +178,25 @@ export class Dataplane {
   }
 
   /**
-   * A row is one datagram, or a train of them. Out rows are filled for one network at a time;
-   * returns which, given the one they were filled for so far.
+   * A row is one datagram, or a train of them, and a train is mostly one flow: a datagram that begins
+   * like the one before it, up to the MACs, has the same fate. Out rows are filled for one network at a
+   * time; returns which, given the one they were filled for so far.
    */
   #decapRow(row: number, remote: number, filling: Network | undefined): Network | undefined {
-    const { inOffset, inLength, inSegment } = this.#batch;
+    const { inOffset, inLength, inSegment, view } = this.#batch;
     const end = inOffset[row]! + inLength[row]!;
     const segment = inSegment[row]!;
     let offset = inOffset[row]!;
     let current = filling;
+    let network: Network | undefined;
+    let decided = -1;
     do {
       const length = Math.min(segment, end - offset);
-      const network = this.#accept(row, offset, length, remote);
+      if (decided < 0 || length < DECISIVE || !beginsAlike(view, offset, decided)) {
+        network = this.#accept(row, offset, length, remote);
+        // Reserved bits are counted for each datagram, by accepting it.
+        decided = network === undefined || vxlan.hasReservedBits(view, offset) ? -1 : offset;
+      }
       if (network !== undefined) {
         if (current !== undefined && (network !== current || this.#out === OUT_ROWS)) {
           this.#deliver(current);
@@ -285,4 +294,12 @@ export class Dataplane {
   #drop(network: number, reason: number): void {
     this.#counters.add(network, reason, 1);
   }
+}
+
+/** Whether two datagrams have the same VXLAN header and the same MACs. */
+function beginsAlike(view: DataView, one: number, other: number): boolean {
+  for (let at = 0; at < vxlan.HEADER + 2 * ethernet.SOURCE; at += 4) {
+    if (view.getInt32(one + at) !== view.getInt32(other + at)) return false;
+  }
+  return true;
 }

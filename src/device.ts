@@ -42,6 +42,30 @@ export interface Tap {
   close(): void;
 }
 
+/**
+ * Work on whole trains instead of single frames, by name. Each may be switched off, each is tried where
+ * it is wanted, and one that the kernel refuses is done without.
+ *
+ *     csum           the host leaves checksums to us
+ *     tso, uso       the host hands over super-frames of TCP, of UDP, which we cut
+ *     gso            trains of datagrams leave as one message, which the kernel cuts (UDP_SEGMENT)
+ *     gro            trains of datagrams arrive as one (UDP_GRO)
+ *     coalesce-tcp   segments of a TCP flow are handed to the host as one super-frame
+ *     coalesce-udp   datagrams of a UDP flow likewise
+ */
+export const OFFLOADS = [
+  "csum",
+  "tso",
+  "uso",
+  "gso",
+  "gro",
+  "coalesce-tcp",
+  "coalesce-udp",
+] as const;
+
+/** Which of them are wanted, or in use. */
+export type Offloads = Readonly<Record<(typeof OFFLOADS)[number], boolean>>;
+
 /** What an underlay can do beyond carrying datagrams; shown to the user, never tested for. */
 export interface Capabilities {
   /** The outer source port follows the inner flow (RFC 7348, section 5). */
@@ -52,6 +76,8 @@ export interface Capabilities {
   readonly zeroChecksum6: boolean;
   /** What the socket's buffer had no room for is counted by `overflows`. */
   readonly countsOverflows: boolean;
+  /** Super-frames are cut into segments, a datagram each; without it, a TAP must not read any. */
+  readonly cutsSuperFrames: boolean;
 }
 
 /** The VTEP's port into the underlay: UDP over IPv4, IPv6 or both. */
@@ -65,7 +91,7 @@ export interface Underlay {
   /**
    * Sends out rows 0 to `count` − 1 (outOffset, outLength, outRow, outRemote, outHash), completing
    * first the checksum of a frame whose virtio_net_hdr (of in row outRow) says that it is partial,
-   * and sets outError of each. Order is kept within one hash. Returns how many failed: a full
+   * cutting it where that says that it is a super-frame, and sets outError of each. Order is kept within one hash. Returns how many failed: a full
    * socket drops (EAGAIN, ENOBUFS), nothing is retried. The slab may be reused when it returns.
    */
   send(batch: Batch, count: number): number;

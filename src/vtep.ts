@@ -8,7 +8,7 @@ import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { NativeUnderlay } from "./device/native-underlay.ts";
 import { NativeTap } from "./device/tap.ts";
-import type { Capabilities, Underlay } from "./device.ts";
+import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
 import { Network } from "./network.ts";
@@ -39,6 +39,7 @@ export interface Plan {
   readonly local6: string | undefined;
   readonly port: number;
   readonly sourcePorts: readonly [low: number, high: number];
+  readonly offloads: Offloads;
   readonly strict: boolean;
   readonly flowSeed: number;
   readonly networks: readonly NetworkPlan[];
@@ -62,6 +63,7 @@ export class Vtep {
   readonly #underlay: Underlay;
   readonly #networks: readonly Network[];
   readonly #dataplane: Dataplane;
+  readonly #wanted: Offloads;
   #ticking: NodeJS.Timeout | undefined;
 
   /** Opens every device of a plan; throws VtepError, having closed again what it opened. */
@@ -69,8 +71,11 @@ export class Vtep {
     const remotes = new Remotes(plan.remotes);
     const { underlay, opened } = await openUnderlay(plan, remotes);
     const networks: Network[] = [];
+    const whole = underlay.capabilities.cutsSuperFrames;
+    const { tso, uso } = plan.offloads;
+    const offloads = { ...plan.offloads, tso: tso && whole, uso: uso && whole };
     try {
-      for (const network of plan.networks) networks.push(openNetwork(network));
+      for (const network of plan.networks) networks.push(openNetwork(network, offloads));
     } catch (error) {
       for (const { tap } of networks) tap.close();
       underlay.close();
@@ -87,6 +92,7 @@ export class Vtep {
     networks: readonly Network[],
   ) {
     this.opened = opened;
+    this.#wanted = plan.offloads;
     this.#underlay = underlay;
     this.#networks = networks;
     this.#dataplane = new Dataplane({
@@ -100,11 +106,22 @@ export class Vtep {
     });
   }
 
-  /** Begins to forward. `onLost` is told of every device that goes away. */
-  forward(onLost: (error: VtepError) => void): void {
+  /**
+   * Begins to forward. `onLost` is told of every device that goes away, `onOffloads` which offloads are
+   * in use: at once, and again when the kernel has refused one.
+   */
+  forward(onLost: (error: VtepError) => void, onOffloads: (inUse: Offloads) => void): void {
     const dataplane = this.#dataplane;
-    dataplane.tick(monotonicSeconds());
-    this.#ticking = setInterval(() => dataplane.tick(monotonicSeconds()), 1000);
+    let told = "";
+    const tick = () => {
+      dataplane.tick(monotonicSeconds());
+      const inUse = this.#offloads();
+      if (JSON.stringify(inUse) === told) return;
+      told = JSON.stringify(inUse);
+      onOffloads(inUse);
+    };
+    tick();
+    this.#ticking = setInterval(tick, 1000);
     this.#underlay.watch({
       onReadable: () => dataplane.decap(),
       onUnsent: (errno) => dataplane.unsent(errno),
@@ -120,10 +137,20 @@ export class Vtep {
     for (const { tap } of this.#networks) tap.close();
     this.#underlay.close();
   }
+
+  /** One that any device does without counts as not in use. */
+  #offloads(): Offloads {
+    const none = { gso: false, gro: false };
+    const underlay = this.#underlay instanceof NativeUnderlay ? this.#underlay.offloads() : none;
+    const taps = this.#networks.map(({ tap }) => (tap as NativeTap).offloads());
+    const used = [this.#wanted, underlay, ...taps] as Partial<Offloads>[];
+    const all = OFFLOADS.map((name) => [name, used.every((use) => use[name] ?? true)]);
+    return Object.fromEntries(all) as Offloads;
+  }
 }
 
-function openNetwork(plan: NetworkPlan): Network {
-  const tap = new NativeTap({ name: plan.tap });
+function openNetwork(plan: NetworkPlan, offloads: Offloads): Network {
+  const tap = new NativeTap({ name: plan.tap, offloads });
   const network = new Network({ ...plan, tap });
   for (const remote of plan.flood) network.addToFlood(remote);
   for (const remote of plan.allowed) network.allow(remote);
@@ -140,6 +167,7 @@ async function openUnderlay(
     port: plan.port,
     remotes,
     sourcePorts: plan.sourcePorts,
+    offloads: plan.offloads,
     largestDatagram: largestDatagram(plan.networks),
   };
   let fallback: string | undefined;

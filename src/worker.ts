@@ -3,6 +3,7 @@
  * told to, and ends when told to: the main thread may pause, frames go on.
  */
 import { parentPort, workerData } from "node:worker_threads";
+import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
 import { type Opened, type Plan, Vtep } from "./vtep.ts";
 
@@ -13,6 +14,7 @@ export type Order = "forward" | "stop";
 export type Report =
   | { readonly event: "opened"; readonly opened: Opened }
   | { readonly event: "forwarding" }
+  | { readonly event: "offloads"; readonly inUse: Offloads }
   | {
       readonly event: "failed" | "lost";
       readonly code: VtepError["code"];
@@ -41,7 +43,10 @@ try {
   const vtep = await Vtep.open(workerData as Plan);
   port.on("message", (order: Order) => {
     if (order === "forward") {
-      vtep.forward((error) => reportError("lost", error));
+      vtep.forward(
+        (error) => reportError("lost", error),
+        (inUse) => report({ event: "offloads", inUse }),
+      );
       report({ event: "forwarding" });
     } else {
       vtep.close();

@@ -130,6 +130,7 @@ export class DgramUnderlay implements Underlay {
       dontFragment: false,
       zeroChecksum6: false,
       countsOverflows: drops !== undefined,
+      cutsSuperFrames: false,
     };
   }
 

@@ -277,6 +277,7 @@ export class MemoryUnderlay implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    cutsSuperFrames: false,
   };
   /** As if the socket's send buffer were full: nothing is sent, every row fails with EAGAIN. */
   congested = false;

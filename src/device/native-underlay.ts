@@ -8,7 +8,7 @@
  */
 import { constants } from "node:os";
 import type { Batch } from "../batch.ts";
-import type { Capabilities, Underlay, Watch } from "../device.ts";
+import type { Capabilities, Offloads, Underlay, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import type { Remotes } from "../remotes.ts";
 import { addon, handleOf, isSystemError, type UdpFamily, type UdpFamilyOptions } from "./native.ts";
@@ -26,6 +26,9 @@ const ERRORS_MS = 1000;
 /** Of a row that no family of this underlay took, and of all rows once it is lost. */
 const { EAFNOSUPPORT, ENETDOWN } = constants.errno;
 
+/** Those that are an underlay's. */
+export type UnderlayOffloads = Pick<Offloads, "gso" | "gro">;
+
 export interface NativeUnderlayOptions {
   /** Local IPv4 address; without it there is no IPv4. */
   local4?: string | undefined;
@@ -38,6 +41,8 @@ export interface NativeUnderlayOptions {
   sourcePorts?: readonly [low: number, high: number];
   /** Bytes of the longest UDP payload to receive whole: the overlay's MTU + 14 + 4 + 8. */
   largestDatagram: number;
+  /** What is wanted; by default all. */
+  offloads?: Partial<UnderlayOffloads>;
 }
 
 export class NativeUnderlay implements Underlay {
@@ -46,6 +51,7 @@ export class NativeUnderlay implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    cutsSuperFrames: true,
   };
   readonly #families: UdpFamily[] = [];
   /** Whose turn it is to be asked first. */
@@ -73,6 +79,8 @@ export class NativeUnderlay implements Underlay {
         slotBytes: Math.min(largestDatagram, LARGEST_SLOT),
         receiveBuffer: BUFFER_BYTES,
         sendBuffer: BUFFER_BYTES,
+        segment: options.offloads?.gso ?? true,
+        coalesce: options.offloads?.gro ?? true,
         remotes: remotes.words,
       };
       try {
@@ -83,6 +91,15 @@ export class NativeUnderlay implements Underlay {
       }
     }
     if (this.#families.length === 0) throw new TypeError("local4, local6 or both must be given");
+  }
+
+  /** What is in use now, by every family. */
+  offloads(): UnderlayOffloads {
+    const trains = this.#families.map((family) => family.trains());
+    return {
+      gso: trains.every(({ segment }) => segment),
+      gro: trains.every(({ coalesce }) => coalesce),
+    };
   }
 
   receive(batch: Batch): number {

@@ -34,6 +34,10 @@ export interface TapQueue extends Port {
   read(batch: BatchHandle): number;
   /** Rows that failed. */
   write(batch: BatchHandle, first: number, end: number): number;
+  /** TUN_F_ bits. 0, or −errno: EINVAL when the kernel does not know one, or not without another. */
+  setOffloads(bits: number): number;
+  /** Which trains are written as super-frames still: the kernel may have refused a kind. */
+  coalesces(): { tcp: boolean; udp: boolean };
 }
 
 export interface UdpFamily extends Port {
@@ -42,13 +46,15 @@ export interface UdpFamily extends Port {
   /** Rows sent, of those whose remote is of this family; other rows are left alone. */
   send(batch: BatchHandle, count: number): number;
   overflows(): number;
+  /** Whether trains still leave as one message (the kernel may have refused), and arrive as one. */
+  trains(): { segment: boolean; coalesce: boolean };
 }
 
 export interface TapQueueOptions {
   name: string;
-  /** TUN_F_ bits. */
-  offloads: number;
   multiQueue: boolean;
+  coalesceTcp: boolean;
+  coalesceUdp: boolean;
 }
 
 export interface UdpFamilyOptions {
@@ -64,6 +70,9 @@ export interface UdpFamilyOptions {
   slotBytes: number;
   receiveBuffer: number;
   sendBuffer: number;
+  /** Whether trains leave as one message, and arrive as one, where the kernel can do it. */
+  segment: boolean;
+  coalesce: boolean;
   /** `Remotes.words`. */
   remotes: Int32Array;
 }
@@ -75,6 +84,14 @@ export interface Addon {
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
   /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
   completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;
+  /** The segments of a super-frame, or −EINVAL where frame and virtio_net_hdr do not fit. */
+  segment(frame: Uint8Array, vnet: Uint8Array): Buffer[] | number;
+  /** What is written to a TAP in place of these frames, in that order. */
+  coalesce(
+    frames: readonly Uint8Array[],
+    tcp: boolean,
+    udp: boolean,
+  ): { rows: number[]; vnet: Buffer; frame: Buffer }[];
 }
 
 /** An error that the addon threw because the system refused something. */

@@ -9,22 +9,30 @@
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import type { Batch } from "../batch.ts";
-import type { Tap, Watch } from "../device.ts";
+import type { Offloads, Tap, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import { addon, handleOf, isSystemError, type TapQueue } from "./native.ts";
 
-/** `offloads`: the kernel may leave checksums partial (VNET_NEEDS_CSUM). */
-export const TUN_F_CSUM = 1;
+/**
+ * TUN_F_ bits of <linux/if_tun.h>: what the host may leave to us. Checksums alone; super-frames of TCP
+ * over IPv4 and IPv6, with CWR in them; super-frames of UDP (Linux 6.2).
+ */
+const TUN_F_CSUM = 0x01;
+const TUN_F_TSO = 0x02 | 0x04 | 0x08;
+const TUN_F_USO = 0x20 | 0x40;
 
 /** "File descriptor in bad state": the interface behind it is gone. Not among os.constants. */
 const EBADFD = 77;
 const { ENODEV } = constants.errno;
 
+/** Those that are a TAP's. */
+export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
+
 export interface NativeTapOptions {
   /** Name of the interface, 1 to 15 bytes. */
   name: string;
-  /** TUN_F_ bits of <linux/if_tun.h>; by default TUN_F_CSUM. */
-  offloads?: number;
+  /** What is wanted; by default all. */
+  offloads?: Partial<TapOffloads>;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
 }
@@ -32,6 +40,7 @@ export interface NativeTapOptions {
 export class NativeTap implements Tap {
   readonly name: string;
   readonly #queue: TapQueue;
+  readonly #bits: number;
   #watch: Watch | undefined;
   #lost: VtepError | undefined;
   #told = false;
@@ -39,15 +48,31 @@ export class NativeTap implements Tap {
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
   constructor(options: NativeTapOptions) {
-    const { name, offloads = TUN_F_CSUM, multiQueue = false } = options;
+    const { name, multiQueue = false } = options;
+    const wanted = options.offloads ?? {};
+    const coalesceTcp = wanted["coalesce-tcp"] ?? true;
+    const coalesceUdp = wanted["coalesce-udp"] ?? true;
     const native = addon();
     checkName(name);
     try {
-      this.#queue = new native.Tap({ name, offloads, multiQueue });
+      this.#queue = new native.Tap({ name, multiQueue, coalesceTcp, coalesceUdp });
     } catch (error) {
       throw explain(error, name, multiQueue);
     }
     this.name = this.#queue.name;
+    this.#bits = agree(this.#queue, wanted);
+  }
+
+  /** What is in use now. */
+  offloads(): TapOffloads {
+    const { tcp, udp } = this.#queue.coalesces();
+    return {
+      csum: (this.#bits & TUN_F_CSUM) !== 0,
+      tso: (this.#bits & TUN_F_TSO) !== 0,
+      uso: (this.#bits & TUN_F_USO) !== 0,
+      "coalesce-tcp": tcp,
+      "coalesce-udp": udp,
+    };
   }
 
   read(batch: Batch): number {
@@ -103,6 +128,20 @@ export class NativeTap implements Tap {
   #assertOpen(): void {
     if (this.#closed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
   }
+}
+
+/** Asks for all that is wanted, then for less and less until the kernel agrees; returns the bits. */
+function agree(
+  queue: TapQueue,
+  wanted: Pick<Partial<TapOffloads>, "csum" | "tso" | "uso">,
+): number {
+  const { csum = true, tso = true, uso = true } = wanted;
+  const steps = csum ? [TUN_F_CSUM] : []; // the kernel segments nothing whose checksum it completes
+  if (csum && tso) steps.push(steps.at(-1)! | TUN_F_TSO);
+  if (csum && uso) steps.push(steps.at(-1)! | TUN_F_USO);
+  for (const bits of steps.reverse()) if (queue.setOffloads(bits) === 0) return bits;
+  queue.setOffloads(0);
+  return 0;
 }
 
 function isGone(errno: number): boolean {

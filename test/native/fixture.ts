@@ -82,6 +82,8 @@ export function udpOptions(port: number, changes: Partial<UdpFamilyOptions> = {}
     slotBytes: 1500,
     receiveBuffer: 1 << 20,
     sendBuffer: 1 << 20,
+    segment: true,
+    coalesce: true,
     remotes: new Remotes().words,
     ...changes,
   } satisfies UdpFamilyOptions;

@@ -471,7 +471,7 @@ describe("in a namespace of its own", () => {
        const remotes = new Remotes();
        const remote = remotes.add("192.0.2.2", 4789);
        const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-         fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, remotes: remotes.words });
+         fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, segment: true, coalesce: true, remotes: remotes.words });
        const batch = new Batch();
        for (let row = 0; row < 1000; row++) {
          batch.outLength[row] = 1000; batch.outRemote[row] = remote; batch.outHash[row] = row % 2; 
@@ -491,14 +491,14 @@ describe("in a namespace of its own", () => {
   });
 
   /**
-   * Sends 60 datagrams of a length over a TAP that takes uncut trains (TUN_F_USO4, TUN_F_USO6), and
-   * tells the lengths of what came out there.
+   * Sends 60 datagrams of a length over a TAP that takes uncut trains, and tells the lengths of what came out there.
    */
   const trains = `import { execFileSync } from "node:child_process";
     import { Batch } from "./src/batch.ts";
     import { addon, handleOf } from "./src/device/native.ts";
     import { Remotes } from "./src/remotes.ts";
-    const tap = new (addon().Tap)({ name: "vtep7", offloads: 0x61, multiQueue: false });
+    const tap = new (addon().Tap)({ name: "vtep7", multiQueue: false, coalesceTcp: true, coalesceUdp: true });
+    tap.setOffloads(0x61); // TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
     const run = (line) => execFileSync(...((words) => [words[0], words.slice(1)])(line.split(" ")));
     run("ip address add 192.0.2.1/24 dev vtep7");
     run("ip link set vtep7 up");
@@ -506,7 +506,7 @@ describe("in a namespace of its own", () => {
     const remotes = new Remotes();
     const remote = remotes.add("192.0.2.2", 4789);
     const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-      fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, remotes: remotes.words });
+      fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, segment: true, coalesce: true, remotes: remotes.words });
     const [batch, out] = [new Batch(), new Batch()];
     const send = (length) => {
       batch.outLength.fill(length); batch.outRemote.fill(remote); batch.outError.fill(-1);
@@ -590,7 +590,7 @@ describe("in a namespace of its own", () => {
        import { NativeTap } from "./src/device/tap.ts";
        import { NativeUnderlay } from "./src/device/native-underlay.ts";
        import { Remotes } from "./src/remotes.ts";
-       const tap = new NativeTap({ name: "vtep7", offloads: 0 });
+       const tap = new NativeTap({ name: "vtep7", offloads: { csum: false } });
        for (const line of ["link set vtep7 up", "address add 192.0.2.1/24 dev vtep7",
          "address add 2001:db8::1/64 dev vtep7 nodad",
          "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7",

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { configure, type FlagValues, flags, reached } from "../../src/config.ts";
+import type { Offloads } from "../../src/device.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "../../src/errors.ts";
 
 let directory: string;
@@ -38,6 +39,16 @@ function refusal(yaml: string | undefined, given: FlagValues = {}): string {
   throw new Error("it was accepted");
 }
 
+const ALL_ON: Offloads = {
+  csum: true,
+  tso: true,
+  uso: true,
+  gso: true,
+  gro: true,
+  "coalesce-tcp": true,
+  "coalesce-udp": true,
+};
+
 describe("defaults", () => {
   it("are for everything but the VNI and a peer", () => {
     expect(configure(undefined, FLAGS)).toEqual({
@@ -45,6 +56,7 @@ describe("defaults", () => {
       port: 4789,
       underlay: "auto",
       sourcePorts: [49152, 65535],
+      offloads: ALL_ON,
       strict: false,
       logLevel: "info",
       networks: [
@@ -121,6 +133,7 @@ describe("the flags", () => {
       port: "8472",
       underlay: "dgram",
       "source-ports": "1024-1024",
+      offload: "tso=off,coalesce-udp=off,gro=on",
       strict: true,
       "log-level": "debug",
     });
@@ -129,6 +142,7 @@ describe("the flags", () => {
       port: 8472,
       underlay: "dgram",
       sourcePorts: [1024, 1024],
+      offloads: { ...ALL_ON, tso: false, "coalesce-udp": false },
       strict: true,
       logLevel: "debug",
       networks: [
@@ -239,6 +253,10 @@ describe("the flags", () => {
     [{ "source-ports": "1023-2000" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-1999" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-65536" }, "--source-ports must be LOW-HIGH within 1024-65535"],
+    [{ offload: "tso" }, '--offload "tso" must be NAME=on or NAME=off'],
+    [{ offload: "tso=off,=on" }, '--offload "=on" must be NAME=on or NAME=off'],
+    [{ offload: "tso=0" }, '--offload has a switch that is "0": on or off'],
+    [{ offload: "tos=off" }, '--offload has no "tos": did you mean "tso"?'],
     [{ "log-level": "loud" }, "--log-level must be one of trace, debug, info, warn, error, fatal"],
     [{ age: "-1" }, "--age must be a whole number from 0 to 31536000"],
     [{ "fdb-limit": "0" }, "--fdb-limit must be a whole number from 1 to 2097152"],
@@ -290,6 +308,7 @@ describe("a file", () => {
         port: 4790
         underlay: native
         source-ports: 50000-50999
+        offload: { gso: off, uso: false, csum: on }
         strict: true
         log-level: warn
         networks:
@@ -312,6 +331,7 @@ describe("a file", () => {
       port: 4790,
       underlay: "native",
       sourcePorts: [50_000, 50_999],
+      offloads: { ...ALL_ON, gso: false, uso: false },
       strict: true,
       logLevel: "warn",
     });
@@ -342,6 +362,7 @@ describe("a file", () => {
     expect(keys.filter((key) => !inNetwork.includes(key)).sort()).toEqual([
       "local",
       "log-level",
+      "offload",
       "port",
       "source-ports",
       "strict",
@@ -387,7 +408,7 @@ describe("a file", () => {
     ],
     [
       `colour: green\n${ONE_NETWORK}`,
-      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, strict, log-level, networks",
+      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, offload, strict, log-level, networks",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",

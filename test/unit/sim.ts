@@ -378,6 +378,7 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    cutsSuperFrames: false,
   };
   overflowed = 0;
 

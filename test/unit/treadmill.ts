@@ -20,6 +20,7 @@ export class Treadmill implements Tap, Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    cutsSuperFrames: false,
   };
   /** The errno that every row of a write fails with; 0: none does. */
   errno = 0;

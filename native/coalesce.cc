@@ -1,0 +1,250 @@
+#include "coalesce.h"
+
+#include <cstring>
+
+#include "checksum.h"
+
+// ---- what a frame is
+
+enum kind {
+  NO_IP,     // nothing that has an order to keep with what is open
+  NO_PORTS,  // a fragment, or IP of another protocol
+  PORTS,     // TCP or UDP of a known flow, but not fit to join
+  SEGMENT,   // of a known flow, and fit to join or to begin a train
+};
+
+static bool ipv4(const uint8_t *frame, int32_t length, headers *h, uint8_t *protocol, bool *fit) {
+  const uint8_t *l3 = frame + h->l3;
+  if (length < h->l3 + IPV4 || l3[0] != 0x45) return false;
+  uint32_t fragment = get16(l3 + IPV4_FRAGMENT);
+  if ((fragment & 0x3fff) != 0) return false;
+  h->l4 = h->l3 + IPV4;
+  *protocol = l3[IPV4_PROTOCOL];
+  *fit = get16(l3 + IPV4_LENGTH) == length - h->l3;
+  return true;
+}
+
+static bool ipv6(const uint8_t *frame, int32_t length, headers *h, uint8_t *protocol, bool *fit) {
+  const uint8_t *l3 = frame + h->l3;
+  if (length < h->l3 + IPV6 || l3[0] >> 4 != 6) return false;
+  h->l4 = h->l3 + IPV6;
+  *protocol = l3[IPV6_NEXT];
+  *fit = get16(l3 + IPV6_LENGTH) == length - h->l4;
+  return true;
+}
+
+static kind read_headers(const uint8_t *frame, int32_t length, headers *h) {
+  if (length < ETHERNET) return NO_IP;
+  uint16_t type = get16(frame + ETHERNET_TYPE);
+  if (type != TYPE_IPV4 && type != TYPE_IPV6) {
+    return type == TYPE_VLAN || type == TYPE_SVLAN ? NO_PORTS : NO_IP;
+  }
+  h->l3 = ETHERNET;
+  h->v6 = type == TYPE_IPV6;
+  uint8_t protocol;
+  bool fit;
+  bool whole = h->v6 ? ipv6(frame, length, h, &protocol, &fit)
+                     : ipv4(frame, length, h, &protocol, &fit);
+  if (!whole) return NO_PORTS;
+  const uint8_t *l4 = frame + h->l4;
+  if (protocol == PROTOCOL_TCP && length >= h->l4 + TCP) {
+    h->tcp = true;
+    int32_t header = (l4[TCP_OFFSET] >> 4) * 4;
+    h->payload = h->l4 + header;
+    fit = fit && header >= TCP && (l4[TCP_FLAGS] & ~TCP_PSH) == TCP_ACK;
+  } else if (protocol == PROTOCOL_UDP && length >= h->l4 + UDP) {
+    h->tcp = false;
+    h->payload = h->l4 + UDP;
+    fit = fit && get16(l4 + UDP_LENGTH) == length - h->l4 && get16(l4 + UDP_CHECKSUM) != 0;
+  } else {
+    return NO_PORTS;
+  }
+  return fit && h->payload < length ? SEGMENT : PORTS;
+}
+
+// Addresses and ports lie one behind the other.
+static const uint8_t *flow_of(const uint8_t *frame, const headers *h, int32_t *length) {
+  *length = h->v6 ? 36 : 12;
+  return frame + h->l4 + 4 - *length;
+}
+
+static uint32_t flow_hash(const uint8_t *frame, const headers *h) {
+  int32_t length;
+  const uint8_t *flow = flow_of(frame, h, &length);
+  uint32_t hash = h->tcp ? 6 : 17;
+  for (int32_t at = 0; at < length; at += 4) {
+    uint32_t word;
+    memcpy(&word, flow + at, sizeof word);
+    hash = (hash ^ word) * 0x9e3779b1u;
+  }
+  return hash;
+}
+
+static bool same_flow(const frame_train *t, const uint8_t *frame, const headers *h) {
+  int32_t length, other;
+  const uint8_t *flow = flow_of(frame, h, &length);
+  return t->at.tcp == h->tcp && t->at.v6 == h->v6 &&
+         memcmp(flow, flow_of(t->first, &t->at, &other), static_cast<size_t>(length)) == 0;
+}
+
+static bool is_right(const uint8_t *frame, const headers *h, int32_t length) {
+  int32_t l4_length = length - h->l4;
+  uint16_t sum = checksum_pseudo(frame + h->l3 + (h->v6 ? IPV6_ADDRESSES : IPV4_ADDRESSES), h->v6,
+                                 h->tcp ? PROTOCOL_TCP : PROTOCOL_UDP,
+                                 static_cast<uint32_t>(l4_length));
+  return checksum_add(sum, checksum_sum(frame + h->l4, static_cast<size_t>(l4_length))) == 0xffff;
+}
+
+// ---- whether a segment joins its flow's train
+
+static bool same_bytes(const uint8_t *a, const uint8_t *b, int32_t from, int32_t to) {
+  return memcmp(a + from, b + from, static_cast<size_t>(to - from)) == 0;
+}
+
+static bool continues_ip(const frame_train *t, const uint8_t *frame, const headers *h) {
+  const uint8_t *l3 = frame + h->l3, *first = t->first + h->l3;
+  if (!same_bytes(frame, t->first, 0, ETHERNET)) return false;
+  // Version, traffic class, flow label; hop limit. Addresses are the flow's.
+  if (h->v6) return same_bytes(l3, first, 0, IPV6_LENGTH) && l3[IPV6_NEXT + 1] == first[IPV6_NEXT + 1];
+  uint32_t fragment = get16(l3 + IPV4_FRAGMENT);
+  return l3[IPV4_TOS] == first[IPV4_TOS] && l3[IPV4_TTL] == first[IPV4_TTL] &&
+         fragment == get16(first + IPV4_FRAGMENT) &&
+         ((fragment & IPV4_DF) != 0 ||
+          get16(l3 + IPV4_ID) == static_cast<uint16_t>(get16(first + IPV4_ID) + t->rows));
+}
+
+static bool continues_tcp(const frame_train *t, const uint8_t *frame, const headers *h) {
+  const uint8_t *l4 = frame + h->l4, *first = t->first + h->l4;
+  return get32(l4 + TCP_SEQUENCE) == get32(first + TCP_SEQUENCE) + static_cast<uint32_t>(t->total) &&
+         same_bytes(l4, first, TCP_ACK_NUMBER, TCP_FLAGS) &&
+         same_bytes(l4, first, TCP_WINDOW, TCP_WINDOW + 2) &&
+         same_bytes(frame, t->first, h->l4 + TCP_CHECKSUM + 2, h->payload);
+}
+
+// The offset of the header, among what is compared, is the same: hence so are the options' bounds.
+static bool joins(frame_train *t, const uint8_t *frame, const headers *h, int32_t length) {
+  int32_t bytes = length - h->payload;
+  if (t->ended || t->rows == TRAIN_SEGMENTS || bytes > t->payload) return false;
+  if (h->payload != t->at.payload || h->payload - h->l3 + t->total + bytes > 65535) return false;
+  if (!continues_ip(t, frame, h) || (h->tcp && !continues_tcp(t, frame, h))) return false;
+  if (!t->verified) {
+    t->verified = true;
+    t->ended = !is_right(t->first, &t->at, t->at.payload + t->payload);
+  }
+  return !t->ended && is_right(frame, h, length);
+}
+
+// ---- trains
+
+static void close_train(coalescer *c, frame_train *t) {
+  if (!t->open) return;
+  t->open = false;
+  const headers *h = &t->at;
+  t->vnet = {};
+  t->part[0] = {&t->vnet, sizeof t->vnet};
+  if (t->rows == 1) {
+    t->part[1] = {const_cast<uint8_t *>(t->first), static_cast<size_t>(h->payload + t->payload)};
+    t->parts = 2;
+    c->close(c->owner, t);
+    return;
+  }
+  t->part[1] = {t->header, static_cast<size_t>(h->payload)};
+  t->parts = 2 + t->rows;
+
+  uint8_t *l3 = t->header + h->l3, *l4 = t->header + h->l4;
+  int32_t l4_length = h->payload - h->l4 + t->total;
+  if (h->v6) {
+    put16(l3 + IPV6_LENGTH, static_cast<uint32_t>(l4_length));
+  } else {
+    put16(l3 + IPV4_LENGTH, static_cast<uint32_t>(IPV4 + l4_length));
+    put16(l3 + IPV4_CHECKSUM, 0);
+    uint16_t sum = static_cast<uint16_t>(~checksum_sum(l3, IPV4));
+    memcpy(l3 + IPV4_CHECKSUM, &sum, sizeof sum);
+  }
+  if (!h->tcp) put16(l4 + UDP_LENGTH, static_cast<uint32_t>(l4_length));
+  int32_t field = h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM;
+  uint16_t pseudo = checksum_pseudo(l3 + (h->v6 ? IPV6_ADDRESSES : IPV4_ADDRESSES), h->v6,
+                                    h->tcp ? PROTOCOL_TCP : PROTOCOL_UDP,
+                                    static_cast<uint32_t>(l4_length));
+  memcpy(l4 + field, &pseudo, sizeof pseudo);
+
+  t->vnet.flags = layout::VNET_NEEDS_CSUM;
+  t->vnet.gso_type = static_cast<uint8_t>(!h->tcp   ? layout::VNET_GSO_UDP_L4
+                                          : h->v6 ? layout::VNET_GSO_TCPV6
+                                                  : layout::VNET_GSO_TCPV4);
+  t->vnet.hdr_len = static_cast<uint16_t>(h->payload);
+  t->vnet.gso_size = static_cast<uint16_t>(t->payload);
+  t->vnet.csum_start = static_cast<uint16_t>(h->l4);
+  t->vnet.csum_offset = static_cast<uint16_t>(field);
+  c->close(c->owner, t);
+}
+
+static void begin(frame_train *t, int32_t row, const uint8_t *frame, const headers *h,
+                  int32_t length) {
+  t->rows = 1;
+  t->row[0] = row;
+  t->first = frame;
+  t->at = *h;
+  t->payload = t->total = length - h->payload;
+  t->open = true;
+}
+
+static void pass(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
+  headers whole = {};
+  begin(&c->alone, row, frame, &whole, length);
+  close_train(c, &c->alone);
+}
+
+static void open_train(coalescer *c, int32_t row, const uint8_t *frame, const headers *h,
+                       int32_t length, uint32_t flow) {
+  frame_train *t = &c->train[c->next];
+  c->next = (c->next + 1) % OPEN_TRAINS;
+  close_train(c, t);
+  begin(t, row, frame, h, length);
+  t->flow = flow;
+  t->verified = false;
+  t->ended = h->tcp && (frame[h->l4 + TCP_FLAGS] & TCP_PSH) != 0;
+}
+
+static void join(frame_train *t, int32_t row, const uint8_t *frame, const headers *h,
+                 int32_t length) {
+  int32_t bytes = length - h->payload;
+  if (t->rows == 1) {
+    memcpy(t->header, t->first, static_cast<size_t>(h->payload));
+    t->part[2] = {const_cast<uint8_t *>(t->first) + h->payload, static_cast<size_t>(t->payload)};
+  }
+  t->part[2 + t->rows] = {const_cast<uint8_t *>(frame) + h->payload, static_cast<size_t>(bytes)};
+  t->row[t->rows++] = row;
+  t->total += bytes;
+  bool push = h->tcp && (frame[h->l4 + TCP_FLAGS] & TCP_PSH) != 0;
+  if (push) t->header[h->l4 + TCP_FLAGS] |= TCP_PSH;
+  t->ended = push || bytes < t->payload;
+}
+
+static frame_train *find(coalescer *c, const uint8_t *frame, const headers *h, uint32_t flow) {
+  for (frame_train *t = c->train; t < c->train + OPEN_TRAINS; t++) {
+    if (t->open && t->flow == flow && same_flow(t, frame, h)) return t;
+  }
+  return nullptr;
+}
+
+void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
+  headers h = {};
+  kind k = read_headers(frame, length, &h);
+  if (k == NO_PORTS) coalesce_end(c);
+  if (k == NO_IP || k == NO_PORTS) return pass(c, row, frame, length);
+
+  uint32_t flow = flow_hash(frame, &h);
+  frame_train *t = find(c, frame, &h, flow);
+  bool wanted = k == SEGMENT && (h.tcp ? c->tcp : c->udp);
+  if (t != nullptr) {
+    if (wanted && joins(t, frame, &h, length)) return join(t, row, frame, &h, length);
+    close_train(c, t);
+  }
+  if (wanted) open_train(c, row, frame, &h, length, flow);
+  else pass(c, row, frame, length);
+}
+
+void coalesce_end(coalescer *c) {
+  for (int i = 0; i < OPEN_TRAINS; i++) close_train(c, &c->train[(c->next + i) % OPEN_TRAINS]);
+}

@@ -1,0 +1,62 @@
+// Coalescing, as a network card's receive offload does it: consecutive segments of a TCP or UDP flow
+// become one super-frame, which the host's stack then takes in one piece.
+//
+// A segment joins a train only if cutting the train up again would bring it back:
+//
+//   both   same Ethernet header, addresses, ports, TOS or traffic class (with it ECN), TTL or hop
+//          limit, flow label, DF; no IPv4 options, no IPv6 extensions, no fragments; IPv4 IDs that
+//          count up, or DF, with which they mean nothing (RFC 6864); payload as long as the first
+//          one's, a shorter one ends the train; checksum present and right
+//   TCP    sequence contiguous; same ACK number, window and options; flags ACK alone, and PSH, which
+//          ends the train
+//
+// The checksum is verified before a segment joins: the super-frame's is left to its receiver as
+// VNET_NEEDS_CSUM, which is to say that it is right, and a wrong one would be laundered. A segment that
+// joins nothing is passed on as it came, its checksum unseen.
+//
+// One train is open for each flow, in a small table, so that streams may interleave. Order within a
+// flow is kept: what cannot join its flow's train closes it first, and IP without ports (a fragment,
+// say) closes all. Pure: what is closed goes to a callback, which may keep nothing of it.
+
+#pragma once
+
+#include <sys/uio.h>
+
+#include "headers.h"
+#include "layout.h"
+
+constexpr int TRAIN_SEGMENTS = 64;
+
+// Consecutive segments of a flow, or one frame of any kind.
+struct frame_train {
+  int32_t rows;
+  int32_t row[TRAIN_SEGMENTS];
+  // The virtio_net_hdr, then the frame: as it came if it is alone, else headers and pieces of payload.
+  int32_t parts;
+  iovec part[2 + TRAIN_SEGMENTS];
+
+  virtio_net_hdr vnet;
+  const uint8_t *first;  // frame
+  headers at;
+  int32_t payload, total;  // bytes of the first one's payload, and of all of them
+  uint32_t flow;           // a hash of it
+  bool open, verified, ended;
+  uint8_t header[MAX_HEADERS];
+};
+
+constexpr int OPEN_TRAINS = 16;
+
+struct coalescer {
+  void (*close)(void *owner, const frame_train *train);
+  void *owner;
+  bool tcp, udp;  // what is coalesced at all
+  int next;       // the slot for the next train, which holds the oldest one
+  frame_train train[OPEN_TRAINS];
+  frame_train alone;
+};
+
+// Takes the next frame, which must stay where it is until its train is closed.
+void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length);
+
+// Closes what is open, the oldest first.
+void coalesce_end(coalescer *c);

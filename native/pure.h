@@ -1,0 +1,7 @@
+// The offloads as functions of JavaScript, for tests: what happens to frames without a device.
+
+#pragma once
+
+#include <napi.h>
+
+void define_pure(Napi::Env env, Napi::Object exports);

@@ -1,0 +1,491 @@
+/**
+ * Segmentation and coalescing as pure functions: one undoes the other, byte for byte, and what must
+ * not be joined is not. Frames are built here, and judged by a checksum that is slow and plain.
+ */
+import fc from "fast-check";
+import { describe, expect, it, vi } from "vitest";
+import {
+  VNET_GSO_ECN,
+  VNET_GSO_NONE,
+  VNET_GSO_TCPV4,
+  VNET_GSO_TCPV6,
+  VNET_GSO_UDP_L4,
+  VNET_NEEDS_CSUM,
+} from "../../src/batch.ts";
+import { addon } from "../../src/device/native.ts";
+import {
+  bytes,
+  CUSTOMER_TAG,
+  documentationIpv4,
+  documentationIpv6,
+  extensionHeader,
+  MAC_A,
+  MAC_B,
+  naiveChecksum,
+  u16,
+} from "../unit/wire/frames.ts";
+
+vi.setConfig({ testTimeout: 30_000 }); // thousands of frames of thousands of bytes, on a busy host
+
+const EINVAL = 22;
+const FIN = 0x01;
+const SYN = 0x02;
+const RST = 0x04;
+const PSH = 0x08;
+const ACK = 0x10;
+const URG = 0x20;
+const ECE = 0x40;
+const CWR = 0x80;
+
+interface Segment {
+  v6: boolean;
+  tcp: boolean;
+  port: number;
+  tos: number;
+  ttl: number;
+  flowLabel: number;
+  df: boolean;
+  id: number;
+  sequence: number;
+  ack: number;
+  window: number;
+  flags: number;
+  options: number[];
+  tags: number[];
+  ipOptions: number[];
+  extension: boolean;
+  fragment: number;
+  payload: Uint8Array;
+  destination: number[];
+}
+
+const PLAIN: Segment = {
+  v6: false,
+  tcp: true,
+  port: 40_000,
+  tos: 0,
+  ttl: 64,
+  flowLabel: 0,
+  df: true,
+  id: 0,
+  sequence: 1000,
+  ack: 7,
+  window: 501,
+  flags: ACK,
+  options: [],
+  tags: [],
+  ipOptions: [],
+  extension: false,
+  fragment: 0,
+  payload: new Uint8Array(100).fill(0x5a),
+  destination: MAC_B,
+};
+
+function u32(value: number): number[] {
+  return [...u16(value >>> 16), ...u16(value & 0xffff)];
+}
+
+function transportOf(s: Segment): Uint8Array {
+  if (!s.tcp) return bytes(u16(s.port), u16(443), u16(8 + s.payload.length), [0, 0], s.payload);
+  const offset = (20 + s.options.length) << 2;
+  const fixed = [...u16(s.port), ...u16(443), ...u32(s.sequence), ...u32(s.ack), offset, s.flags];
+  return bytes(fixed, u16(s.window), [0, 0, 0, 0], s.options, s.payload);
+}
+
+/** A whole frame. With `partial` its checksum is left as the kernel leaves it: the pseudo header's. */
+function frameOf(given: Partial<Segment>, partial = false): Uint8Array {
+  const s = { ...PLAIN, ...given };
+  const transport = transportOf(s);
+  const field = s.tcp ? 16 : 6;
+  const protocol = s.tcp ? 6 : 17;
+  const addresses = s.v6
+    ? [...documentationIpv6(1), ...documentationIpv6(2)]
+    : [...documentationIpv4(1), ...documentationIpv4(2)];
+  const pseudo = bytes(addresses, u32(transport.length), [0, 0, 0, protocol]);
+  const sum = partial
+    ? ~naiveChecksum(pseudo) & 0xffff
+    : naiveChecksum(bytes(pseudo, transport)) || (s.tcp ? 0 : 0xffff);
+  transport.set(u16(sum), field);
+  const ethernet = bytes(s.destination, MAC_A, s.tags, u16(s.v6 ? 0x86dd : 0x0800));
+  if (s.v6) {
+    const extension = s.extension ? extensionHeader(protocol) : [];
+    const length = extension.length + transport.length;
+    const first = (0x60000000 | (s.tos << 20) | s.flowLabel) >>> 0;
+    const next = s.extension ? 0 : protocol;
+    const header = bytes(u32(first), u16(length), [next, s.ttl], addresses, extension);
+    return bytes(ethernet, header, transport);
+  }
+  const headerLength = 20 + s.ipOptions.length;
+  const header = bytes(
+    [0x40 | (headerLength >> 2), s.tos],
+    u16(headerLength + transport.length),
+    u16(s.id),
+    u16((s.df ? 0x4000 : 0) | s.fragment),
+    [s.ttl, protocol, 0, 0],
+    addresses,
+    s.ipOptions,
+  );
+  header.set(u16(naiveChecksum(header)), 10);
+  return bytes(ethernet, header, transport);
+}
+
+function vnetOf(given: Partial<Segment>, size: number): Buffer {
+  const s = { ...PLAIN, ...given };
+  const network = 14 + s.tags.length;
+  const start = network + (s.v6 ? 40 + (s.extension ? 8 : 0) : 20 + s.ipOptions.length);
+  const kind = s.tcp ? (s.v6 ? VNET_GSO_TCPV6 : VNET_GSO_TCPV4) : VNET_GSO_UDP_L4;
+  const vnet = Buffer.alloc(10);
+  vnet[0] = VNET_NEEDS_CSUM;
+  vnet[1] = s.tcp && (s.flags & CWR) !== 0 ? kind | VNET_GSO_ECN : kind;
+  const hdrLen = start + (s.tcp ? 20 + s.options.length : 8);
+  for (const [word, value] of [hdrLen, size, start, s.tcp ? 16 : 6].entries()) {
+    if (new Uint8Array(Uint16Array.of(1).buffer)[0] === 1) vnet.writeUInt16LE(value, 2 + 2 * word);
+    else vnet.writeUInt16BE(value, 2 + 2 * word);
+  }
+  return vnet;
+}
+
+/** The segments that a sender without offload would have sent. */
+function segmentsOf(given: Partial<Segment>, size: number): Uint8Array[] {
+  const s = { ...PLAIN, ...given };
+  const count = Math.ceil(s.payload.length / size);
+  return Array.from({ length: count }, (_, at) => {
+    let flags = s.flags;
+    if (at > 0) flags &= ~CWR;
+    if (at < count - 1) flags &= ~(FIN | PSH);
+    return frameOf({
+      ...s,
+      flags,
+      id: (s.id + at) & 0xffff,
+      sequence: (s.sequence + at * size) >>> 0,
+      payload: s.payload.subarray(at * size, (at + 1) * size),
+    });
+  });
+}
+
+function expectSame(got: readonly Uint8Array[], wanted: readonly Uint8Array[]): void {
+  expect(got.length).toBe(wanted.length);
+  for (const [at, frame] of got.entries()) expect(Buffer.compare(frame, wanted[at]!)).toBe(0);
+}
+
+const header = fc.record({
+  v6: fc.boolean(),
+  tcp: fc.boolean(),
+  port: fc.integer({ min: 1, max: 65_535 }),
+  tos: fc.nat(255),
+  ttl: fc.integer({ min: 1, max: 255 }),
+  flowLabel: fc.nat(0xfffff),
+  df: fc.boolean(),
+  id: fc.nat(0xffff),
+  sequence: fc.nat(0xffffffff),
+  ack: fc.nat(0xffffffff),
+  window: fc.nat(0xffff),
+  options: fc
+    .nat(10)
+    .chain((words) => fc.array(fc.nat(255), { minLength: 4 * words, maxLength: 4 * words })),
+});
+const payload = (max: number) => fc.uint8Array({ minLength: 1, maxLength: max, size: "max" });
+
+describe("segmentation", () => {
+  it("makes what a sender without offload would have sent, whatever the headers", () => {
+    const flags = fc.constantFrom(ACK, ACK | PSH, ACK | FIN, ACK | CWR, ACK | ECE | PSH);
+    const more = fc.record({
+      flags,
+      tags: fc.constantFrom<number[][]>([], CUSTOMER_TAG),
+      ipOptions: fc.constantFrom<number[][]>([], [1, 1, 1, 0]),
+      extension: fc.boolean(),
+      payload: payload(6000),
+    });
+    fc.assert(
+      fc.property(header, more, fc.integer({ min: 1, max: 1500 }), (h, m, size) => {
+        const given = { ...h, ...m };
+        const got = addon().segment(frameOf(given, true), vnetOf(given, size));
+        expectSame(got as Buffer[], segmentsOf(given, size));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it("makes 47 segments of 64 KiB, all checksums right", () => {
+    const given = { payload: Uint8Array.from({ length: 65_000 }, (_, at) => at * 7) };
+    const got = addon().segment(frameOf(given, true), vnetOf(given, 1386)) as Buffer[];
+    expect(got.length).toBe(47);
+    expectSame(got, segmentsOf(given, 1386));
+  });
+
+  it.each([
+    ["no Ethernet header", (frame: Uint8Array) => frame.subarray(0, 13), {}],
+    ["no IP header", (frame: Uint8Array) => frame.subarray(0, 30), {}],
+    ["no TCP header", (frame: Uint8Array) => frame.subarray(0, 50), {}],
+    ["no payload", (frame: Uint8Array) => frame.subarray(0, 54), {}],
+    ["IPv4 where IPv6 is said", (frame: Uint8Array) => frame, { 1: VNET_GSO_TCPV6 }],
+    ["an unknown kind", (frame: Uint8Array) => frame, { 1: 3 }],
+    ["segments of no size", (frame: Uint8Array) => frame, { 4: 0, 5: 0 }],
+    ["a checksum before the IP header ends", (frame: Uint8Array) => frame, { 6: 20, 7: 0 }],
+    ["a checksum far behind the frame", (frame: Uint8Array) => frame, { 6: 0xff, 7: 0xff }],
+  ])("refuses a super-frame with %s", (_, cut, changes) => {
+    const vnet = vnetOf({}, 50);
+    for (const [at, value] of Object.entries(changes)) vnet[Number(at)] = value;
+    expect(addon().segment(cut(frameOf({}, true)), vnet)).toBe(-EINVAL);
+  });
+
+  it("reads no header beyond the frame, whatever it is given", () => {
+    fc.assert(
+      fc.property(
+        fc.uint8Array({ maxLength: 300 }),
+        fc.uint8Array({ minLength: 10, maxLength: 10 }),
+        (frame, vnet) => {
+          const got = addon().segment(frame, vnet);
+          if (typeof got === "number") expect(got).toBe(-EINVAL);
+          else expect(got.length).toBeGreaterThan(0);
+        },
+      ),
+      { numRuns: 5000 },
+    );
+  });
+});
+
+function coalesce(frames: readonly Uint8Array[], tcp = true, udp = true) {
+  return addon().coalesce(frames, tcp, udp);
+}
+
+/** What a train becomes when it is cut up again. */
+function cutUp({ vnet, frame }: { vnet: Buffer; frame: Buffer }): Uint8Array[] {
+  return vnet[1] === VNET_GSO_NONE ? [frame] : (addon().segment(frame, vnet) as Buffer[]);
+}
+
+/** With DF the ID means nothing (RFC 6864), and cutting up makes it count. */
+function withoutAtomicIds(frame: Uint8Array): Uint8Array {
+  const copy = Uint8Array.from(frame);
+  const isIpv4 = copy[12] === 0x08 && copy[13] === 0x00;
+  if (isIpv4 && (copy[20]! & 0x40) !== 0) copy.set([0, 0], 18);
+  if (isIpv4) copy.set([0, 0], 24);
+  return copy;
+}
+
+describe("coalescing", () => {
+  it("undoes segmentation, byte for byte", () => {
+    const size = fc.integer({ min: 20, max: 1448 });
+    fc.assert(
+      fc.property(header, size, payload(20_000), fc.boolean(), (h, wanted, payload, push) => {
+        const size = Math.max(wanted, Math.ceil(payload.length / 64));
+        const given = { ...h, payload, flags: push ? ACK | PSH : ACK };
+        const segments = segmentsOf(given, size);
+        const [train, ...others] = coalesce(segments);
+        expect(others).toEqual([]);
+        expect(train!.rows).toEqual(segments.map((_, row) => row));
+        if (segments.length === 1) {
+          expect(train!.vnet.every((byte) => byte === 0)).toBe(true);
+          expectSame([train!.frame], segments);
+        } else {
+          expectSame([train!.frame], [frameOf(given, true)]);
+          expect(train!.vnet).toEqual(vnetOf(given, size));
+        }
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it("is undone by segmentation, whatever comes, and keeps the order within a flow", () => {
+    // Few values for each field, so that neighbours often fit together, and often do not.
+    const field = fc.record({
+      v6: fc.boolean(),
+      tcp: fc.boolean(),
+      port: fc.constantFrom(1, 2),
+      tos: fc.constantFrom(0, 0, 0, 3),
+      ttl: fc.constantFrom(64, 64, 64, 63),
+      df: fc.constantFrom(true, true, false),
+      flags: fc.constantFrom(
+        ACK,
+        ACK,
+        ACK,
+        ACK | PSH,
+        ACK | FIN,
+        SYN,
+        ACK | CWR,
+        ACK | URG,
+        ACK | RST,
+      ),
+      ack: fc.constantFrom(7, 7, 7, 8),
+      window: fc.constantFrom(9, 9, 9, 10),
+      options: fc.constantFrom<number[][]>([], [], [1, 1, 1, 1]),
+      fragment: fc.constantFrom(0, 0, 0, 0, 0x2000),
+      extension: fc.constantFrom(false, false, false, true),
+      length: fc.constantFrom(100, 100, 100, 60, 140, 0),
+      gap: fc.constantFrom(0, 0, 0, 0, 5),
+      spoilt: fc.constantFrom(false, false, false, false, true),
+    });
+    fc.assert(
+      fc.property(fc.array(field, { maxLength: 120 }), (fields) => {
+        const next = new Map<string, { sequence: number; id: number }>();
+        const frames = fields.map(({ length, gap, spoilt, ...f }, at) => {
+          const flow = `${f.v6} ${f.tcp} ${f.port}`;
+          const state = next.get(flow) ?? { sequence: 0xffffff00, id: 0xfff0 };
+          const sequence = (state.sequence + gap) >>> 0;
+          next.set(flow, { sequence: (sequence + length) >>> 0, id: (state.id + 1) & 0xffff });
+          const payload = new Uint8Array(length).fill(at);
+          const frame = frameOf({ ...f, sequence, id: state.id, payload });
+          if (spoilt) frame[frame.length - 1]! ^= 0x40;
+          return frame;
+        });
+        const trains = coalesce(frames);
+        const got = trains.flatMap((train) =>
+          cutUp(train).map((frame, at) => ({ row: train.rows[at]!, frame })),
+        );
+        expect(got.map(({ row }) => row).sort((a, b) => a - b)).toEqual(
+          frames.map((_, row) => row),
+        );
+        for (const { row, frame } of got) {
+          expect(Buffer.compare(withoutAtomicIds(frame), withoutAtomicIds(frames[row]!))).toBe(0);
+        }
+        const order = (flow: string) =>
+          got
+            .map(({ row }) => row)
+            .filter(
+              (row) => `${fields[row]!.v6} ${fields[row]!.tcp} ${fields[row]!.port}` === flow,
+            );
+        for (const flow of next.keys()) {
+          expect(order(flow)).toEqual([...order(flow)].sort((a, b) => a - b));
+        }
+        for (const { rows } of trains) {
+          if (rows.length > 1) for (const row of rows) expect(fields[row]!.spoilt).toBe(false);
+        }
+      }),
+      { numRuns: 1000 },
+    );
+  });
+
+  const tail = PLAIN.payload.length;
+  const next: Partial<Segment> = { sequence: PLAIN.sequence + tail, id: 1 };
+  const together = [[0, 1]];
+  const apart = [[0], [1]];
+  const ids = { df: false };
+
+  it.each<[string, Partial<Segment>, Partial<Segment>, number[][]]>([
+    ["the next segment", {}, next, together],
+    ["the next segment over IPv6", { v6: true }, { ...next, v6: true }, together],
+    ["the next datagram", { tcp: false }, { tcp: false }, together],
+    ["a shorter one", {}, { ...next, payload: new Uint8Array(1) }, together],
+    ["one that pushes", {}, { ...next, flags: ACK | PSH }, together],
+    ["IDs that count up", ids, { ...next, ...ids }, together],
+  ])("joins %s", (_, first, second, rows) => {
+    expect(coalesce([frameOf(first), frameOf(second)]).map((train) => train.rows)).toEqual(rows);
+  });
+
+  it.each<[string, Partial<Segment>, Partial<Segment>]>([
+    ["a gap", {}, { ...next, sequence: PLAIN.sequence + tail + 1 }],
+    ["a segment sent again", {}, {}],
+    ["another acknowledgement", {}, { ...next, ack: 8 }],
+    ["another window", {}, { ...next, window: 502 }],
+    ["options", {}, { ...next, options: [1, 1, 1, 1] }],
+    ["other options", { options: [1, 1, 1, 0] }, { ...next, options: [1, 1, 1, 1] }],
+    ["another TOS", {}, { ...next, tos: 8 }],
+    ["congestion experienced", { tos: 2 }, { ...next, tos: 3 }],
+    ["another TTL", {}, { ...next, ttl: 63 }],
+    ["another hop limit", { v6: true }, { ...next, v6: true, ttl: 63 }],
+    ["another traffic class", { v6: true }, { ...next, v6: true, tos: 3 }],
+    ["another flow label", { v6: true }, { ...next, v6: true, flowLabel: 1 }],
+    ["another destination MAC", {}, { ...next, destination: MAC_A }],
+    ["DF cleared", {}, { ...next, df: false }],
+    ["an ID that does not count up", ids, { ...next, ...ids, id: 5 }],
+    ["a longer one", {}, { ...next, payload: new Uint8Array(101) }],
+    ["what follows a push", { flags: ACK | PSH }, next],
+    ["what follows a shorter one", { payload: new Uint8Array(5) }, { ...next, sequence: 1005 }],
+    ["FIN", {}, { ...next, flags: ACK | FIN }],
+    ["SYN", {}, { ...next, flags: ACK | SYN }],
+    ["RST", {}, { ...next, flags: ACK | RST }],
+    ["URG", {}, { ...next, flags: ACK | URG }],
+    ["CWR", {}, { ...next, flags: ACK | CWR }],
+    ["ECE", {}, { ...next, flags: ACK | ECE }],
+    ["no ACK", {}, { ...next, flags: 0 }],
+    ["no payload", {}, { ...next, payload: new Uint8Array(0) }],
+    ["IPv4 options", { ipOptions: [1, 1, 1, 0] }, { ...next, ipOptions: [1, 1, 1, 0] }],
+    ["IPv6 extensions", { v6: true, extension: true }, { ...next, v6: true, extension: true }],
+    ["a fragment", {}, { ...next, df: false, fragment: 0x2000 }],
+    ["VLAN tags", { tags: CUSTOMER_TAG }, { ...next, tags: CUSTOMER_TAG }],
+    ["another flow", {}, { ...next, port: 40_001 }],
+    ["another protocol", {}, { tcp: false }],
+    ["a longer datagram", { tcp: false }, { tcp: false, payload: new Uint8Array(101) }],
+  ])("does not join %s", (_, first, second) => {
+    const frames = [frameOf(first), frameOf(second)];
+    const trains = coalesce(frames);
+    expect(trains.map((train) => train.rows)).toEqual(apart);
+    expectSame(
+      trains.map((train) => train.frame),
+      frames,
+    );
+  });
+
+  it.each([0, 1, 2])("hands on a corrupted segment as it came, segment %i of three", (spoilt) => {
+    const frames = segmentsOf({ payload: new Uint8Array(300).fill(7) }, 100);
+    frames[spoilt]![60]! ^= 0x10;
+    const trains = coalesce(frames);
+    const alone = trains.find(({ rows }) => rows.includes(spoilt))!;
+    expect(alone.rows).toEqual([spoilt]);
+    expect(Buffer.compare(alone.frame, frames[spoilt]!)).toBe(0);
+  });
+
+  it("does not join datagrams without checksum", () => {
+    const frames = [frameOf({ tcp: false }), frameOf({ tcp: false })];
+    for (const frame of frames) frame.set([0, 0], 40);
+    expect(coalesce(frames).map((train) => train.rows)).toEqual(apart);
+  });
+
+  it("lets streams interleave: one train for each flow, the older first", () => {
+    const flows = [1, 2, 3].map((port) => segmentsOf({ port, payload: new Uint8Array(400) }, 100));
+    const frames = [0, 1, 2, 3].flatMap((at) => flows.map((flow) => flow[at]!));
+    const rows = coalesce(frames).map((train) => train.rows);
+    expect(rows).toEqual([0, 1, 2].map((flow) => [0, 3, 6, 9].map((row) => row + flow)));
+  });
+
+  it("closes every train for a fragment, and none for ARP", () => {
+    const [first, second] = segmentsOf({ payload: new Uint8Array(200) }, 100) as [
+      Uint8Array,
+      Uint8Array,
+    ];
+    const arp = bytes(MAC_B, MAC_A, [0x08, 0x06], new Uint8Array(46));
+    const fragment = frameOf({ df: false, fragment: 3, port: 9 });
+    const rows = (between: Uint8Array) =>
+      coalesce([first, between, second]).map((train) => train.rows);
+    expect(rows(arp)).toEqual([[1], [0, 2]]);
+    expect(rows(fragment)).toEqual([[0], [1], [2]]);
+  });
+
+  it("ends a train at 64 segments and at 64 KiB", () => {
+    const many = coalesce(segmentsOf({ payload: new Uint8Array(6500) }, 100));
+    expect(many.map(({ rows }) => rows.length)).toEqual([64, 1]);
+    const large = coalesce(segmentsOf({ payload: new Uint8Array(70_000) }, 1400));
+    expect(large.map(({ rows }) => rows.length)).toEqual([46, 4]);
+    expect(large[0]!.frame.length).toBeLessThanOrEqual(14 + 65_535);
+  });
+
+  it("joins nothing of a kind that is switched off", () => {
+    const tcp = segmentsOf({ payload: new Uint8Array(200) }, 100);
+    const udp = segmentsOf({ tcp: false, payload: new Uint8Array(200) }, 100);
+    expect(coalesce([...tcp, ...udp], false, true).map(({ rows }) => rows)).toEqual([
+      [0],
+      [1],
+      [2, 3],
+    ]);
+    expect(coalesce([...tcp, ...udp], true, false).map(({ rows }) => rows)).toEqual([
+      [2],
+      [3],
+      [0, 1],
+    ]);
+  });
+
+  it("reads nothing beyond a frame, and hands on what it does not understand", () => {
+    const anything = fc.uint8Array({ maxLength: 80 });
+    const begun = fc.tuple(anything, fc.nat(120)).map(([noise, length]) => {
+      const frame = bytes(frameOf({}), noise);
+      return frame.subarray(0, length);
+    });
+    fc.assert(
+      fc.property(fc.array(fc.oneof(anything, begun), { maxLength: 20 }), (frames) => {
+        const trains = coalesce(frames);
+        expect(trains.reduce((sum, { rows }) => sum + rows.length, 0)).toBe(frames.length);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+});
