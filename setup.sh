@@ -22,6 +22,7 @@ setpriv  util-linux    ends a lab'"'"'s processes with it
 ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
+nft      nftables      marks and drops packets as routers do
 '
 
 install_packages() {

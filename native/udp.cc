@@ -93,6 +93,8 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
   u->fd = open_socket(u, syscall);
   if (u->fd < 0) return u->fd;
   set_buffer(u->fd, SO_RCVBUFFORCE, SO_RCVBUF, options->receive_buffer);
+  if (u->family == 4) set_option(u->fd, IPPROTO_IP, IP_RECVTOS, 1);
+  else set_option(u->fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
   // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab.
   u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
   prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
@@ -148,10 +150,6 @@ static void prepare_messages(udp *u) {
   }
   for (int i = 0; i < OUT_MESSAGES; i++) {
     u->out[i].msg_hdr.msg_name = &u->out_name[i];
-    cmsghdr *c = reinterpret_cast<cmsghdr *>(u->out_train[i].control);
-    c->cmsg_level = IPPROTO_UDP;
-    c->cmsg_type = UDP_SEGMENT;
-    c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
   }
 }
 
@@ -190,16 +188,22 @@ static void point_to(udp *u, uint8_t *slab) {
   u->slab = slab;
 }
 
-// UDP_GRO delivers a train of datagrams as one, and their length in a control message.
-static int32_t segment_of(const msghdr *header, int32_t length) {
+// UDP_GRO delivers a train of datagrams as one, and their length in a control message; all of them
+// have the same TOS (inet_gro_receive, ipv6_gro_receive).
+static void read_control(const msghdr *header, int32_t *segment, int32_t *tos) {
   msghdr *messages = const_cast<msghdr *>(header);  // CMSG_NXTHDR wants one, and changes nothing
   for (cmsghdr *c = CMSG_FIRSTHDR(messages); c != nullptr; c = CMSG_NXTHDR(messages, c)) {
-    if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO) continue;
-    int segment;
-    memcpy(&segment, CMSG_DATA(c), sizeof segment);
-    return segment > 0 ? segment : length;
+    int value = 0;
+    if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
+      memcpy(&value, CMSG_DATA(c), sizeof value);
+      if (value > 0) *segment = value;
+    } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
+      *tos = *CMSG_DATA(c);
+    } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
+      memcpy(&value, CMSG_DATA(c), sizeof value);
+      *tos = value;
+    }
   }
-  return length;
 }
 
 static void store_address(const udp *u, const udp_name *name, int32_t *words) {
@@ -213,11 +217,12 @@ static void store_address(const udp *u, const udp_name *name, int32_t *words) {
 }
 
 static void store_row(const udp *u, const batch *b, int row, int slot, int32_t at, int32_t length,
-                      int32_t segment, int32_t flags) {
+                      int32_t segment, int32_t flags, int32_t tos) {
   b->columns[layout::IN_OFFSET + row] = slot * u->stride + layout::HEADROOM - 8 + at;
   b->columns[layout::IN_LENGTH + row] = length;
   b->columns[layout::IN_SEGMENT + row] = segment;
   b->columns[layout::IN_FLAGS + row] = flags;
+  b->columns[layout::IN_TOS + row] = tos;
   store_address(u, &u->in_name[slot],
                 b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS);
 }
@@ -228,23 +233,24 @@ static void store_row(const udp *u, const batch *b, int row, int slot, int32_t a
 static int store_slot(const udp *u, const batch *b, int row, int slot) {
   const mmsghdr *message = &u->in[slot];
   int32_t length = static_cast<int32_t>(message->msg_len);
-  int32_t segment = segment_of(&message->msg_hdr, length);
+  int32_t segment = length, tos = 0;
+  read_control(&message->msg_hdr, &segment, &tos);
   bool cut = (message->msg_hdr.msg_flags & MSG_TRUNC) != 0;
   if (!cut && segment <= u->longest) {
-    store_row(u, b, row, slot, 0, length, segment, 0);
+    store_row(u, b, row, slot, 0, length, segment, 0, tos);
     return row + 1;
   }
   int32_t last = length % segment;
   bool fits = !cut && last > 0 && last <= u->longest;
   int32_t unfit = fits ? length - last : length;
   if (unfit > segment) {
-    store_row(u, b, row, slot, 0, unfit, segment, layout::TRUNCATED);
+    store_row(u, b, row, slot, 0, unfit, segment, layout::TRUNCATED, tos);
   } else {
     int32_t kept = unfit < u->longest ? unfit : u->longest;
-    store_row(u, b, row, slot, 0, kept, kept, layout::TRUNCATED);
+    store_row(u, b, row, slot, 0, kept, kept, layout::TRUNCATED, tos);
   }
   if (!fits) return row + 1;
-  store_row(u, b, row + 1, slot, unfit, last, last, 0);
+  store_row(u, b, row + 1, slot, unfit, last, last, 0, tos);
   return row + 2;
 }
 

@@ -41,7 +41,8 @@ struct train {
   int32_t datagrams, most;
   int32_t width;  // parts of a datagram
   bool ended;     // by a shorter one
-  alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t))];
+  int32_t tos;
+  alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
 };
 
 constexpr int OUT_MESSAGES = layout::OUT_ROWS;
@@ -62,7 +63,8 @@ struct udp {
   mmsghdr in[layout::IN_ROWS];
   iovec in_part[layout::IN_ROWS];
   udp_name in_name[layout::IN_ROWS];
-  alignas(cmsghdr) uint8_t in_control[layout::IN_ROWS][CMSG_SPACE(sizeof(int))];
+  // The length of a train's datagrams, and the TOS.
+  alignas(cmsghdr) uint8_t in_control[layout::IN_ROWS][2 * CMSG_SPACE(sizeof(int))];
 
   uint8_t choice[layout::OUT_ROWS];
   uint16_t order[layout::OUT_ROWS];

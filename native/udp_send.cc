@@ -88,17 +88,44 @@ static void set_errors(const udp *u, const batch *b, const msghdr *header, int e
   for (size_t i = 0; i < header->msg_iovlen; i++) b->columns[layout::OUT_ERROR + row[i]] = error;
 }
 
+// What goes with a message: the length of a train's datagrams, and the TOS unless it is the socket's.
+static void set_control(const udp *u, train *t, msghdr *header) {
+  header->msg_control = t->control;
+  header->msg_controllen = sizeof t->control;
+  cmsghdr *c = CMSG_FIRSTHDR(header);
+  size_t used = 0;
+  if (t->datagrams > 1) {
+    uint16_t segment = static_cast<uint16_t>(t->segment);
+    c->cmsg_level = IPPROTO_UDP;
+    c->cmsg_type = UDP_SEGMENT;
+    c->cmsg_len = CMSG_LEN(sizeof segment);
+    memcpy(CMSG_DATA(c), &segment, sizeof segment);
+    used += CMSG_SPACE(sizeof segment);
+  }
+  if (t->tos != 0) {
+    c = reinterpret_cast<cmsghdr *>(t->control + used);
+    c->cmsg_level = u->family == 4 ? IPPROTO_IP : IPPROTO_IPV6;
+    c->cmsg_type = u->family == 4 ? IP_TOS : IPV6_TCLASS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &t->tos, sizeof(int));
+    used += CMSG_SPACE(sizeof(int));
+  }
+  header->msg_controllen = used;
+  if (used == 0) header->msg_control = nullptr;
+}
+
 // One by one, so that each has an error of its own. Returns whether all of them left.
 static bool send_apart(const udp *u, const batch *b, int message) {
   const msghdr *together = &u->out[message].msg_hdr;
-  size_t width = static_cast<size_t>(u->out_train[message].width);
+  train one = u->out_train[message];
+  one.datagrams = 1;
+  size_t width = static_cast<size_t>(one.width);
   bool all = true;
   for (size_t i = 0; i < together->msg_iovlen; i += width) {
     msghdr alone = *together;
     alone.msg_iov = together->msg_iov + i;
     alone.msg_iovlen = width;
-    alone.msg_control = nullptr;
-    alone.msg_controllen = 0;
+    set_control(u, &one, &alone);
     int error = sendmsg(u->out_fd, &alone, MSG_DONTWAIT) < 0 ? errno : 0;
     set_errors(u, b, &alone, error);
     all = all && error == 0;
@@ -140,6 +167,7 @@ struct datagram {
   int32_t length;
   int32_t width;  // parts
   int32_t most;  // datagrams of a train that begins with this one
+  int32_t tos;
 };
 
 // Whether a datagram may ride with the message before it: same remote, same length or a shorter one
@@ -147,7 +175,7 @@ struct datagram {
 static bool rides(const udp *u, const datagram *d) {
   if (u->messages == 0 || !u->segments) return false;
   const train *t = &u->out_train[u->messages - 1];
-  return !t->ended && t->remote == d->remote && t->width == d->width && d->length > 0 &&
+  return !t->ended && t->remote == d->remote && t->tos == d->tos && t->width == d->width && d->length > 0 &&
          d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES && t->datagrams < t->most;
 }
 
@@ -160,11 +188,8 @@ static void add_datagram(udp *u, const datagram *d) {
     t->bytes += d->length;
     t->datagrams++;
     t->ended = d->length < t->segment;
-    uint16_t segment = static_cast<uint16_t>(t->segment);
-    memcpy(CMSG_DATA(reinterpret_cast<cmsghdr *>(t->control)), &segment, sizeof segment);
     header->msg_iovlen += static_cast<size_t>(d->width);
-    header->msg_control = t->control;
-    header->msg_controllen = sizeof t->control;
+    if (t->datagrams == 2) set_control(u, t, header);
     return;
   }
   train *t = &u->out_train[u->messages];
@@ -172,14 +197,14 @@ static void add_datagram(udp *u, const datagram *d) {
   set_name(u, d->words, &u->out_name[u->messages], &header->msg_namelen);
   header->msg_iov = parts;
   header->msg_iovlen = static_cast<size_t>(d->width);
-  header->msg_control = nullptr;
-  header->msg_controllen = 0;
   t->remote = d->remote;
   t->segment = t->bytes = d->length;
   t->datagrams = 1;
   t->most = d->most;
   t->width = d->width;
   t->ended = false;
+  t->tos = d->tos;
+  set_control(u, t, header);
   u->messages++;
 }
 
@@ -249,6 +274,7 @@ static int add_row(udp *u, const batch *b, int row) {
   datagram d = {};
   d.length = load(b->columns + layout::OUT_LENGTH + row);
   d.remote = load(b->columns + layout::OUT_REMOTE + row);
+  d.tos = load(b->columns + layout::OUT_TOS + row) & 0xff;
   d.words = remote_of(u, b, row);
   if (d.words == nullptr || !in_slab(offset, d.length)) return -EINVAL;
   if (in_row < 0 || in_row >= layout::IN_ROWS) return -EINVAL;

@@ -110,6 +110,7 @@ export class Agent {
       offloads: config.offloads,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
+      dscp: config.dscp,
       networks: config.networks.map((network, at) =>
         this.#planNetwork(
           network,

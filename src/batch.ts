@@ -59,14 +59,16 @@ const IN_OFFSET = 0;
 const IN_LENGTH = IN_OFFSET + IN_ROWS;
 const IN_SEGMENT = IN_LENGTH + IN_ROWS;
 const IN_FLAGS = IN_SEGMENT + IN_ROWS;
-const IN_VNET = IN_FLAGS + IN_ROWS;
+const IN_TOS = IN_FLAGS + IN_ROWS;
+const IN_VNET = IN_TOS + IN_ROWS;
 const IN_ADDRESS = IN_VNET + IN_ROWS * VNET_WORDS;
 const OUT_OFFSET = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
 const OUT_LENGTH = OUT_OFFSET + OUT_ROWS;
 const OUT_ROW = OUT_LENGTH + OUT_ROWS;
 const OUT_REMOTE = OUT_ROW + OUT_ROWS;
 const OUT_HASH = OUT_REMOTE + OUT_ROWS;
-const OUT_ERROR = OUT_HASH + OUT_ROWS;
+const OUT_TOS = OUT_HASH + OUT_ROWS;
+const OUT_ERROR = OUT_TOS + OUT_ROWS;
 const COLUMN_WORDS = OUT_ERROR + OUT_ROWS;
 
 /** What native code must agree with: `native/layout.h` holds the same names and numbers. */
@@ -88,6 +90,7 @@ export const LAYOUT = {
   IN_LENGTH,
   IN_SEGMENT,
   IN_FLAGS,
+  IN_TOS,
   IN_VNET,
   IN_ADDRESS,
   OUT_OFFSET,
@@ -95,6 +98,7 @@ export const LAYOUT = {
   OUT_ROW,
   OUT_REMOTE,
   OUT_HASH,
+  OUT_TOS,
   OUT_ERROR,
   COLUMN_WORDS,
   VNET_CSUM_START: CSUM_START,
@@ -115,6 +119,8 @@ export class Batch {
   /** Underlay: stride of the datagrams in this row; equal to `inLength` where there is only one. */
   readonly inSegment: Int32Array;
   readonly inFlags: Int32Array;
+  /** Underlay: TOS or traffic class that it came with, 0 where that is not known. */
+  readonly inTos: Int32Array;
   /** TAP: the frame's virtio_net_hdr in host byte order, VNET_WORDS words a row. */
   readonly inVnet: DataView;
   /** Underlay: who sent it, ADDRESS_WORDS words a row. */
@@ -128,6 +134,8 @@ export class Batch {
   readonly outRemote: Int32Array;
   /** Towards the underlay: hash of the inner flow, which chooses the outer source port. */
   readonly outHash: Int32Array;
+  /** Towards the underlay: TOS or traffic class to send it with. */
+  readonly outTos: Int32Array;
   /** Set by the device that wrote the row: 0, or the errno because of which it was dropped. */
   readonly outError: Int32Array;
 
@@ -141,6 +149,7 @@ export class Batch {
     this.inLength = column(IN_LENGTH, IN_ROWS);
     this.inSegment = column(IN_SEGMENT, IN_ROWS);
     this.inFlags = column(IN_FLAGS, IN_ROWS);
+    this.inTos = column(IN_TOS, IN_ROWS);
     this.inVnet = new DataView(memory, IN_VNET * 4, IN_ROWS * VNET_WORDS * 4);
     this.inAddress = column(IN_ADDRESS, IN_ROWS * ADDRESS_WORDS);
     this.outOffset = column(OUT_OFFSET, OUT_ROWS);
@@ -148,6 +157,7 @@ export class Batch {
     this.outRow = column(OUT_ROW, OUT_ROWS);
     this.outRemote = column(OUT_REMOTE, OUT_ROWS);
     this.outHash = column(OUT_HASH, OUT_ROWS);
+    this.outTos = column(OUT_TOS, OUT_ROWS);
     this.outError = column(OUT_ERROR, OUT_ROWS);
   }
 

@@ -215,6 +215,17 @@ const endpointEntries = {
     { value: "LOW-HIGH", otherwise: "49152-65535" },
     v.optional(portRange, "49152-65535"),
   ),
+  dscp: key(
+    "DSCP of what is sent, 0 to 63, or inherit: the inner packet's; ECN always crosses (native only)",
+    { value: "N|inherit", otherwise: "0" },
+    v.optional(
+      v.union(
+        [v.literal("inherit"), integer(0, 63)],
+        "must be inherit or a whole number from 0 to 63",
+      ),
+      0,
+    ),
+  ),
   offload: key(
     `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}`,
     { value: "NAME=off,..." },
@@ -261,6 +272,7 @@ export interface Config {
   readonly port: number;
   readonly underlay: (typeof UNDERLAYS)[number];
   readonly sourcePorts: readonly [low: number, high: number];
+  readonly dscp: number | "inherit";
   readonly offloads: Offloads;
   readonly strict: boolean;
   readonly logLevel: (typeof LOG_LEVELS)[number];
@@ -418,6 +430,7 @@ function complete(parsed: Parsed): Config {
     port: parsed.port,
     underlay: parsed.underlay,
     sourcePorts: parsed["source-ports"],
+    dscp: parsed.dscp,
     offloads: parsed.offload,
     strict: parsed.strict,
     logLevel: parsed["log-level"],

@@ -55,13 +55,15 @@ export const Drop = {
   NETFILTER_DROP: 28,
   /** Arrived and found the receive buffer full. */
   SOCKET_RCVBUFF: 29,
+  /** Marked "congestion experienced" around a frame that cannot say so (RFC 6040, section 4.2). */
+  IP_TUNNEL_ECN: 30,
 } as const;
 
 export type DropReason = keyof typeof Drop;
 
-const ROW_WORDS = 32;
+const ROW_WORDS = 48;
 /** The last two doubles of a row: an address, as ADDRESS_WORDS words of int32. */
-const STRANGER = 30;
+const STRANGER = 46;
 
 export class Counters {
   readonly memory: SharedArrayBuffer;

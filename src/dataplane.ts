@@ -1,8 +1,8 @@
 /**
  * The switch: the two ways of a frame.
  *
- *     encap   TAP → learn the source → look up the destination → VXLAN header → underlay
- *     decap   underlay → header, VNI, remote → learn the source → TAP
+ *     encap   TAP → learn the source → look up the destination → VXLAN header, TOS → underlay
+ *     decap   underlay → header, VNI, remote → learn the source → ECN → TAP
  *
  * **Split horizon** needs no check: decap writes to a TAP and to nothing else, so what came from the
  * underlay cannot return to it, whatever the FDB says.
@@ -23,6 +23,7 @@ import type { Underlay } from "./device.ts";
 import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
 import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
+import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
 import { flowHash } from "./wire/flow.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -45,6 +46,9 @@ export class Dataplane {
   readonly #networks: ReadonlyMap<number, Network>;
   readonly #strict: boolean;
   readonly #flowSeed: number;
+  /** Of the inner TOS, what the outer one takes over; and what is added to that. */
+  readonly #tosMask: number;
+  readonly #tosBits: number;
   /** Seconds on the owner's clock, as of the last tick. */
   #now = 0;
   #overflows = 0;
@@ -60,6 +64,8 @@ export class Dataplane {
     /** Drop datagrams with reserved bits set, as Linux does, instead of ignoring the bits. */
     strict: boolean;
     flowSeed: number;
+    /** DSCP of what is sent: 0 to 63, or the inner packet's. */
+    dscp: number | "inherit";
   }) {
     this.#fdb = options.fdb;
     this.#remotes = options.remotes;
@@ -68,6 +74,8 @@ export class Dataplane {
     this.#networks = new Map(options.networks.map((network) => [network.vni, network]));
     this.#strict = options.strict;
     this.#flowSeed = options.flowSeed;
+    this.#tosMask = options.dscp === "inherit" ? 0xff : ECN_MASK;
+    this.#tosBits = options.dscp === "inherit" ? 0 : options.dscp << 2;
   }
 
   /** Takes what waits on a network's TAP to the underlay. */
@@ -122,6 +130,7 @@ export class Dataplane {
     this.#learn(network, sourceHigh, sourceLow, LOCAL);
     vxlan.writeHeader(view, offset - vxlan.HEADER, network.vni);
     const hash = flowHash(view, offset, length, this.#flowSeed);
+    const tos = (innerTos(view, offset, length) & this.#tosMask) | this.#tosBits;
     const destination = this.#fdb.lookup(
       network.index,
       ethernet.macHigh(view, offset + ethernet.DESTINATION),
@@ -129,18 +138,18 @@ export class Dataplane {
     );
     // A MAC that was learned here is flooded like an unknown one: a bridge would not have given us
     // the frame if it still knew its port, so the MAC may have moved away without a word.
-    if (destination > LOCAL) this.#toRemote(network, row, destination, hash);
-    else this.#flood(network, row, hash);
+    if (destination > LOCAL) this.#toRemote(network, row, destination, hash, tos);
+    else this.#flood(network, row, hash, tos);
   }
 
-  #flood(network: Network, row: number, hash: number): void {
+  #flood(network: Network, row: number, hash: number, tos: number): void {
     const remotes = network.flood;
     if (remotes.length === 0) return this.#drop(network.index, Drop.VXLAN_NO_REMOTE);
     this.#counters.add(network.index, Counter.flooded, 1);
-    for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash);
+    for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash, tos);
   }
 
-  #toRemote(network: Network, row: number, remote: number, hash: number): void {
+  #toRemote(network: Network, row: number, remote: number, hash: number, tos: number): void {
     const batch = this.#batch;
     if (this.#out === OUT_ROWS) this.#send(network);
     const out = this.#out++;
@@ -149,6 +158,7 @@ export class Dataplane {
     batch.outRow[out] = row;
     batch.outRemote[out] = remote;
     batch.outHash[out] = hash;
+    batch.outTos[out] = tos;
   }
 
   #send(network: Network): void {
@@ -183,7 +193,8 @@ export class Dataplane {
    * time; returns which, given the one they were filled for so far.
    */
   #decapRow(row: number, remote: number, filling: Network | undefined): Network | undefined {
-    const { inOffset, inLength, inSegment, view } = this.#batch;
+    const { inOffset, inLength, inSegment, inTos, view } = this.#batch;
+    const ecn = ecnOf(inTos[row]!);
     const end = inOffset[row]! + inLength[row]!;
     const segment = inSegment[row]!;
     let offset = inOffset[row]!;
@@ -197,7 +208,7 @@ export class Dataplane {
         // Reserved bits are counted for each datagram, by accepting it.
         decided = network === undefined || vxlan.hasReservedBits(view, offset) ? -1 : offset;
       }
-      if (network !== undefined) {
+      if (network !== undefined && this.#heedEcn(network, offset, length, ecn)) {
         if (current !== undefined && (network !== current || this.#out === OUT_ROWS)) {
           this.#deliver(current);
         }
@@ -247,6 +258,15 @@ export class Dataplane {
       return this.#refuse(network.index, Drop.VXLAN_ENTRY_EXISTS);
     }
     return network;
+  }
+
+  /** Passes on what the outer header says of congestion; false when the frame was dropped. */
+  #heedEcn(network: Network, offset: number, length: number, ecn: number): boolean {
+    if (ecn === NOT_ECT) return true;
+    const { view } = this.#batch;
+    if (decapsulate(view, offset + vxlan.HEADER, length - vxlan.HEADER, ecn)) return true;
+    this.#drop(network.index, Drop.IP_TUNNEL_ECN);
+    return false;
   }
 
   #toTap(offset: number, length: number): void {

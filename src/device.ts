@@ -76,6 +76,8 @@ export interface Capabilities {
   readonly zeroChecksum6: boolean;
   /** What the socket's buffer had no room for is counted by `overflows`. */
   readonly countsOverflows: boolean;
+  /** TOS and traffic class are sent as asked, and told of what arrives: DSCP and ECN cross. */
+  readonly carriesTos: boolean;
   /** Super-frames are cut into segments, a datagram each; without it, a TAP must not read any. */
   readonly cutsSuperFrames: boolean;
 }
@@ -84,12 +86,13 @@ export interface Capabilities {
 export interface Underlay {
   readonly capabilities: Capabilities;
   /**
-   * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inAddress).
+   * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inTos,
+   * inAddress).
    * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
    */
   receive(batch: Batch): number;
   /**
-   * Sends out rows 0 to `count` − 1 (outOffset, outLength, outRow, outRemote, outHash), completing
+   * Sends out rows 0 to `count` − 1 (outOffset, outLength, outRow, outRemote, outHash, outTos), completing
    * first the checksum of a frame whose virtio_net_hdr (of in row outRow) says that it is partial,
    * cutting it where that says that it is a super-frame, and sets outError of each. Order is kept within one hash. Returns how many failed: a full
    * socket drops (EAGAIN, ENOBUFS), nothing is retried. The slab may be reused when it returns.

@@ -42,6 +42,7 @@ export interface Plan {
   readonly offloads: Offloads;
   readonly strict: boolean;
   readonly flowSeed: number;
+  readonly dscp: number | "inherit";
   readonly networks: readonly NetworkPlan[];
 }
 
@@ -103,6 +104,7 @@ export class Vtep {
       networks,
       strict: plan.strict,
       flowSeed: plan.flowSeed,
+      dscp: plan.dscp,
     });
   }
 

@@ -130,6 +130,7 @@ export class DgramUnderlay implements Underlay {
       dontFragment: false,
       zeroChecksum6: false,
       countsOverflows: drops !== undefined,
+      carriesTos: false,
       cutsSuperFrames: false,
     };
   }
@@ -184,6 +185,7 @@ export class DgramUnderlay implements Underlay {
       batch.inLength[rows] = length;
       batch.inSegment[rows] = length;
       batch.inFlags[rows] = fits ? 0 : TRUNCATED;
+      batch.inTos[rows] = 0;
       batch.inAddress.set(this.#senders[this.#oldest]!, rows * ADDRESS_WORDS);
 
       this.#payloads[this.#oldest] = undefined;

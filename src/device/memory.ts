@@ -277,6 +277,7 @@ export class MemoryUnderlay implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    carriesTos: true,
     cutsSuperFrames: false,
   };
   /** As if the socket's send buffer were full: nothing is sent, every row fails with EAGAIN. */
@@ -326,6 +327,7 @@ export class MemoryUnderlay implements Underlay {
       batch.inLength[rows] = length;
       batch.inSegment[rows] = length;
       batch.inFlags[rows] = length < whole ? TRUNCATED : 0;
+      batch.inTos[rows] = queue.oldestTos;
       queue.shift(batch.slab, offset, length, batch.inAddress, rows * ADDRESS_WORDS);
       offset = ((offset + length - DATAGRAM_OFFSET + 7) & ~7) + DATAGRAM_OFFSET;
       rows++;
@@ -365,7 +367,8 @@ export class MemoryUnderlay implements Underlay {
       const payload = batch.slab.subarray(offset, offset + length);
       if (this.#wire.loses(payload, from.address, to.address)) return 0;
     }
-    to.receiver.push(batch.slab, offset, length, family === 4 ? this.#words4 : this.#words6);
+    const words = family === 4 ? this.#words4 : this.#words6;
+    to.receiver.push(batch.slab, offset, length, words, batch.outTos[row]!);
     return 0;
   }
 
@@ -451,6 +454,7 @@ class Queue {
   readonly #bytes = new Uint8Array(QUEUE_BYTES);
   readonly #offsets: Int32Array;
   readonly #lengths: Int32Array;
+  readonly #tos: Int32Array;
   readonly #words: Int32Array;
   #oldest = 0;
   /** Where the newest row's bytes end. */
@@ -459,11 +463,12 @@ class Queue {
   constructor(capacity: number) {
     this.#offsets = new Int32Array(capacity);
     this.#lengths = new Int32Array(capacity);
+    this.#tos = new Int32Array(capacity);
     this.#words = new Int32Array(capacity * QUEUE_WORDS);
   }
 
   /** False, and counted, when there is no room. */
-  push(from: Uint8Array, at: number, length: number, words: Int32Array): boolean {
+  push(from: Uint8Array, at: number, length: number, words: Int32Array, tos = 0): boolean {
     const start = this.#room(length);
     if (start < 0 || this.rows === this.#offsets.length) {
       this.overflows++;
@@ -472,6 +477,7 @@ class Queue {
     const row = (this.#oldest + this.rows) % this.#offsets.length;
     this.#offsets[row] = start;
     this.#lengths[row] = length;
+    this.#tos[row] = tos;
     for (let word = 0; word < QUEUE_WORDS; word++) {
       this.#words[row * QUEUE_WORDS + word] = words[word]!;
     }
@@ -495,6 +501,10 @@ class Queue {
 
   get oldestLength(): number {
     return this.#lengths[this.#oldest]!;
+  }
+
+  get oldestTos(): number {
+    return this.#tos[this.#oldest]!;
   }
 
   /** Takes the oldest row out: its first `length` bytes to `to`, its words to `words`. */

@@ -51,6 +51,7 @@ export class NativeUnderlay implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    carriesTos: true,
     cutsSuperFrames: true,
   };
   readonly #families: UdpFamily[] = [];

@@ -48,6 +48,11 @@ export function checksum(view: DataView, offset: number, length: number, initial
   return ~sum(view, offset, length, initial) & 0xffff;
 }
 
+/** A checksum after one of the words that it covers has changed (RFC 1624, equation 3). */
+export function checksumAdjusted(checksum: number, before: number, after: number): number {
+  return ~fold((~checksum & 0xffff) + (~before & 0xffff) + after) & 0xffff;
+}
+
 /** Adds the carries of an unsigned 32-bit total back in, twice: the first time may carry again. */
 function fold(total: number): number {
   return halves(halves(total));

@@ -14,6 +14,8 @@ export const IPV4_HEADER = 20;
 /** Bytes of the fixed IPv6 header. */
 export const IPV6_HEADER = 40;
 
+/** Where an IPv4 header's checksum lies. */
+export const IPV4_CHECKSUM = 10;
 /** Where the addresses lie in a header; the destination follows the source. */
 export const IPV4_SOURCE = 12;
 export const IPV4_DESTINATION = 16;
@@ -28,6 +30,18 @@ export const PROTOCOL_SCTP = 132;
 /** 4, 6, or garbage. Reads one byte. */
 export function version(view: DataView, ip: number): number {
   return view.getUint8(ip) >>> 4;
+}
+
+/** TOS of IPv4, traffic class of IPv6: DSCP and ECN in one byte. */
+export function tos(view: DataView, ip: number): number {
+  if (version(view, ip) === 4) return view.getUint8(ip + 1);
+  return (view.getUint16(ip) >>> 4) & 0xff;
+}
+
+/** Sets TOS or traffic class; IPv4's checksum is the caller's to adjust. */
+export function setTos(view: DataView, ip: number, tos: number): void {
+  if (version(view, ip) === 4) view.setUint8(ip + 1, tos);
+  else view.setUint16(ip, (view.getUint16(ip) & 0xf00f) | (tos << 4));
 }
 
 /** Whether a whole IPv4 header, options included, lies in the `length` bytes at `ip`. */

@@ -106,6 +106,7 @@ describe("opening", () => {
       dontFragment: false,
       zeroChecksum6: false,
       countsOverflows: true,
+      carriesTos: false,
       cutsSuperFrames: false,
     });
   });

@@ -29,6 +29,7 @@ import type { Underlay } from "../../src/device.ts";
 import { VtepError } from "../../src/errors.ts";
 import { formatAddress, LOCAL, Remotes } from "../../src/remotes.ts";
 import { until } from "../lab/until.ts";
+import { frameOf, segmentsOf, vnetOf } from "../native/segments.ts";
 
 const LARGEST_DATAGRAM = 9000;
 const SOURCE_PORTS = [49_152, 65_535] as const;
@@ -86,9 +87,16 @@ interface Datagram {
   readonly truncated: boolean;
 }
 
+interface Marked {
+  readonly payload: Uint8Array;
+  readonly tos: number;
+}
+
 /** An underlay that keeps all it receives. */
 class End {
   readonly datagrams: Datagram[] = [];
+  /** The TOS that each of them came with. */
+  readonly marked: Marked[] = [];
   /** The number of rows of each receive that returned some. */
   readonly reads: number[] = [];
   /** Reasons of datagrams that `send` had taken and that were dropped afterwards. */
@@ -133,6 +141,7 @@ class End {
       do {
         const payload = batch.slab.slice(at, Math.min(at + segment, end));
         this.datagrams.push({ payload, from, truncated });
+        this.marked.push({ payload, tos: batch.inTos[row]! });
         at += segment;
       } while (at < end);
     }
@@ -663,6 +672,44 @@ describe.each(Object.entries(rigs))("underlay %s", (_name, makeRig) => {
           hex(data.map((byte, at) => (at >> 1 === checksum >> 1 ? 0 : byte)));
         expect(elsewhere(frame)).toBe(elsewhere(frames[index]!.bytes));
       }
+    });
+
+    test.each([4, 6] as const)("TOS over IPv%i as it is asked, or none", async (family) => {
+      const [a, b] = [await open(), await open()];
+      const burst = new Burst();
+      // Equally long and to one remote, so that only the TOS keeps them from riding together.
+      const tos = [0, 0, 3, 3, 1, 0xb8, 0xba, 2, 0, 0xff];
+      const payloads = tos.map((_, row) => bytes(200, row));
+      for (const [row, payload] of payloads.entries()) {
+        burst.batch.outTos[burst.add(payload, a.to(b, family))] = tos[row]!;
+      }
+      expect(burst.send(a)).toBe(0);
+      await arrived(b, tos.length);
+      const wanted = a.underlay.capabilities.carriesTos ? tos : tos.map(() => 0);
+      expect(b.marked).toEqual(payloads.map((payload, row) => ({ payload, tos: wanted[row]! })));
+    });
+
+    test("a super-frame cut into its segments, to many remotes, where it can", async () => {
+      const [a, b, c] = [await open(), await open(), await open()];
+      const burst = new Burst();
+      const payload = bytes(30_000, 5);
+      const segments = segmentsOf({ payload }, 1300);
+      const frame = frameOf({ payload }, "partial");
+      const row = burst.addPartial({ bytes: frame, csumStart: 34, csumOffset: 16 }, a.to(b));
+      burst.again(a.to(c, 6));
+      burst.add(bytes(99, 1), a.to(b));
+      for (const [at, byte] of vnetOf({ payload }, 1300).entries()) {
+        burst.batch.inVnet.setUint8(burst.batch.outRow[row]! * VNET_WORDS * 4 + at, byte);
+      }
+      if (!a.underlay.capabilities.cutsSuperFrames) return; // then no TAP reads any: vtep.ts
+      expect(burst.send(a)).toBe(0);
+      await arrived(b, segments.length + 1);
+      await arrived(c, segments.length);
+      const prefix = hex(new Uint8Array(8));
+      const frames = (end: End) =>
+        end.datagrams.slice(0, segments.length).map(({ payload }) => hex(payload));
+      for (const end of [b, c])
+        expect(frames(end)).toEqual(segments.map((one) => prefix + hex(one)));
     });
 
     test("a partial checksum completed once, however many remotes the frame goes to", async () => {

@@ -56,6 +56,7 @@ describe("defaults", () => {
       port: 4789,
       underlay: "auto",
       sourcePorts: [49152, 65535],
+      dscp: 0,
       offloads: ALL_ON,
       strict: false,
       logLevel: "info",
@@ -133,6 +134,7 @@ describe("the flags", () => {
       port: "8472",
       underlay: "dgram",
       "source-ports": "1024-1024",
+      dscp: "inherit",
       offload: "tso=off,coalesce-udp=off,gro=on",
       strict: true,
       "log-level": "debug",
@@ -142,6 +144,7 @@ describe("the flags", () => {
       port: 8472,
       underlay: "dgram",
       sourcePorts: [1024, 1024],
+      dscp: "inherit",
       offloads: { ...ALL_ON, tso: false, "coalesce-udp": false },
       strict: true,
       logLevel: "debug",
@@ -253,6 +256,8 @@ describe("the flags", () => {
     [{ "source-ports": "1023-2000" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-1999" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-65536" }, "--source-ports must be LOW-HIGH within 1024-65535"],
+    [{ dscp: "64" }, "--dscp must be a whole number from 0 to 63"],
+    [{ dscp: "ef" }, "--dscp must be inherit or a whole number from 0 to 63"],
     [{ offload: "tso" }, '--offload "tso" must be NAME=on or NAME=off'],
     [{ offload: "tso=off,=on" }, '--offload "=on" must be NAME=on or NAME=off'],
     [{ offload: "tso=0" }, '--offload has a switch that is "0": on or off'],
@@ -308,6 +313,7 @@ describe("a file", () => {
         port: 4790
         underlay: native
         source-ports: 50000-50999
+        dscp: 46
         offload: { gso: off, uso: false, csum: on }
         strict: true
         log-level: warn
@@ -331,6 +337,7 @@ describe("a file", () => {
       port: 4790,
       underlay: "native",
       sourcePorts: [50_000, 50_999],
+      dscp: 46,
       offloads: { ...ALL_ON, gso: false, uso: false },
       strict: true,
       logLevel: "warn",
@@ -360,6 +367,7 @@ describe("a file", () => {
     const lines = inNetwork.map((key) => `    ${key}: ${values[key]}\n`).join("");
     expect(() => configure(file(`networks:\n  -\n${lines}`), {})).not.toThrow();
     expect(keys.filter((key) => !inNetwork.includes(key)).sort()).toEqual([
+      "dscp",
       "local",
       "log-level",
       "offload",
@@ -408,7 +416,7 @@ describe("a file", () => {
     ],
     [
       `colour: green\n${ONE_NETWORK}`,
-      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, offload, strict, log-level, networks",
+      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, strict, log-level, networks",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",

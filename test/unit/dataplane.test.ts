@@ -17,7 +17,7 @@ import {
   vxlan,
   World,
 } from "./sim.ts";
-import { bytes } from "./wire/frames.ts";
+import { bytes, ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
 
 const VNI = 100;
 const A = mac(0x0a);
@@ -410,6 +410,55 @@ describe("reserved bits of the VXLAN header", () => {
     expect(vtep.taps[0]!.written).toHaveLength(1);
     expect(vtep.events()).toMatchObject({ reservedBits: 0, decapFrames: 1 });
     expect(vtep.drops()).toEqual({ VXLAN_INVALID_HDR: 3 });
+  });
+});
+
+describe("congestion and service class", () => {
+  const packet = (tos: number) => {
+    const payload = ipv4Packet({ protocol: 17, payload: ports(1, 2) });
+    payload.set([tos, 0, 0], 1);
+    return ethernetFrame({ type: 0x0800, payload });
+  };
+  const known = (tos: number) => {
+    const inner = packet(tos);
+    return { inner, row: { bytes: vxlan(VNI, inner), from: PEER, tos: 0 } };
+  };
+
+  it.each([
+    [0, 0xff, 3],
+    [0, 0xb8, 0],
+    [46, 0x02, 0xba],
+    [46, 0xfc, 0xb8],
+    ["inherit" as const, 0xb9, 0xb9],
+  ])("with --dscp %s a TOS of %i is sent with TOS %i, to every remote", (dscp, inner, outer) => {
+    const vtep = script([{ vni: VNI, peers: [PEER, OTHER_PEER] }], { dscp });
+    vtep.encap([packet(inner), frame(BROADCAST, A)]);
+    const bare = dscp === "inherit" ? 0 : dscp << 2;
+    expect(vtep.underlay.written.map(({ tos }) => tos)).toEqual([outer, outer, bare, bare]);
+  });
+
+  it("follows the table of RFC 6040, and drops are counted", () => {
+    const vtep = script([ONE_PEER]);
+    const { inner, row } = known(0x02);
+    vtep.decap(
+      row,
+      { ...row, tos: 0xb9 },
+      { ...row, tos: 0xbb },
+      { ...row, bytes: vxlan(VNI, packet(0)), tos: 3 },
+    );
+    const tos = vtep.taps[0]!.written.map(({ bytes }) => bytes[15]);
+    expect(tos).toEqual([2, 1, 3]);
+    expect(vtep.taps[0]!.written[0]!.bytes).toEqual(inner);
+    expect(vtep.drops()).toEqual({ IP_TUNNEL_ECN: 1 });
+  });
+
+  it("is each datagram's own affair in a train", () => {
+    const vtep = script([ONE_PEER]);
+    const one = [packet(2), packet(0), packet(3), packet(1)].map((inner) => vxlan(VNI, inner));
+    vtep.decap({ bytes: bytes(...one), from: PEER, segment: one[0]!.length, tos: 3 });
+    expect(vtep.taps[0]!.written.map(({ bytes }) => bytes[15])).toEqual([3, 3, 3]);
+    expect(vtep.drops()).toEqual({ IP_TUNNEL_ECN: 1 });
+    expect(vtep.events()).toMatchObject({ decapFrames: 3 });
   });
 });
 

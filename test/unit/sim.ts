@@ -254,6 +254,7 @@ export class Host implements Parts {
       networks: this.networks,
       strict: options.strict ?? false,
       flowSeed: 1,
+      dscp: 0,
     });
     const onLost = () => undefined;
     this.underlay.watch({ onReadable: () => this.dataplane.decap(), onLost });
@@ -295,6 +296,8 @@ export interface Row {
   /** Underlay: stride of the datagrams in it. */
   readonly segment?: number;
   readonly flags?: number;
+  /** Underlay: TOS or traffic class that it came with. */
+  readonly tos?: number;
 }
 
 /** What was written: the bytes, and to which remote where that means something. */
@@ -302,6 +305,7 @@ export interface Written {
   readonly bytes: Uint8Array;
   readonly remote: number;
   readonly hash: number;
+  readonly tos: number;
 }
 
 class ScriptedDevice {
@@ -323,12 +327,13 @@ class ScriptedDevice {
     batch.columns.fill(-1);
     batch.slab.fill(0xa5);
     let offset = HEADROOM;
-    for (const [row, { bytes, from, segment, flags }] of rows.entries()) {
+    for (const [row, { bytes, from, segment, flags, tos }] of rows.entries()) {
       batch.slab.set(bytes, offset);
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
       batch.inFlags[row] = flags ?? 0;
+      batch.inTos[row] = tos ?? 0;
       for (let at = 0; at < 16; at++) batch.inVnet.setUint8(row * 16 + at, 0);
       if (from !== undefined) batch.inAddress.set(addressWords(from), row * ADDRESS_WORDS);
       offset += bytes.length + HEADROOM;
@@ -351,6 +356,7 @@ class ScriptedDevice {
         bytes: batch.slab.slice(offset, offset + batch.outLength[out]!),
         remote: batch.outRemote[out]!,
         hash: batch.outHash[out]!,
+        tos: batch.outTos[out]!,
       });
     }
     return failed;
@@ -378,6 +384,7 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    carriesTos: true,
     cutsSuperFrames: false,
   };
   overflowed = 0;
@@ -396,7 +403,10 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
 }
 
 /** A dataplane between scripted devices, with as many networks as are given. */
-export function script(networks: readonly NetworkOptions[], { strict = false } = {}) {
+export function script(
+  networks: readonly NetworkOptions[],
+  { strict = false, dscp = 0 as number | "inherit" } = {},
+) {
   const underlay = new ScriptedUnderlay();
   const made = parts(networks.length);
   const taps = networks.map(() => new ScriptedTap());
@@ -407,6 +417,7 @@ export function script(networks: readonly NetworkOptions[], { strict = false } =
     networks: wired,
     strict,
     flowSeed: 1,
+    dscp,
   });
   return {
     ...made,

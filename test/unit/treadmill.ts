@@ -20,6 +20,7 @@ export class Treadmill implements Tap, Underlay {
     dontFragment: true,
     zeroChecksum6: true,
     countsOverflows: true,
+    carriesTos: true,
     cutsSuperFrames: false,
   };
   /** The errno that every row of a write fails with; 0: none does. */
@@ -105,6 +106,7 @@ export function treadmill(options: {
     networks,
     strict: false,
     flowSeed: 1,
+    dscp: 0,
   });
   return {
     fdb,
