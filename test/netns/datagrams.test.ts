@@ -119,7 +119,11 @@ describe.each(underlays)("%s receives", (kind) => {
   test("a frame that contradicts a static entry, counts it and keeps the entry", async () => {
     await expectCounted("network VXLAN_ENTRY_EXISTS", [vxlan(vni, frameFrom(pinned))]);
     expect(await vtep.remoteOf(pinned)).toBe(other.address);
-    await expectCounted("network decapFrames", [vxlan(vni, frameFrom(pinned))], other);
+    // What the kernel's host has to say of its own may arrive as well.
+    const before = counts(await vtep.status())["network decapFrames"] ?? 0;
+    await send(other, { address: ours.address, port }, [vxlan(vni, frameFrom(pinned))]);
+    await vtep.waitFor((status) => (counts(status)["network decapFrames"] ?? 0) > before, 2_000);
+    expect(counts(await vtep.status())["network VXLAN_ENTRY_EXISTS"]).toBe(1);
   });
 
   test("reserved bits, ignores them as RFC 7348 says, and counts them", async () => {
