@@ -11,6 +11,7 @@
         "native/segment.cc",
         "native/tap.cc",
         "native/udp.cc",
+        "native/udp_errors.cc",
         "native/udp_send.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],

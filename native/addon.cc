@@ -399,6 +399,11 @@ class Udp : public port<Udp, udp> {
     return Napi::Number::New(info.Env(), udp_drops(device.get()));
   }
 
+  Napi::Value refusals(const Napi::CallbackInfo &info) {
+    if (!is_open(info.Env())) return Napi::Value();
+    return Napi::Number::New(info.Env(), udp_refusals(device.get()));
+  }
+
   Napi::Value trains(const Napi::CallbackInfo &info) {
     if (!is_open(info.Env())) return Napi::Value();
     Napi::Object trains = Napi::Object::New(info.Env());
@@ -412,7 +417,8 @@ class Udp : public port<Udp, udp> {
                        {method("receive", &Udp::receive), method("trains", &Udp::trains), method("send", &Udp::send),
                         method("watch", &Udp::watch), method("unwatch", &Udp::unwatch),
                         method("fd", &Udp::fd), method("close", &Udp::close),
-                        method("overflows", &Udp::overflows)});
+                        method("overflows", &Udp::overflows),
+                        method("refusals", &Udp::refusals)});
   }
 };
 

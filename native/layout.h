@@ -45,7 +45,9 @@
   X(REMOTE_WORDS, 8)                                \
   X(REMOTE_FAMILY, 0)                               \
   X(REMOTE_PORT, 1)                                 \
-  X(REMOTE_ADDRESS, 2)
+  X(REMOTE_ADDRESS, 2)                              \
+  X(REMOTE_PATH_MTU, 6)                             \
+  X(REMOTE_LEARNED_AT, 7)
 
 namespace layout {
 #define X(name, value) constexpr int32_t name = value;
@@ -69,7 +71,9 @@ static_assert(offsetof(virtio_net_hdr, csum_start) == layout::VNET_CSUM_START, "
 static_assert(offsetof(virtio_net_hdr, csum_offset) == layout::VNET_CSUM_OFFSET, "in bytes");
 static_assert(layout::IN_VNET % 2 == 0, "rows of virtio_net_hdr are aligned");
 static_assert(layout::ADDRESS_WORDS * sizeof(int32_t) == 16, "an IPv6 address");
-static_assert(layout::REMOTE_ADDRESS + layout::ADDRESS_WORDS <= layout::REMOTE_WORDS, "a row");
+static_assert(layout::REMOTE_ADDRESS + layout::ADDRESS_WORDS == layout::REMOTE_PATH_MTU &&
+                  layout::REMOTE_LEARNED_AT + 1 == layout::REMOTE_WORDS,
+              "a row");
 static_assert((layout::HEADROOM + 14) % 8 == 0, "the inner IP header is 8-byte aligned");
 
 struct batch {

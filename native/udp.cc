@@ -50,6 +50,14 @@ static void set_buffer(int fd, int forced, int polite, int bytes) {
   if (set_option(fd, SOL_SOCKET, forced, bytes) < 0) set_option(fd, SOL_SOCKET, polite, bytes);
 }
 
+// Errors of single datagrams: what the path carries, and what ICMP tells (udp_errors.cc). They wait in
+// the receive buffer, which nothing else gets into, and a page each is what some drivers charge.
+static int ask_for_errors(const udp *u, int fd) {
+  set_option(fd, SOL_SOCKET, SO_RCVBUF, 64 * 1024);
+  return u->family == 4 ? set_option(fd, IPPROTO_IP, IP_RECVERR, 1)
+                        : set_option(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+}
+
 static int drop_all(int fd) {
   sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
   sock_fprog program = {1, &nothing};
@@ -115,8 +123,8 @@ static int open_fan(udp *u, const udp_options *options, udp_name *name, socklen_
       fd = open_socket(u, syscall);
       if (fd < 0) return fd;
       int error = drop_all(fd);
+      if (error == 0) error = ask_for_errors(u, fd);
       if (error < 0) return close(fd), error;
-      set_option(fd, SOL_SOCKET, SO_RCVBUF, 0);
       set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, options->send_buffer);
     }
     set_port(name, options->source_port_low + (first + i) % ports);

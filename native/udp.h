@@ -24,7 +24,7 @@ struct udp_options {
   int slot_bytes;  // longest datagram that is received whole
   int receive_buffer, send_buffer;
   bool segment, coalesce;  // whether trains leave as one message (UDP_SEGMENT), arrive as one (UDP_GRO)
-  const int32_t *remotes;
+  int32_t *remotes;        // written to: what their paths carry
 };
 
 union udp_name {
@@ -52,10 +52,11 @@ constexpr int OUT_HEADERS = 128 * 1024;
 struct udp {
   int family;
   uint32_t scope;  // interface index of link-local addresses
-  const int32_t *remotes;
+  int32_t *remotes;
   int fd;
   int fan;
   int fan_fd[MAX_FAN];
+  uint32_t refusals;
 
   int longest;  // datagrams that are longer are flagged as truncated
   int slot_bytes, stride, slots;
@@ -92,6 +93,13 @@ int udp_receive(udp *u, const batch *b);
 // Sends those of the out rows 0 to count - 1 whose remote is of this family, sets the error of each
 // of them, and leaves the others alone. Returns how many were sent.
 int udp_send(udp *u, const batch *b, int count);
+
+// Whether a send by `out_fd` to `remote` failed because of datagrams before it, and is to be tried
+// again. If it is the datagram that the path does not carry, the remote's row says what it does carry.
+bool udp_was_icmp(udp *u, int32_t remote, int error);
+
+// ICMP errors that came back about datagrams that had been sent, but for those about their size.
+uint32_t udp_refusals(udp *u);
 
 // Datagrams that the receiving socket dropped, most of them for want of room in its buffer.
 uint32_t udp_drops(const udp *u);

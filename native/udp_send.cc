@@ -114,8 +114,19 @@ static void set_control(const udp *u, train *t, msghdr *header) {
   if (used == 0) header->msg_control = nullptr;
 }
 
+// Returns 0 or errno. An error of datagrams before it is no reason not to send this one.
+static int send_alone(udp *u, const msghdr *header, int32_t remote) {
+  if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
+  int error = errno;
+  if (!udp_was_icmp(u, remote, error)) return error;
+  if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
+  error = errno;
+  udp_was_icmp(u, remote, error);
+  return error;
+}
+
 // One by one, so that each has an error of its own. Returns whether all of them left.
-static bool send_apart(const udp *u, const batch *b, int message) {
+static bool send_apart(udp *u, const batch *b, int message) {
   const msghdr *together = &u->out[message].msg_hdr;
   train one = u->out_train[message];
   one.datagrams = 1;
@@ -126,7 +137,7 @@ static bool send_apart(const udp *u, const batch *b, int message) {
     alone.msg_iov = together->msg_iov + i;
     alone.msg_iovlen = width;
     set_control(u, &one, &alone);
-    int error = sendmsg(u->out_fd, &alone, MSG_DONTWAIT) < 0 ? errno : 0;
+    int error = send_alone(u, &alone, u->out_train[message].remote);
     set_errors(u, b, &alone, error);
     all = all && error == 0;
   }
@@ -135,8 +146,10 @@ static bool send_apart(const udp *u, const batch *b, int message) {
 
 // sendmmsg(2) stops before the message that fails and tells why only if that is the first, so it is
 // called again from there: that one's error is its rows', the next ones get their own chance. A full
-// socket stays full: then all the rest fail.
+// socket stays full: then all the rest fail. What ICMP told about datagrams before is no
+// reason: then it is tried once more. A full interface (ENOBUFS) dropped a train as a whole.
 static void flush(udp *u, const batch *b) {
+  int again = -1;
   for (int message = 0; message < u->messages;) {
     int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
                      MSG_DONTWAIT);
@@ -145,9 +158,11 @@ static void flush(udp *u, const batch *b) {
       continue;
     }
     int error = errno;
-    if (error == EAGAIN) {
+    if (udp_was_icmp(u, u->out_train[message].remote, error) && again != message) {
+      again = message;
+    } else if (error == EAGAIN) {
       while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
-    } else if (u->out_train[message].datagrams > 1) {
+    } else if (u->out_train[message].datagrams > 1 && error != ENOBUFS) {
       bool all = send_apart(u, b, message);
       if (all && (error == EIO || error == EINVAL)) u->segments = false;
       message++;

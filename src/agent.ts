@@ -13,7 +13,7 @@ import { Worker } from "node:worker_threads";
 import type { Logger } from "pino";
 import type { Config, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { Counters, type DropReason } from "./counters.ts";
+import { Counter, Counters, type DropReason } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, Fdb, LEARNED, STATIC } from "./fdb.ts";
@@ -135,6 +135,8 @@ export class Agent {
       capabilities: this.#opened?.capabilities,
       offloads: this.#offloads,
       drops: this.#counters.drops(0),
+      refused: this.#counters.get(0, Counter.refused),
+      paths: this.#remotes.paths(),
       networks: networks.map(({ vni, index, tap, mtu, flood }) => ({
         vni,
         tap,

@@ -25,6 +25,10 @@ export const Counter = {
   evicted: 8,
   /** Datagrams accepted although reserved bits of their VXLAN header were set (RFC 7348, 5). */
   reservedBits: 9,
+  /** Senders that were told that a frame was too big for a path, and what that carries. */
+  toldTooBig: 12,
+  /** ICMP errors about datagrams that had been sent: nobody listens there, or no way leads there. */
+  refused: 13,
 } as const;
 
 /** Columns of a row: frames dropped, by reason. */

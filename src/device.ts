@@ -94,8 +94,12 @@ export interface Underlay {
   /**
    * Sends out rows 0 to `count` − 1 (outOffset, outLength, outRow, outRemote, outHash, outTos), completing
    * first the checksum of a frame whose virtio_net_hdr (of in row outRow) says that it is partial,
-   * cutting it where that says that it is a super-frame, and sets outError of each. Order is kept within one hash. Returns how many failed: a full
-   * socket drops (EAGAIN, ENOBUFS), nothing is retried. The slab may be reused when it returns.
+   * cutting it where that says that it is a super-frame, and sets outError of each. Order is kept
+   * within one hash. Returns how many failed: a full socket (EAGAIN) and a full interface (ENOBUFS)
+   * drop, nothing waits. The slab may be reused when it returns.
+   *
+   * Where fragmentation is forbidden, a datagram that the path does not carry is EMSGSIZE, and what
+   * the path does carry is in the remote's row by then (`Remotes.learnPathMtu`).
    */
   send(batch: Batch, count: number): number;
   /**
@@ -103,6 +107,11 @@ export interface Underlay {
    * that the kernel had coalesced counts as one.
    */
   overflows(): number;
+  /**
+   * ICMP errors that came back about datagrams that had been sent, since it was opened: nobody listens
+   * at a remote, or no way leads there. Always 0 where the kernel does not tell.
+   */
+  refusals(): number;
   watch(watch: Watch): void;
   /** A second call does nothing. */
   close(): void;

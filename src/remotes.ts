@@ -6,21 +6,38 @@
  * slot of the hash table points to it. Rows are not removed: an index, once given, means the same
  * address for as long as the process lives, so a stale index in a batch is at worst an old address.
  *
+ * What the path to a remote carries is learned by the underlay (in native code by itself) and
+ * forgotten after ten minutes, since only a datagram that is too long shows whether it still holds.
+ * Any forwarding thread may learn and forget: the last one is right.
+ *
  * Index 0 is no remote: in the FDB it stands for the TAP.
  */
 import ipaddr from "ipaddr.js";
 import { ADDRESS_WORDS } from "./batch.ts";
+import { HEADER as ETHERNET_HEADER } from "./wire/ethernet.ts";
+import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
 
 /** The destination "behind this VTEP's own TAP" in the FDB; never the index of a remote. */
 export const LOCAL = 0;
 
 /** Rows, the unused row 0 included. */
 export const REMOTE_ROWS = 65_536;
-/** Words of a row: family (4 or 6), UDP port, address (ADDRESS_WORDS), two to spare. */
+/**
+ * Words of a row: family (4 or 6), UDP port, address (ADDRESS_WORDS), the path's MTU where it was
+ * learned, and the second in which that was noted.
+ */
 export const REMOTE_WORDS = 8;
 const FAMILY = 0;
 const PORT = 1;
 const ADDRESS = 2;
+const PATH_MTU = 6;
+const LEARNED_AT = 7;
+/** As long as the kernel keeps what it learned (net.ipv4.route.mtu_expires). */
+const PATH_SECONDS = 600;
+
+/** What an outer header takes from the MTU of a path, that of the inner Ethernet not included. */
+const OUTER_IPV4 = OVERHEAD_IPV4 - ETHERNET_HEADER;
+const OUTER_IPV6 = OVERHEAD_IPV6 - ETHERNET_HEADER;
 
 /** What native code must agree with, as with `LAYOUT`. */
 export const REMOTE_LAYOUT = {
@@ -29,6 +46,8 @@ export const REMOTE_LAYOUT = {
   REMOTE_FAMILY: FAMILY,
   REMOTE_PORT: PORT,
   REMOTE_ADDRESS: ADDRESS,
+  REMOTE_PATH_MTU: PATH_MTU,
+  REMOTE_LEARNED_AT: LEARNED_AT,
 } as const;
 
 const SLOTS = 2 * REMOTE_ROWS;
@@ -94,6 +113,43 @@ export class Remotes {
 
   port(index: number): number {
     return this.words[index * REMOTE_WORDS + PORT]!;
+  }
+
+  /** The MTU of the path to a remote, as learned; 0 while it has shown no limit of its own. */
+  pathMtu(index: number): number {
+    return this.words[index * REMOTE_WORDS + PATH_MTU]!;
+  }
+
+  /** Bytes of the longest frame that fits into the path whose MTU was learned. */
+  longestFrame(index: number): number {
+    const outer = this.words[index * REMOTE_WORDS] === 4 ? OUTER_IPV4 : OUTER_IPV6;
+    return this.pathMtu(index) - outer;
+  }
+
+  learnPathMtu(index: number, mtu: number): void {
+    this.words[index * REMOTE_WORDS + LEARNED_AT] = 0;
+    this.words[index * REMOTE_WORDS + PATH_MTU] = mtu;
+  }
+
+  /**
+   * Forgets what was learned ten minutes ago; to be called about once a second, with the seconds of a
+   * clock that never goes back. Who learns knows no clock, so it is noted here when that was.
+   */
+  forgetPaths(now: number): void {
+    const end = (this.words[COUNT]! + 1) * REMOTE_WORDS;
+    for (let row = REMOTE_WORDS; row < end; row += REMOTE_WORDS) {
+      if (this.words[row + PATH_MTU] === 0) continue;
+      const learnedAt = this.words[row + LEARNED_AT]!;
+      if (learnedAt === 0) this.words[row + LEARNED_AT] = now;
+      else if (now - learnedAt >= PATH_SECONDS) this.words[row + PATH_MTU] = 0;
+    }
+  }
+
+  /** The remotes whose path has a known MTU: address and MTU. */
+  paths(): { address: string; mtu: number }[] {
+    const all = Array.from({ length: this.words[COUNT]! }, (_, at) => at + 1);
+    const narrow = all.filter((index) => this.pathMtu(index) !== 0);
+    return narrow.map((index) => ({ address: this.address(index), mtu: this.pathMtu(index) }));
   }
 
   #holds(index: number, words: Int32Array, at: number): boolean {

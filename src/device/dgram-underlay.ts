@@ -14,6 +14,10 @@
  * - an errno of the kernel's (no route, say) comes after the row was reported as sent, and goes to
  *   `onUnsent`. Only what is certain beforehand becomes the row's `outError`.
  *
+ * A datagram that the path does not carry is fragmented: Node cannot set IP_MTU_DISCOVER, and by
+ * default (IP_PMTUDISC_WANT) the kernel forbids fragmentation only of what fits. So nothing is learned of
+ * paths here, and no frame is too big; only the first one that a router finds too long is lost.
+ *
  * Receiving: libuv reads 32 datagrams a turn of the event loop, whether they are wanted or not, so
  * there is a queue here. It drops when it is full, and counts. The kernel's own drops are read from
  * /proc/net/udp, where a socket is found by its address and port, which no other socket has.
@@ -201,6 +205,12 @@ export class DgramUnderlay implements Underlay {
   overflows(): number {
     this.#assertOpen();
     return this.#state === "open" ? this.#overflows + this.#drops() : this.#overflows;
+  }
+
+  /** An unconnected UDP socket hears of no ICMP error unless it asks, which Node cannot. */
+  refusals(): number {
+    this.#assertOpen();
+    return 0;
   }
 
   // ---- batch → underlay

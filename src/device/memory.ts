@@ -42,6 +42,9 @@ const ETHERNET_HEADER = 14;
 /** The largest payload of one datagram: 65,535 less the headers that the length counts in. */
 const LARGEST_4 = 65_507;
 const LARGEST_6 = 65_527;
+/** Headers of IP and UDP. */
+const OUTER_4 = 28;
+const OUTER_6 = 48;
 /** A datagram's place in the slab: its inner IP header, 8 + 14 bytes further, is 8-byte aligned. */
 const DATAGRAM_OFFSET = 2;
 
@@ -53,6 +56,9 @@ export class MemoryWire {
    * sender's slab, good during the call only.
    */
   loses: ((payload: Uint8Array, from: string, to: string) => boolean) | undefined;
+
+  /** Set to narrow paths: the MTU of the one between two addresses. A sender learns it at once. */
+  carries: ((from: string, to: string) => number) | undefined;
 
   readonly #ports: Port[] = [];
   readonly #places = new Map<string, Place>();
@@ -361,6 +367,13 @@ export class MemoryUnderlay implements Underlay {
 
     const to = this.#placeOf(remote);
     if (!to.exists) return ENETUNREACH;
+    if (this.#wire.carries !== undefined) {
+      const mtu = this.#wire.carries(from.address, to.address);
+      if (length + (family === 4 ? OUTER_4 : OUTER_6) > mtu) {
+        this.#remotes.learnPathMtu(remote, mtu);
+        return EMSGSIZE;
+      }
+    }
     // What nobody receives is lost without a word, as on any network.
     if (to.receiver === undefined) return 0;
     if (this.#wire.loses !== undefined) {
@@ -383,6 +396,11 @@ export class MemoryUnderlay implements Underlay {
   overflows(): number {
     this.#assertOpen();
     return this.#port.queue.overflows;
+  }
+
+  refusals(): number {
+    this.#assertOpen();
+    return 0;
   }
 
   watch(watch: Watch): void {

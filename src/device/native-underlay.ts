@@ -4,7 +4,10 @@
  * (RFC 7348, section 5).
  *
  * The outer header forbids fragmentation; a datagram that the path does not carry is EMSGSIZE of its
- * row. Outer checksums are sent, and zero is accepted over both families (RFC 7348, RFC 6935).
+ * row, and the kernel says what the path does carry: native code writes it to the remote's row. The
+ * first datagram of all that is too long for a router on the way is lost without a row to tell: its
+ * ICMP message is what the kernel learns from. Asking for such errors (IP_RECVERR) also makes the
+ * kernel tell of datagrams that a full qdisc dropped (ENOBUFS). Outer checksums are sent, and zero is accepted over both families (RFC 7348, RFC 6935).
  */
 import { constants } from "node:os";
 import type { Batch } from "../batch.ts";
@@ -135,6 +138,13 @@ export class NativeUnderlay implements Underlay {
     let datagrams = 0;
     for (const family of this.#families) datagrams += family.overflows();
     return datagrams;
+  }
+
+  refusals(): number {
+    this.#assertOpen();
+    let errors = 0;
+    for (const family of this.#families) errors += family.refusals();
+    return errors;
   }
 
   watch(watch: Watch): void {

@@ -46,6 +46,8 @@ export interface UdpFamily extends Port {
   /** Rows sent, of those whose remote is of this family; other rows are left alone. */
   send(batch: BatchHandle, count: number): number;
   overflows(): number;
+  /** ICMP errors about datagrams that had been sent, but for those about their size. */
+  refusals(): number;
   /** Whether trains still leave as one message (the kernel may have refused), and arrive as one. */
   trains(): { segment: boolean; coalesce: boolean };
 }

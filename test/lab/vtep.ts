@@ -20,6 +20,8 @@ export interface Status {
   networks: NetworkStatus[];
   /** Drops before the network was known, by reason. */
   drops: Record<string, number>;
+  /** MTUs of paths, as learned. */
+  paths: { address: string; mtu: number }[];
 }
 
 export interface NetworkStatus {
@@ -44,7 +46,9 @@ export type Counter =
   | "moved"
   | "aged"
   | "evicted"
-  | "reservedBits";
+  | "reservedBits"
+  | "toldTooBig"
+  | "refused";
 
 export interface FdbRow {
   mac: string;

@@ -10,7 +10,7 @@ import { Batch, IN_ROWS, SLAB_BYTES, TRUNCATED } from "../../src/batch.ts";
 import { addon, handleOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import type { VtepError } from "../../src/errors.ts";
-import { addressWords, Remotes } from "../../src/remotes.ts";
+import { addressWords, REMOTE_WORDS, Remotes } from "../../src/remotes.ts";
 import { until } from "../lab/until.ts";
 import {
   fillRows,
@@ -26,6 +26,7 @@ vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a b
 
 const EAGAIN = 11;
 const EMSGSIZE = 90;
+const ENOBUFS = 105;
 const EAFNOSUPPORT = 97;
 const ENETDOWN = 100;
 
@@ -377,6 +378,35 @@ describe("the native underlay", () => {
     expect(turns).toEqual([4, 6, 4, 6]); // 16 trains of 64 a family, 9 of them at once
   });
 
+  it.each(["127.0.0.1", "::1"])(
+    "sends on when ICMP tells of others, and counts: %s",
+    async (at) => {
+      const { opened, port } = await underlay({ [at === "::1" ? "local6" : "local4"]: at });
+      const open = remotes.add(at, port);
+      const closed = remotes.add("192.0.2.9", port); // made the same address, on another port
+      const words = remotes.words.subarray(REMOTE_WORDS * open, REMOTE_WORDS * closed);
+      remotes.words.set(words, REMOTE_WORDS * closed);
+      remotes.words[REMOTE_WORDS * closed + 1] = await freePort(at);
+      let received = 0;
+      for (let round = 0; round < 50; round++) {
+        for (let row = 0; row < 20; row++) {
+          const remote = row % 5 === 0 ? closed : open;
+          setRow(batch, row, { offset: 0, length: 60, remote, hash: row >> 2 });
+        }
+        expect(opened.send(batch, 20)).toBe(0);
+        await until("the datagrams", () => {
+          for (let rows = opened.receive(batch); rows > 0; rows = opened.receive(batch)) {
+            for (let row = 0; row < rows; row++) received += datagramsOf(row).length;
+          }
+          return received === 16 * (round + 1);
+        });
+      }
+      await until("ICMP errors", () => opened.refusals() > 0);
+      expect(opened.refusals()).toBeLessThanOrEqual(200);
+      expect([remotes.pathMtu(open), remotes.pathMtu(closed)]).toEqual([0, 0]);
+    },
+  );
+
   it("says of rows whose family it lacks that it lacks it", async () => {
     const { opened, port } = await underlay({ local4: "127.0.0.1" });
     const both = [remotes.add("127.0.0.1", port), remotes.add("::1", port), 0, 70_000];
@@ -559,6 +589,32 @@ describe("in a namespace of its own", () => {
     ]);
   });
 
+  it("learns what the path carries from a train too, and of the remote that it went to", () => {
+    const { output } = moduleChild(
+      `${trains} const other = remotes.add("192.0.2.3", 4789);
+       run("ip route add 192.0.2.2/32 dev vtep7 mtu 1300");
+       const { sent, errors } = send(1300);
+       console.log(JSON.stringify([sent, errors, remotes.pathMtu(remote), remotes.pathMtu(other)]));`,
+      ["unshare", "--net"],
+    );
+    expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1300, 0]);
+  });
+
+  // A train the qdisc cuts for itself, and drops of it what it likes: here each leaves alone.
+  it("tells of what a full interface dropped with ENOBUFS", () => {
+    const { output } = moduleChild(
+      `${trains} run("tc qdisc add dev vtep7 root tbf rate 8kbit burst 4000 limit 4000");
+       for (let row = 0; row < 60; row++) { batch.outLength[row] = 1000 + row; batch.outRemote[row] = remote; }
+       const sent = udp.send(handleOf(batch), 60);
+       console.log(JSON.stringify([sent, [...batch.outError.subarray(0, 60)]]));`,
+      ["unshare", "--net"],
+    );
+    const [sent, errors] = JSON.parse(output);
+    expect(sent).toBeGreaterThan(2);
+    expect(sent).toBeLessThan(12);
+    expect(new Set(errors)).toEqual(new Set([0, ENOBUFS]));
+  });
+
   it("link-local addresses reach each other by the interface of the local one", () => {
     const { output } = moduleChild(
       `import { execFileSync } from "node:child_process";
@@ -604,6 +660,7 @@ describe("in a namespace of its own", () => {
        });
        const failed = udp.send(batch, 6);
        const errors = [...batch.outError.subarray(0, 6)];
+       const mtus = [remotes.pathMtu(r4), remotes.pathMtu(r6)];
        const frames = [];
        for (let rows = tap.read(batch); rows > 0; rows = tap.read(batch)) {
          for (let row = 0; row < rows; row++) {
@@ -615,7 +672,7 @@ describe("in a namespace of its own", () => {
            frames.push([batch.inLength[row], fragment, batch.view.getUint16(udpAt + 6) !== 0]);
          }
        }
-       console.log(JSON.stringify({ failed, errors, frames }));
+       console.log(JSON.stringify({ failed, errors, mtus, frames }));
        udp.close();
        tap.close();`,
       ["unshare", "--net"],
@@ -624,6 +681,7 @@ describe("in a namespace of its own", () => {
     expect(JSON.parse(output)).toEqual({
       failed: 2,
       errors: [0, EMSGSIZE, 0, EMSGSIZE, 0, 0],
+      mtus: [1500, 1500], // learned from the refusals
       frames: [
         [1514, DF, true],
         [52, DF, true],

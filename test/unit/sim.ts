@@ -400,6 +400,10 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
   overflows(): number {
     return this.overflowed;
   }
+
+  refusals(): number {
+    return 0;
+  }
 }
 
 /** A dataplane between scripted devices, with as many networks as are given. */

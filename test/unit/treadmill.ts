@@ -75,6 +75,10 @@ export class Treadmill implements Tap, Underlay {
     return 0;
   }
 
+  refusals(): number {
+    return 0;
+  }
+
   watch(_watch: Watch): void {}
   close(): void {}
 }
