@@ -20,6 +20,9 @@
 
 import { endianness } from "node:os";
 import { completeChecksum } from "./wire/checksum.ts";
+import * as ethernet from "./wire/ethernet.ts";
+import * as ip from "./wire/ip.ts";
+import * as tcp from "./wire/tcp.ts";
 
 /** Rows of the in columns: frames or datagrams that one read may return. */
 export const IN_ROWS = 256;
@@ -51,9 +54,13 @@ export const VNET_GSO_UDP_L4 = 5;
 export const VNET_GSO_ECN = 0x80;
 
 /** Offsets in a virtio_net_hdr, which is in host byte order. */
+const GSO_TYPE = 1;
+const GSO_SIZE = 4;
 const CSUM_START = 6;
 const CSUM_OFFSET = 8;
 const LITTLE_ENDIAN = endianness() === "LE";
+
+const UDP_HEADER = 8;
 
 const IN_OFFSET = 0;
 const IN_LENGTH = IN_OFFSET + IN_ROWS;
@@ -162,6 +169,19 @@ export class Batch {
   }
 
   /**
+   * Bytes of the longest frame that a row leaves as: of itself, or of a segment where it is a
+   * super-frame. (Its virtio_net_hdr does not tell how long its headers are, or not reliably.)
+   */
+  longestFrame(row: number): number {
+    const vnet = row * VNET_WORDS * 4;
+    const length = this.inLength[row]!;
+    const type = this.inVnet.getUint8(vnet + GSO_TYPE) & ~VNET_GSO_ECN;
+    if (type === VNET_GSO_NONE) return length;
+    const headers = headersLength(this.view, this.inOffset[row]!, length, type);
+    return Math.min(length, headers + this.inVnet.getUint16(vnet + GSO_SIZE, LITTLE_ENDIAN));
+  }
+
+  /**
    * Completes the checksum of a frame that was read, if its virtio_net_hdr says that it is partial.
    * The flag is cleared: one in row may leave many times, and summing a completed checksum would
    * spoil it. False when the header points outside of the frame, or `row` outside of the columns.
@@ -181,4 +201,16 @@ export class Batch {
     this.inVnet.setUint8(vnet, flags & ~VNET_NEEDS_CSUM);
     return true;
   }
+}
+
+/** Bytes before the payload of a super-frame; all of it where it has no such headers. */
+function headersLength(view: DataView, frame: number, length: number, type: number): number {
+  const network = ethernet.networkOffset(view, frame, length);
+  if (network < 0) return length;
+  const upper = ip.upperLayer(view, network, frame + length - network);
+  if (upper === ip.NO_UPPER_LAYER) return length;
+  const transport = network + ip.upperOffset(upper);
+  if (type === VNET_GSO_UDP_L4) return transport + UDP_HEADER - frame;
+  const header = tcp.headerLength(view, transport, frame + length - transport);
+  return header === 0 ? length : transport + header - frame;
 }

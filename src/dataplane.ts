@@ -10,6 +10,12 @@
  * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most; then
  * the event loop has its turn, so that no device starves another.
  *
+ * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
+ * sender is told what the path carries (wire/icmp.ts), as by kernel VXLAN. So is the sender of a frame
+ * that the underlay refused for its length, from which it has just learned. A flooded frame goes to
+ * those remotes that can get it, and is answered once if it is for a single station. Answers are
+ * limited by network, not by sender: one that heeds none can use them up.
+ *
  * **Rules.** Nothing here allocates, throws, logs or waits per frame, and every frame that is not
  * passed on is counted by one reason. Numbers stay within int32, because V8 would put a larger one
  * on the heap. `test/unit/allocation.test.ts` holds this file to it.
@@ -17,7 +23,7 @@
  * **What it does not do.** It neither segments, coalesces nor completes checksums (the devices do),
  * and knows no address families (an address is 16 bytes).
  */
-import { ADDRESS_WORDS, Batch, OUT_ROWS, TRUNCATED } from "./batch.ts";
+import { ADDRESS_WORDS, Batch, HEADROOM, OUT_ROWS, TRUNCATED } from "./batch.ts";
 import { Counter, type Counters, Drop, dropOfErrno } from "./counters.ts";
 import type { Underlay } from "./device.ts";
 import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
@@ -26,6 +32,7 @@ import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
 import { flowHash } from "./wire/flow.ts";
+import * as icmp from "./wire/icmp.ts";
 import * as vxlan from "./wire/vxlan.ts";
 
 /** Reads of one device before the event loop has its turn. */
@@ -36,6 +43,7 @@ const AGED_PER_TICK = 4096;
 const DECISIVE = vxlan.HEADER + ethernet.HEADER;
 /** The row of the counters for what belongs to no network. */
 const NO_NETWORK = 0;
+const NO_ROW = -1;
 
 export class Dataplane {
   readonly #batch = new Batch();
@@ -52,8 +60,13 @@ export class Dataplane {
   /** Seconds on the owner's clock, as of the last tick. */
   #now = 0;
   #overflows = 0;
+  #refusals = 0;
   /** Out rows filled and not yet written. */
   #out = 0;
+  /** Where answers are written, one at a time. */
+  readonly #answer = new Batch();
+  /** The in row whose sender was told last that it is too big. */
+  #answered = NO_ROW;
 
   constructor(options: {
     fdb: Fdb;
@@ -83,6 +96,7 @@ export class Dataplane {
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = network.tap.read(this.#batch);
       if (rows === 0) return;
+      this.#answered = NO_ROW;
       for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
       this.#send(network);
     }
@@ -104,8 +118,11 @@ export class Dataplane {
 
   /** To be called about once a second, with the seconds of a clock that never goes back. */
   tick(now: number): void {
+    const seconds = (now | 0) - this.#now;
     this.#now = now | 0;
+    this.#remotes.forgetPaths(this.#now);
     for (const network of this.#networks.values()) {
+      network.refillAnswers(seconds);
       if (network.ageSeconds === 0) continue;
       const aged = this.#fdb.expire(network.index, this.#now, network.ageSeconds, AGED_PER_TICK);
       this.#counters.add(network.index, Counter.aged, aged);
@@ -113,6 +130,9 @@ export class Dataplane {
     const overflows = this.#underlay.overflows();
     this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, overflows - this.#overflows);
     this.#overflows = overflows;
+    const refusals = this.#underlay.refusals();
+    this.#counters.add(NO_NETWORK, Counter.refused, refusals - this.#refusals);
+    this.#refusals = refusals;
   }
 
   // encap
@@ -151,6 +171,11 @@ export class Dataplane {
 
   #toRemote(network: Network, row: number, remote: number, hash: number, tos: number): void {
     const batch = this.#batch;
+    if (this.#remotes.pathMtu(remote) !== 0 && this.#isTooBig(row, remote)) {
+      this.#drop(network.index, Drop.PKT_TOO_BIG);
+      this.#tellTooBig(network, row, remote);
+      return;
+    }
     if (this.#out === OUT_ROWS) this.#send(network);
     const out = this.#out++;
     batch.outOffset[out] = batch.inOffset[row]! - vxlan.HEADER;
@@ -168,7 +193,47 @@ export class Dataplane {
     const bytes = this.#writtenBytes(network, failed) - frames * vxlan.HEADER;
     this.#counters.add(network.index, Counter.encapFrames, frames);
     this.#counters.add(network.index, Counter.encapBytes, bytes);
+    if (failed > 0) this.#tellOfFailed(network);
     this.#out = 0;
+  }
+
+  /** What the underlay refused for its length, it has learned from. */
+  #tellOfFailed(network: Network): void {
+    const { outError, outRow, outRemote } = this.#batch;
+    for (let out = 0; out < this.#out; out++) {
+      if (dropOfErrno(outError[out]!) !== Drop.PKT_TOO_BIG) continue;
+      const row = outRow[out]!;
+      const remote = outRemote[out]!;
+      if (this.#remotes.pathMtu(remote) === 0 || !this.#isTooBig(row, remote)) continue;
+      this.#tellTooBig(network, row, remote);
+    }
+  }
+
+  #isTooBig(row: number, remote: number): boolean {
+    return this.#batch.longestFrame(row) > this.#remotes.longestFrame(remote);
+  }
+
+  /** Tells a frame's sender what the path carries: once, as often as it was to be copied. */
+  #tellTooBig(network: Network, row: number, remote: number): void {
+    if (row === this.#answered || network.answers === 0) return;
+    const { view, inOffset, inLength } = this.#batch;
+    const answer = this.#answer;
+    const room = this.#remotes.longestFrame(remote);
+    answer.outOffset[0] = HEADROOM;
+    answer.outLength[0] = icmp.writeTooBig(
+      view,
+      inOffset[row]!,
+      inLength[row]!,
+      room,
+      answer.view,
+      HEADROOM,
+    );
+    if (answer.outLength[0] === 0) return;
+    this.#answered = row;
+    network.answers--;
+    if (network.tap.write(answer, 0, 1) === 0) {
+      this.#counters.add(network.index, Counter.toldTooBig, 1);
+    }
   }
 
   // decap

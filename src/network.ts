@@ -9,6 +9,9 @@
  */
 import type { Tap } from "./device.ts";
 
+/** As many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. */
+const ANSWERS_PER_SECOND = 1000;
+
 export class Network {
   readonly vni: number;
   readonly tap: Tap;
@@ -19,6 +22,8 @@ export class Network {
   /** The TAP's own MAC: its first 16 and its last 32 bits. */
   readonly macHigh: number;
   readonly macLow: number;
+  /** Answers to frames that were too big which may be given still. */
+  answers = ANSWERS_PER_SECOND;
   /** Indices of remotes. */
   flood = new Int32Array(0);
   #allowed = new Uint8Array(0);
@@ -52,6 +57,11 @@ export class Network {
       this.#allowed = grown;
     }
     this.#allowed[remote] = 1;
+  }
+
+  /** Lets answers be given again; to be called with the seconds since the last time. */
+  refillAnswers(seconds: number): void {
+    if (seconds > 0) this.answers = ANSWERS_PER_SECOND;
   }
 
   allows(remote: number): boolean {

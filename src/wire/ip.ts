@@ -146,6 +146,12 @@ export function ipv6UpperLayer(view: DataView, ip: number, length: number): numb
   return NO_UPPER_LAYER;
 }
 
+/** The same of an IPv4 header too, or NO_UPPER_LAYER; a fragment of IPv4 is not told apart. */
+export function upperLayer(view: DataView, ip: number, length: number): number {
+  if (isIpv4(view, ip, length)) return (ipv4HeaderLength(view, ip) << 8) | ipv4Protocol(view, ip);
+  return isIpv6(view, ip, length) ? ipv6UpperLayer(view, ip, length) : NO_UPPER_LAYER;
+}
+
 /** Protocol number in an answer of `ipv6UpperLayer`. */
 export function upperProtocol(upper: number): number {
   return upper & 0xff;

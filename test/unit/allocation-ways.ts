@@ -16,7 +16,7 @@ import { TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, vxlan } from "./sim.ts";
 import { BURSTS, Treadmill, treadmill } from "./treadmill.ts";
-import { bytes } from "./wire/frames.ts";
+import { bytes, documentationMac, ethernetFrame, ipv4Packet, ipv6Packet } from "./wire/frames.ts";
 
 /** What was found of one way. */
 export interface Growth {
@@ -62,6 +62,13 @@ const NOTHING = new Treadmill([]);
 
 const toRemotes = REMOTES.map((to, at) => ({ bytes: frame(to, LOCALS[at]!) }));
 const toAll = [BROADCAST, MULTICAST, mac(0xee)].map((to) => ({ bytes: frame(to, LOCALS[0]!) }));
+const tooBig = range(4).map((at) => {
+  const link = { destination: documentationMac(0x40 + at), source: documentationMac(0x10 + at) };
+  const payload = new Uint8Array(1400);
+  const [v4, v6] = [ipv4Packet({ protocol: 17, payload }), ipv6Packet({ next: 17, payload })];
+  const packet = at < 2 ? { type: 0x0800, payload: v4 } : { type: 0x86dd, payload: v6 };
+  return { bytes: ethernetFrame({ ...link, ...packet }) };
+});
 const fromRemotes = REMOTES.map(
   (from, at): Row => ({
     bytes: vxlan(100, frame(LOCALS[at]!, from)),
@@ -107,6 +114,11 @@ function mill(tap: Treadmill, underlay: Treadmill, { peers = PEERS, limit = 1024
   return made;
 }
 
+function narrow(made: Mill): Mill {
+  made.remotes.learnPathMtu(made.remotes.add(PEER, 4789), 1300);
+  return made;
+}
+
 function failing(device: Treadmill): Treadmill {
   device.errno = constants.errno.EAGAIN;
   return device;
@@ -118,6 +130,7 @@ const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["encap, flood to ten", mill(new Treadmill(toAll), NOTHING), true, 3],
   ["encap, nowhere to go", mill(new Treadmill(toAll), NOTHING, { peers: [] }), true, 3],
   ["encap, refused", mill(new Treadmill(toRemotes), failing(new Treadmill([]))), true, 16],
+  ["encap, too big", narrow(mill(new Treadmill(tooBig), NOTHING)), true, 4],
   ["decap, known", mill(NOTHING, new Treadmill(fromRemotes)), false, 16],
   ["decap, trains", mill(NOTHING, new Treadmill(trains)), false, 64],
   ["decap, dropped", mill(NOTHING, new Treadmill(bad)), false, 10],

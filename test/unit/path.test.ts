@@ -1,0 +1,247 @@
+/** Paths that carry less than the TAP's MTU, and frames that are too big for them. */
+import { describe, expect, it } from "vitest";
+import {
+  Batch,
+  VNET_GSO_ECN,
+  VNET_GSO_TCPV4,
+  VNET_GSO_TCPV6,
+  VNET_GSO_UDP_L4,
+} from "../../src/batch.ts";
+import { Remotes } from "../../src/remotes.ts";
+import { address, BROADCAST, frame, type Host, mac, World } from "./sim.ts";
+import {
+  bytes,
+  CUSTOMER_TAG,
+  documentationMac,
+  ethernetFrame,
+  ipv4Packet,
+  ipv6Packet,
+  ports,
+  u16,
+} from "./wire/frames.ts";
+
+const [A, B] = [0x0a, 0x0b];
+
+/** An Ethernet frame of `length` bytes from A to B, or to `to`. */
+function udp4(length: number, { to = documentationMac(B), tags = [] as number[][] } = {}) {
+  const payload = ports(7, 9, length - 14 - tags.length * 4 - 20 - 4);
+  const packet = ipv4Packet({ protocol: 17, payload });
+  const link = { destination: to, source: documentationMac(A), tags };
+  return ethernetFrame({ ...link, type: 0x0800, payload: packet });
+}
+
+function udp6(length: number) {
+  const packet = ipv6Packet({ next: 17, payload: ports(7, 9, length - 14 - 40 - 4) });
+  const link = { destination: documentationMac(B), source: documentationMac(A) };
+  return ethernetFrame({ ...link, type: 0x86dd, payload: packet });
+}
+
+/** A TCP super-frame. */
+function tcp(payload: number, options: number, type: 4 | 6) {
+  const offset = ((20 + options) / 4) << 4;
+  const header = bytes(Array(12).fill(0), [offset, 0x10], Array(6 + options).fill(0));
+  const segment = bytes(header, new Uint8Array(payload));
+  const packet =
+    type === 4
+      ? ipv4Packet({ protocol: 6, payload: segment })
+      : ipv6Packet({ next: 6, payload: segment });
+  const link = { destination: documentationMac(B), source: documentationMac(A) };
+  return ethernetFrame({ ...link, type: type === 4 ? 0x0800 : 0x86dd, payload: packet });
+}
+
+/** The MTU that the host was told of, from the answers that its TAP was given. */
+function told(host: Host): number[] {
+  return host.tap().received.map((answer) => {
+    const view = new DataView(answer.buffer, answer.byteOffset);
+    return view.getUint16(12) === 0x86dd ? view.getUint32(58) : view.getUint16(40);
+  });
+}
+
+/** Hosts of one network, which know B behind the second of them; `mtus` of the paths from the first. */
+function world(mtus: readonly number[]): [World, ...Host[]] {
+  const made = new World();
+  const hosts = made.mesh(mtus.length + 1);
+  made.transmit(hosts[1]!, frame(BROADCAST, mac(B)));
+  made.wire.carries = (_, to) => mtus[Number(to.split(".")[3]) - 2] ?? 65_535;
+  made.clear();
+  return [made, ...hosts];
+}
+
+describe("a frame that the path to its remote does not carry", () => {
+  it("is answered to its sender, already the first one, and is counted", () => {
+    const [made, first, second] = world([1300]);
+    made.transmit(first!, udp4(1264), udp4(1265));
+    expect(second!.tap().received).toEqual([udp4(1264)]);
+    expect(told(first!)).toEqual([1250]);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
+    expect(first!.events()).toMatchObject({ encapFrames: 1, encapBytes: 1264, toldTooBig: 1 });
+    expect(first!.remotes.paths()).toEqual([{ address: second!.address, mtu: 1300 }]);
+  });
+
+  it("is not even tried once that is known", () => {
+    const [made, first, second] = world([1300]);
+    made.transmit(first!, udp4(1265));
+    made.wire.carries = undefined; // whatever is sent now arrives
+    made.transmit(first!, udp4(1265), udp4(1264), udp4(1514));
+    expect(second!.tap().received).toEqual([udp4(1264)]);
+    expect(told(first!)).toEqual([1250, 1250, 1250]);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 3 });
+  });
+
+  it("is told of over IPv6 too, where it is said to be 1280 at least", () => {
+    const [made, first] = world([1400]);
+    made.transmit(first!, udp6(1364), udp6(1365));
+    expect(told(first!)).toEqual([1350]);
+    made.clear();
+    made.wire.carries = () => 1300;
+    made.transmit(first!, udp6(1364));
+    expect(told(first!)).toEqual([1280]);
+  });
+
+  it("is smaller by its VLAN tags, which its answer has as well", () => {
+    const [made, first, second] = world([1300]);
+    const tags = [CUSTOMER_TAG];
+    made.transmit(first!, udp4(1264, { tags }), udp4(1265, { tags }));
+    expect(second!.tap().received).toEqual([udp4(1264, { tags })]);
+    const [answer] = first!.tap().received;
+    expect(answer!.subarray(0, 18)).toEqual(
+      bytes(documentationMac(A), documentationMac(B), CUSTOMER_TAG, [0x08, 0]),
+    );
+    expect(answer!.subarray(18 + 26, 18 + 28)).toEqual(bytes(u16(1246)));
+  });
+
+  it("is only counted when there is nobody to tell", () => {
+    const [made, first] = world([1300]);
+    made.transmit(first!, frame(mac(B), mac(A), { length: 1400 }));
+    expect(first!.tap().received).toEqual([]);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
+    expect(first!.events()).toMatchObject({ toldTooBig: 0 });
+  });
+
+  it("is tried again ten minutes after the path was learned", () => {
+    const [made, first, second] = world([1300]);
+    made.transmit(first!, udp4(1500));
+    made.wire.carries = undefined;
+    made.pass(1);
+    made.transmit(second!, frame(BROADCAST, mac(B)));
+    for (let minute = 0; minute < 9; minute++) {
+      made.pass(60);
+      made.transmit(second!, frame(BROADCAST, mac(B)));
+    }
+    made.clear();
+    made.transmit(first!, udp4(1500));
+    expect(second!.tap().receivedCount).toBe(0);
+    made.pass(60);
+    made.transmit(first!, udp4(1500));
+    expect(second!.tap().received).toEqual([udp4(1500)]);
+    expect(first!.remotes.paths()).toEqual([]);
+  });
+
+  it("is answered a thousand times a second at most, and then again", () => {
+    const [made, first] = world([1300]);
+    made.transmit(first!, udp4(1500));
+    made.clear();
+    let answers = 0;
+    const burst = (frames: number) => {
+      for (let sent = 0; sent < frames; sent++) {
+        made.transmit(first!, udp4(1500));
+        answers += first!.tap().receivedCount;
+        first!.tap().clear();
+      }
+    };
+    burst(1500);
+    expect(answers).toBe(999);
+    made.pass(1);
+    burst(2);
+    expect(answers).toBe(1001);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1503 });
+  });
+});
+
+describe("a flooded frame", () => {
+  const UNKNOWN = documentationMac(0x77);
+
+  it("goes to the remotes that can get it, and is counted for the others", () => {
+    const [made, first, ...others] = world([1500, 1300, 1500]);
+    for (let time = 0; time < 2; time++) {
+      made.transmit(first!, udp4(1400, { to: UNKNOWN }));
+      expect(others.map((other) => other.tap().receivedCount)).toEqual([1, 0, 1]);
+      expect(first!.drops()).toEqual({ PKT_TOO_BIG: time + 1 });
+      made.clear();
+    }
+  });
+
+  it("is answered once when it is for one station, however many paths are narrow", () => {
+    const [made, first] = world([1300, 1300, 1400]);
+    made.transmit(first!, udp4(1450, { to: UNKNOWN }));
+    expect(told(first!)).toEqual([1250]);
+    made.transmit(first!, udp4(1450, { to: UNKNOWN }));
+    expect(told(first!)).toEqual([1250, 1250]);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 6 });
+  });
+
+  it("is never answered when it is for all", () => {
+    const [made, first] = world([1300]);
+    made.transmit(first!, udp4(1400, { to: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] }));
+    expect(first!.tap().received).toEqual([]);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
+  });
+});
+
+describe("a super-frame", () => {
+  // 1300 − 36 bytes of frame, of which 14 + 20 + 32 or 14 + 40 + 32 are headers.
+  it.each([
+    ["TCP over IPv4", tcp(20_000, 12, 4), VNET_GSO_TCPV4, 1264 - 66],
+    ["TCP over IPv4 with CWR", tcp(20_000, 12, 4), VNET_GSO_TCPV4 | VNET_GSO_ECN, 1264 - 66],
+    ["TCP over IPv6", tcp(20_000, 12, 6), VNET_GSO_TCPV6, 1264 - 86],
+    ["UDP over IPv4", udp4(20_000), VNET_GSO_UDP_L4, 1264 - 42],
+    ["UDP over IPv6", udp6(20_000), VNET_GSO_UDP_L4, 1264 - 62],
+  ])("is as big as its segments: %s", (_, whole, gsoType, fits) => {
+    const [made, first, second] = world([1300]);
+    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1300);
+    made.wire.carries = undefined;
+    first!.tap().transmit(whole, { gsoType, gsoSize: fits, hdrLen: 7 });
+    first!.tap().transmit(whole, { gsoType, gsoSize: fits + 1, hdrLen: 7 });
+    made.run();
+    expect(made.crossings).toHaveLength(1);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
+    expect(first!.tap().receivedCount).toBe(1);
+  });
+
+  it("of one segment is as big as itself, and so is one whose headers cannot be read", () => {
+    const batch = new Batch();
+    batch.inOffset[0] = 64;
+    const longest = (whole: Uint8Array, type: number) => {
+      batch.slab.set(whole, 64);
+      batch.inLength[0] = whole.length;
+      batch.inVnet.setUint8(1, type);
+      batch.inVnet.setUint16(4, 1000, new Uint8Array(Uint16Array.of(1).buffer)[0] === 1);
+      return batch.longestFrame(0);
+    };
+    expect(longest(tcp(999, 12, 4), VNET_GSO_TCPV4)).toBe(66 + 999);
+    expect(longest(tcp(5000, 12, 4), VNET_GSO_TCPV4)).toBe(66 + 1000);
+    expect(longest(frame(mac(B), mac(A), { length: 5000 }), VNET_GSO_TCPV4)).toBe(5000);
+    expect(longest(tcp(5000, 12, 4).subarray(0, 40), VNET_GSO_TCPV4)).toBe(40);
+    const lying = tcp(5000, 12, 4);
+    lying[14 + 20 + 12] = 0x10; // a header of 4 bytes
+    expect(longest(lying, VNET_GSO_TCPV4)).toBe(lying.length);
+  });
+});
+
+describe("what is known of a path", () => {
+  it("is of one remote only, takes the outer headers of its family, and can be learned anew", () => {
+    const remotes = new Remotes();
+    const [four, six] = [remotes.add(address(2), 4789), remotes.add("2001:db8::2", 4789)];
+    remotes.learnPathMtu(four, 1400);
+    expect([remotes.pathMtu(four), remotes.pathMtu(six)]).toEqual([1400, 0]);
+    remotes.learnPathMtu(six, 1400);
+    expect([remotes.longestFrame(four), remotes.longestFrame(six)]).toEqual([1364, 1344]);
+    for (const now of [1, 600]) remotes.forgetPaths(now);
+    remotes.learnPathMtu(four, 1300);
+    remotes.forgetPaths(601);
+    expect(remotes.paths()).toEqual([{ address: address(2), mtu: 1300 }]);
+    remotes.forgetPaths(1201);
+    expect(remotes.paths()).toEqual([]);
+    expect(remotes.address(four)).toBe(address(2));
+  });
+});
