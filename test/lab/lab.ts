@@ -16,6 +16,8 @@ export interface Drawing {
   mtu?: number;
   /** `veth` unless told. */
   mode?: Mode;
+  /** Whether a router lies between any two hosts; its links can be narrowed. */
+  routed?: boolean;
 }
 
 /**
@@ -26,7 +28,8 @@ export interface Drawing {
  *                  host 1                                      host 2
  * ```
  *
- * Two hosts are joined by a veth pair, more by a bridge in a namespace of its own. Namespaces are
+ * Two hosts are joined by a veth pair, more by a bridge in a namespace of its own, and those that are
+ * routed by a router in its place. Namespaces are
  * called `lab-PID-RANDOM-…`. A lab is removed when it is disposed of, or when its process ends; if that
  * was by SIGKILL, its processes end at once and its namespaces go when the next lab is drawn.
  */
@@ -41,13 +44,13 @@ export class Lab implements AsyncDisposable {
     this.#fabric = new Namespace(`${this.#prefix}fabric`);
   }
 
-  static async draw({ hosts, mtu = 1500, mode = "veth" }: Drawing): Promise<Lab> {
+  static async draw({ hosts, mtu = 1500, mode = "veth", routed = false }: Drawing): Promise<Lab> {
     if (process.getuid?.() !== 0) throw new Error("drawing network namespaces needs root");
     removeWhere(isAbandoned);
     const lab = new Lab(hosts);
     drawn.add(lab);
     try {
-      await lab.#draw(mtu);
+      await lab.#draw(mtu, routed);
       if (mode === "wire") await lab.setMode(mode);
     } catch (error) {
       await lab[Symbol.asyncDispose]();
@@ -63,16 +66,21 @@ export class Lab implements AsyncDisposable {
     return host;
   }
 
-  async #draw(mtu: number): Promise<void> {
+  async #draw(mtu: number, routed: boolean): Promise<void> {
     await create(...this.hosts);
-    if (this.hosts.length === 2) await this.#joinPair(mtu);
+    if (routed) await this.#joinByRouter(mtu);
+    else if (this.hosts.length === 2) await this.#joinPair(mtu);
     else await this.#joinByBridge(mtu);
     for (const host of this.hosts) {
       this.#underlay.push([host, "eth0"]);
+      const [length, length6] = routed ? [32, 128] : [24, 64];
       await host.ip(
-        `addr add ${host.address}/24 dev eth0`,
-        `addr add ${host.address6}/64 dev eth0 nodad`,
+        `addr add ${host.address}/${length} dev eth0`,
+        `addr add ${host.address6}/${length6} dev eth0 nodad`,
         "link set eth0 up",
+        ...(routed
+          ? GATEWAYS.flatMap((at) => [`route add ${at} dev eth0`, `route add default via ${at}`])
+          : []),
       );
       // Bridges, ports and tunnel devices need no addresses, and would announce themselves through
       // the tunnels that are tested.
@@ -96,6 +104,28 @@ export class Lab implements AsyncDisposable {
         `link set ${port} master fabric up`,
       );
     }
+  }
+
+  async #joinByRouter(mtu: number): Promise<void> {
+    await create(this.#fabric);
+    await this.#fabric.sysctl({ "ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1 });
+    for (const host of this.hosts) {
+      const port = `h${host.number}`;
+      this.#underlay.push([this.#fabric, port]);
+      await this.#fabric.ip(
+        `link add ${port} mtu ${mtu} type veth peer name eth0 mtu ${mtu} netns ${host.name}`,
+        ...GATEWAYS.map((at) => `addr add ${at} dev ${port} nodad`),
+        `link set ${port} up`,
+        `route add ${host.address} dev ${port}`,
+        `route add ${host.address6} dev ${port}`,
+      );
+    }
+  }
+
+  /** Gives the link between the router and a host another MTU, at both of its ends. */
+  async setMtu(host: Host, mtu: number): Promise<void> {
+    await this.#fabric.ip(`link set h${host.number} mtu ${mtu}`);
+    await host.ip(`link set eth0 mtu ${mtu}`);
   }
 
   /**
@@ -163,6 +193,9 @@ export class Endpoints extends Array<Endpoint> implements AsyncDisposable {
     await Promise.all(this.map((endpoint) => endpoint[Symbol.asyncDispose]()));
   }
 }
+
+/** The router's addresses, the same on all of its links. */
+const GATEWAYS = ["10.0.0.254", "fd00::fe"];
 
 const drawn = new Set<Lab>();
 

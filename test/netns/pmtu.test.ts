@@ -1,0 +1,156 @@
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Container } from "../lab/host.ts";
+import { type Endpoints, Lab } from "../lab/lab.ts";
+import { reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import type { Status, Vtep } from "../lab/vtep.ts";
+
+/*
+ *  ours ── br0 ── VTEP ── eth0 ══ router ══ eth0 ── VXLAN ── br0 ── theirs
+ *              host 1       1500        1500, then less      host 2, the kernel's
+ */
+const lab = await Lab.draw({ hosts: 2, routed: true });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [h1, h2] = [lab.host(1), lab.host(2)];
+const MB = 1_000_000;
+
+let number = 10;
+let ours: Container;
+let theirs: Container;
+
+/** Two stations that nobody, and they of nobody, have ever known anything of. */
+async function newcomers(mtu: number): Promise<void> {
+  number++;
+  ours = await h1.container({ mtu, number });
+  theirs = await h2.container({ mtu, number: number + 100 });
+  await reach(ours, theirs.address);
+  await reach(theirs, ours.address6);
+}
+
+/** What pings of `bytes` with DF set were told, each answer once, in order. */
+async function pings(from: Container, address: string, bytes: number): Promise<string[]> {
+  const size = bytes - (address.includes(":") ? 48 : 28);
+  const times = ["-c", "5", "-i", "0.02", "-W", "0.5"];
+  const { stdout } = await from.finish([
+    "ping",
+    "-n",
+    "-M",
+    "do",
+    ...times,
+    "-s",
+    `${size}`,
+    address,
+  ]);
+  const lines = stdout.matchAll(/^(?:From (\S+) \S+ )?(.*mtu ?= ?\d+\)?|\d+ bytes from)/gm);
+  return [...new Set([...lines].map(([, who = "", what]) => `${who} ${what}`.trim()))];
+}
+
+const fragNeeded = (by: Container, mtu: number) =>
+  `${by.address} Frag needed and DF set (mtu = ${mtu})`;
+const packetTooBig = (by: Container, mtu: number) => `${by.address6} Packet too big: mtu=${mtu}`;
+const ANSWERED = [expect.stringMatching(/^\d+ bytes from$/)];
+
+/** Bytes that a container's eth0 has sent. */
+async function sentBytes(by: Container): Promise<number> {
+  const [link] = JSON.parse(await by.run("ip", "-json", "-s", "link", "show", "eth0"));
+  return link.stats64.tx.bytes;
+}
+
+/** Narrows the router's link towards host 2 while a stream crosses, of which nothing may be lost. */
+async function streamMeanwhile(bytes: number, address: string, narrow: number): Promise<void> {
+  const before = await sentBytes(ours);
+  const transfer = transferTcp(ours, theirs, { bytes, address });
+  await until("a stream under way", async () => (await sentBytes(ours)) > before + bytes / 20);
+  await lab.setMtu(h2, narrow);
+  expect(await sentBytes(ours)).toBeLessThan(before + bytes); // it was in the middle
+  const { sent, received } = await transfer;
+  expect(received).toEqual(sent);
+}
+
+/** As it was, and forgotten that it was not. */
+async function widen(): Promise<void> {
+  await lab.setMtu(h2, 1500);
+  for (const family of ["-4", "-6"]) await h1.run("ip", family, "route", "flush", "cache");
+}
+
+describe.each([
+  { family: 4, overhead: 50 },
+  { family: 6, overhead: 70 },
+] as const)(
+  "native, over IPv$family, when a link in the middle of the path is narrowed",
+  (path) => {
+    const { family, overhead } = path;
+    const remote = family === 4 ? h2.address : h2.address6;
+    let endpoints: Endpoints;
+    const status = () => (endpoints[0] as Vtep).status();
+    const tooBig = ({ networks }: Status) => networks[0]!.drops.PKT_TOO_BIG ?? 0;
+
+    beforeEach(async () => {
+      endpoints = await lab.join(["native", "kernel"], { family });
+      await newcomers(1500 - overhead);
+    });
+    afterEach(async () => {
+      await endpoints[Symbol.asyncDispose]();
+      await lab.setMtu(h2, 1500);
+      for (const family of ["-4", "-6"]) await h1.run("ip", family, "route", "flush", "cache");
+    });
+
+    test("a ping that does not fit any more is told what does, and that fits", async () => {
+      expect(await pings(ours, theirs.address, 1500 - overhead)).toEqual(ANSWERED);
+      await lab.setMtu(h2, 1400);
+      expect(await pings(ours, theirs.address6, 1500 - overhead)).toEqual([
+        packetTooBig(theirs, 1400 - overhead),
+      ]);
+      expect(await pings(ours, theirs.address6, 1400 - overhead)).toEqual(ANSWERED);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1400 }]);
+      await lab.setMtu(h2, 1300);
+      // What has just fitted is lost once: the router says so, and then it is known.
+      expect(await pings(ours, theirs.address, 1400 - overhead)).toEqual([
+        fragNeeded(theirs, 1300 - overhead),
+      ]);
+      expect(await pings(ours, theirs.address, 1300 - overhead)).toEqual(ANSWERED);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1300 }]);
+      expect(tooBig(await status())).toBeGreaterThan(0);
+    });
+
+    test.each(["veth", "wire"] as const)("a TCP stream goes on, in %s mode", async (mode) => {
+      await lab.setMode(mode);
+      await streamMeanwhile(200 * MB, theirs.address, 1300);
+      const { networks } = await status();
+      expect(networks[0]!.counters.toldTooBig).toBeGreaterThan(0);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1300 }]);
+    });
+
+    // Of a datagram in fragments none has DF set: the kernel would have the outer ones fragmented.
+    test("datagrams that their sender cuts to the MTU are cut to what fits", async () => {
+      await lab.setMtu(h2, 1300);
+      const result = await transferUdp(ours, theirs, { count: 500, size: 4_000 });
+      expect(result).toMatchObject({ corrupted: 0, duplicated: 0 });
+      expect(result.received).toBeGreaterThan(400);
+    });
+
+    test("a TCP stream over IPv6 goes on", async () => {
+      await streamMeanwhile(200 * MB, theirs.address6, 1400);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1400 }]);
+    });
+  },
+);
+
+// It cannot forbid fragmentation, and says so (dontFragment in its capabilities): nothing is too big.
+describe.each([
+  { family: 4, overhead: 50 },
+  { family: 6, overhead: 70 },
+] as const)("dgram, over IPv$family, when a link in the middle of the path is narrowed", (path) => {
+  test("everything goes on, in fragments", async () => {
+    await using _ = await lab.join(["dgram", "kernel"], { family: path.family });
+    await newcomers(1500 - path.overhead);
+    await streamMeanwhile(40 * MB, theirs.address, 1300);
+    // One way only: back, the kernel's device loses over IPv6 what it may not answer.
+    const size = 1500 - path.overhead - 48;
+    for (const address of [theirs.address, theirs.address6]) {
+      const { received } = await transferUdp(ours, theirs, { count: 500, size, address });
+      expect(received).toBeGreaterThan(490);
+    }
+    await widen();
+  });
+});
