@@ -215,6 +215,7 @@ export class Agent {
       tap: network.tap,
       mac: stableMac(local, network.vni),
       mtu,
+      clampMss: network.clampMss,
       ageSeconds: network.ageSeconds,
       flood: [...flood],
       allowed: [...allowed],

@@ -181,6 +181,11 @@ export class Batch {
     return Math.min(length, headers + this.inVnet.getUint16(vnet + GSO_SIZE, LITTLE_ENDIAN));
   }
 
+  /** Whether the checksum of a frame that was read is left to us still. */
+  needsChecksum(row: number): boolean {
+    return (this.inVnet.getUint8(row * VNET_WORDS * 4) & VNET_NEEDS_CSUM) !== 0;
+  }
+
   /**
    * Completes the checksum of a frame that was read, if its virtio_net_hdr says that it is partial.
    * The flag is cleared: one in row may leave many times, and summing a completed checksum would

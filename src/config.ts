@@ -173,6 +173,11 @@ const networkEntries = {
     { value: "N|auto", otherwise: "auto" },
     v.optional(v.union([v.literal("auto"), integer(68, 65_521)], mtuMessage), "auto"),
   ),
+  "clamp-mss": key(
+    "lower the segment size that TCP connections ask for to what the MTU, or a narrower path, carries",
+    {},
+    v.optional(v.boolean("must be true or false"), false),
+  ),
   fdb: key(
     "static entry: frames for MAC go to the VTEP at ADDR, which 00:00:00:00:00:00 makes a peer; several may follow",
     { value: "MAC=ADDR..." },
@@ -261,6 +266,7 @@ export interface NetworkConfig {
   readonly tap: string;
   readonly bridge: string | undefined;
   readonly mtu: number | "auto";
+  readonly clampMss: boolean;
   readonly fdb: readonly FdbEntry[];
   readonly ageSeconds: number;
   readonly fdbLimit: number;
@@ -440,6 +446,7 @@ function complete(parsed: Parsed): Config {
       tap: network.tap ?? `vtep${network.vni}`,
       bridge: network.bridge,
       mtu: network.mtu,
+      clampMss: network["clamp-mss"],
       fdb: network.fdb,
       ageSeconds: network.age,
       fdbLimit: network["fdb-limit"],

@@ -33,6 +33,7 @@ import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
 import { flowHash } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
+import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
 
 /** Reads of one device before the event loop has its turn. */
@@ -156,6 +157,10 @@ export class Dataplane {
       ethernet.macHigh(view, offset + ethernet.DESTINATION),
       ethernet.macLow(view, offset + ethernet.DESTINATION),
     );
+    if (network.clampMtu !== 0) {
+      const mtu = this.#clampMtu(network, destination);
+      tcp.clampMss(view, offset, length, mtu, this.#batch.needsChecksum(row));
+    }
     // A MAC that was learned here is flooded like an unknown one: a bridge would not have given us
     // the frame if it still knew its port, so the MAC may have moved away without a word.
     if (destination > LOCAL) this.#toRemote(network, row, destination, hash, tos);
@@ -277,6 +282,10 @@ export class Dataplane {
         if (current !== undefined && (network !== current || this.#out === OUT_ROWS)) {
           this.#deliver(current);
         }
+        if (network.clampMtu !== 0) {
+          const mtu = this.#clampMtu(network, remote);
+          tcp.clampMss(view, offset + vxlan.HEADER, length - vxlan.HEADER, mtu, false);
+        }
         this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER);
         current = network;
       }
@@ -358,6 +367,12 @@ export class Dataplane {
     if (learnt === EVICTED) this.#counters.add(network.index, Counter.evicted, 1);
     if (learnt === MOVED) this.#counters.add(network.index, Counter.moved, 1);
     return learnt;
+  }
+
+  /** Both ends of a connection have to hear it: what one asks for is what the other one sends. */
+  #clampMtu(network: Network, remote: number): number {
+    if (remote <= LOCAL || this.#remotes.pathMtu(remote) === 0) return network.clampMtu;
+    return Math.min(network.clampMtu, this.#remotes.longestFrame(remote) - ethernet.HEADER);
   }
 
   /** Bytes of the out rows that were written; those that were not are counted by their reason. */

@@ -22,6 +22,8 @@ export class Network {
   /** The TAP's own MAC: its first 16 and its last 32 bits. */
   readonly macHigh: number;
   readonly macLow: number;
+  /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
+  readonly clampMtu: number;
   /** Answers to frames that were too big which may be given still. */
   answers = ANSWERS_PER_SECOND;
   /** Indices of remotes. */
@@ -34,6 +36,7 @@ export class Network {
     index: number;
     ageSeconds: number;
     mac: { high: number; low: number };
+    clampMtu?: number;
   }) {
     this.vni = options.vni;
     this.tap = options.tap;
@@ -41,6 +44,7 @@ export class Network {
     this.ageSeconds = options.ageSeconds;
     this.macHigh = options.mac.high;
     this.macLow = options.mac.low;
+    this.clampMtu = options.clampMtu ?? 0;
   }
 
   /** Adds a remote to the flood list and allows it; once, however often it is called. */

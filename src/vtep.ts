@@ -24,6 +24,7 @@ export interface NetworkPlan {
   /** Address that the TAP is given. */
   readonly mac: { readonly high: number; readonly low: number };
   readonly mtu: number;
+  readonly clampMss: boolean;
   readonly ageSeconds: number;
   /** Indices of remotes: those that get a copy of what is flooded, and those that may send. */
   readonly flood: readonly number[];
@@ -153,7 +154,8 @@ export class Vtep {
 
 function openNetwork(plan: NetworkPlan, offloads: Offloads): Network {
   const tap = new NativeTap({ name: plan.tap, offloads });
-  const network = new Network({ ...plan, tap });
+  const clampMtu = plan.clampMss ? plan.mtu : 0;
+  const network = new Network({ ...plan, tap, clampMtu });
   for (const remote of plan.flood) network.addToFlood(remote);
   for (const remote of plan.allowed) network.allow(remote);
   return network;

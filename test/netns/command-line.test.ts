@@ -172,7 +172,7 @@ describe.concurrent("asked for help", () => {
     const { code, stdout, stderr } = await vtep("run", "--help");
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
     const contract =
-      "config vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict";
+      "config vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict clamp-mss";
     for (const flag of contract.split(" ")) expect(stdout).toContain(`--${flag}`);
   });
 

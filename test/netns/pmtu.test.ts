@@ -154,3 +154,36 @@ describe.each([
     await widen();
   });
 });
+
+// A bridge drops what is longer than the TAP's MTU, without a word: that is what clamping is for.
+describe("a TAP whose MTU is less than that of the stations behind its bridge", () => {
+  const join = async (...args: string[]) => {
+    const endpoint = h1.vtep(
+      "--vni",
+      "42",
+      "--bridge",
+      "br0",
+      "--peer",
+      h2.address,
+      "--mtu",
+      "1400",
+      ...args,
+    );
+    return [
+      await endpoint.ready(),
+      await h2.join("kernel", { vni: 42, peers: [h1.address] }),
+    ] as const;
+  };
+
+  test.each(["native", "dgram"])("carries TCP with --clamp-mss, on %s", async (kind) => {
+    const [here, there] = await join("--clamp-mss", "--underlay", kind);
+    await newcomers(1450);
+    for (const address of [theirs.address, theirs.address6]) {
+      const { sent, received } = await transferTcp(ours, theirs, { bytes: 20 * MB, address });
+      expect(received).toEqual(sent);
+    }
+    const { sent, received } = await transferTcp(theirs, ours, { bytes: 20 * MB });
+    expect(received).toEqual(sent);
+    for (const endpoint of [here, there]) await endpoint[Symbol.asyncDispose]();
+  });
+});

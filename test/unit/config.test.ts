@@ -67,6 +67,7 @@ describe("defaults", () => {
           tap: "vtep7",
           bridge: undefined,
           mtu: "auto",
+          clampMss: false,
           fdb: [],
           ageSeconds: 300,
           fdbLimit: 65_536,
@@ -130,6 +131,7 @@ describe("the flags", () => {
       fdb: ["00:00:5e:00:53:01=192.0.2.3", "00-00-5E-00-53-FF=2001:DB8:0::3"],
       age: "0",
       "fdb-limit": "1",
+      "clamp-mss": true,
       local: "192.0.2.1",
       port: "8472",
       underlay: "dgram",
@@ -155,6 +157,7 @@ describe("the flags", () => {
           tap: "tap0",
           bridge: "br0",
           mtu: 1400,
+          clampMss: true,
           fdb: [
             { macHigh: 0, macLow: 0x5e005301, address: "192.0.2.3" },
             { macHigh: 0, macLow: 0x5e0053ff, address: "2001:db8::3" },
@@ -323,6 +326,7 @@ describe("a file", () => {
             tap: green
             bridge: br-green
             mtu: 1400
+            clamp-mss: true
             age: 10
             fdb-limit: 1000
             fdb: { 00:00:5e:00:53:01: 192.0.2.3 }
@@ -349,6 +353,7 @@ describe("a file", () => {
         tap: "green",
         bridge: "br-green",
         mtu: 1400,
+        clampMss: true,
         fdb: [{ macHigh: 0, macLow: 0x5e005301, address: "192.0.2.3" }],
         ageSeconds: 10,
         fdbLimit: 1000,
@@ -361,7 +366,7 @@ describe("a file", () => {
     const keys = flags().map(({ key }) => key);
     const values: Record<string, string> = {
       ...{ vni: "1", peers: "[192.0.2.2]", tap: "t", bridge: "b", mtu: "1400" },
-      ...{ fdb: "{}", age: "1", "fdb-limit": "1" },
+      ...{ fdb: "{}", age: "1", "fdb-limit": "1", "clamp-mss": "true" },
     };
     const inNetwork = keys.filter((key) => key in values);
     const lines = inNetwork.map((key) => `    ${key}: ${values[key]}\n`).join("");
@@ -420,7 +425,7 @@ describe("a file", () => {
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",
-      "FILE: networks[0].colour is no key of a network: known are vni, peers, tap, bridge, mtu, fdb, age, fdb-limit",
+      "FILE: networks[0].colour is no key of a network: known are vni, peers, tap, bridge, mtu, clamp-mss, fdb, age, fdb-limit",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2]}, {vni: .nan, peers: [192.0.2.2]}]",

@@ -16,6 +16,7 @@ import {
   ethernetFrame,
   ipv4Packet,
   ipv6Packet,
+  naiveSum,
   ports,
   u16,
 } from "./wire/frames.ts";
@@ -56,6 +57,15 @@ function told(host: Host): number[] {
     return view.getUint16(12) === 0x86dd ? view.getUint32(58) : view.getUint16(40);
   });
 }
+
+/** A SYN from A to B that asks for segments of `mss` bytes; what one asks for. */
+function syn(mss: number, { from = A, to = B } = {}) {
+  const header = bytes(Array(12).fill(0), [0x60, 0x02, 0, 0, 0, 0, 0, 0, 2, 4], u16(mss));
+  const packet = ipv4Packet({ protocol: 6, payload: header });
+  const link = { destination: documentationMac(to), source: documentationMac(from) };
+  return ethernetFrame({ ...link, type: 0x0800, payload: packet });
+}
+const mssOf = (frame: Uint8Array) => (frame[56]! << 8) | frame[57]!;
 
 /** Hosts of one network, which know B behind the second of them; `mtus` of the paths from the first. */
 function world(mtus: readonly number[]): [World, ...Host[]] {
@@ -225,6 +235,52 @@ describe("a super-frame", () => {
     const lying = tcp(5000, 12, 4);
     lying[14 + 20 + 12] = 0x10; // a header of 4 bytes
     expect(longest(lying, VNET_GSO_TCPV4)).toBe(lying.length);
+  });
+});
+
+describe("the MSS of TCP connections", () => {
+  it("is lowered on both ways to what the TAP carries, where that is wanted", () => {
+    const made = new World();
+    const [first, second] = made.mesh(2, { clampMtu: 1400 });
+    made.transmit(first!, syn(1460));
+    expect(second!.tap().received.map(mssOf)).toEqual([1360]);
+    const [plain, wanted] = [new World(), new World()];
+    const [from, to] = plain.mesh(2);
+    plain.transmit(from!, syn(1460));
+    expect(to!.tap().received).toEqual([syn(1460)]);
+    const there = wanted.host({
+      address: address(1),
+      networks: [{ vni: 100, peers: [address(2)] }],
+    });
+    const here = wanted.host({
+      address: address(2),
+      networks: [{ vni: 100, peers: [address(1)], clampMtu: 1400 }],
+    });
+    wanted.transmit(there, syn(1460));
+    expect(here.tap().received.map(mssOf)).toEqual([1360]);
+  });
+
+  it("is lowered to what a narrower path carries, on both ways", () => {
+    const made = new World();
+    const [first, second] = made.mesh(2, { clampMtu: 1450 });
+    made.transmit(second!, frame(BROADCAST, mac(B)));
+    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1300);
+    made.clear();
+    made.transmit(first!, syn(1460));
+    expect(second!.tap().received.map(mssOf)).toEqual([1210]);
+    made.transmit(second!, syn(1460, { from: B, to: A }));
+    expect(first!.tap().received.map(mssOf)).toEqual([1210]);
+  });
+
+  it("needs no checksum where that is left to us", () => {
+    const made = new World();
+    const [first, second] = made.mesh(2, { clampMtu: 1400 });
+    const [asked, lowered] = [syn(1460), syn(1360)];
+    first!.tap().transmit(asked, { flags: 1, csumStart: 34, csumOffset: 16 });
+    made.run();
+    const sum = ~naiveSum(lowered.subarray(34)) & 0xffff;
+    lowered.set(u16(sum), 50);
+    expect(second!.tap().received).toEqual([lowered]);
   });
 });
 

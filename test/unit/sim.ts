@@ -64,6 +64,8 @@ export interface NetworkOptions {
   readonly limit?: number;
   /** Address of the TAP itself. */
   readonly tapMac?: string;
+  /** MTU to which the MSS of TCP is clamped. */
+  readonly clampMtu?: number;
 }
 
 interface Parts {
@@ -88,7 +90,8 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
   });
   const tapMac = parseMac(options.tapMac ?? mac(0xf0))!;
   const ageSeconds = options.age ?? 300;
-  const network = new Network({ vni: options.vni, tap, index, ageSeconds, mac: tapMac });
+  const { vni, clampMtu = 0 } = options;
+  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, clampMtu });
   fdb.setLimit(index, options.limit ?? 1024);
   const sink: Parameters<typeof writeStaticRoutes>[1] = {
     addToFlood: (address) => network.addToFlood(remotes.add(address, PORT)),
@@ -104,6 +107,7 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
       tap: "",
       bridge: undefined,
       mtu: "auto",
+      clampMss: false,
       ageSeconds,
       fdbLimit: 1024,
       peers: options.peers,
