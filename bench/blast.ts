@@ -1,0 +1,46 @@
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, statSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import type { Container } from "../test/lab/host.ts";
+
+const source = fileURLToPath(new URL("blast.c", import.meta.url));
+const folder = fileURLToPath(new URL("../build/bench", import.meta.url));
+const program = `${folder}/blast`;
+
+export interface Blast {
+  sent: number;
+  received: number;
+  /** How long the sources took. */
+  seconds: number;
+  lost: number;
+  reordered: number;
+}
+
+export interface BlastOptions {
+  /** Of a payload. */
+  size: number;
+  seconds: number;
+  /** Threads, each with a source port of its own; 1 unless told. */
+  senders?: number;
+  /** Datagrams per second of all senders together; as many as they can unless told. */
+  rate?: number;
+}
+
+/** Datagrams from a source with sendmmsg to a sink with recvmmsg: what blast.c does. */
+export async function blast(
+  from: Container,
+  to: Container,
+  { size, seconds, senders = 1, rate = 0 }: BlastOptions,
+): Promise<Blast> {
+  compile();
+  const args = [`/run/netns/${to.name}`, to.address, ...[size, seconds, rate, senders].map(String)];
+  return JSON.parse(await from.run(program, ...args)) as Blast;
+}
+
+/** With the C compiler that the addon needs anyway, when the source is newer than the program. */
+function compile(): void {
+  if (existsSync(program) && statSync(program).mtimeMs > statSync(source).mtimeMs) return;
+  mkdirSync(folder, { recursive: true });
+  const flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"];
+  execFileSync("cc", [...flags, "-o", program, source], { stdio: ["ignore", "ignore", "inherit"] });
+}
