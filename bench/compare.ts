@@ -1,5 +1,5 @@
 /**
- * `npm run bench`: our VTEP beside kernel VXLAN, on this machine, now.
+ * `npm run bench`: our VTEP beside kernel VXLAN and beside other tunnels, on this machine, now.
  *
  * ```
  *  container ── br0 ── tunnel ── eth0 ══ veth ══ eth0 ── tunnel ── br0 ── container
@@ -9,32 +9,38 @@
  * measurements taken through it; a round is one trial of every tunnel, one after the other. What a
  * machine does in absolute figures drifts by tens of percent within minutes: quote the ratios.
  */
-import { writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
+import type { Container } from "../test/lab/host.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { reach } from "../test/lab/traffic.ts";
+import { until } from "../test/lab/until.ts";
 import { conditions } from "./conditions.ts";
-import { type Measurement, measurements, type Scene } from "./measurements.ts";
-import { type Trial, tableOf } from "./report.ts";
-import { type Subject, subjects } from "./subjects.ts";
+import { htmlReport } from "./html.ts";
+import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
+import { type Measurement, measurements, type Reading, type Scene } from "./measurements.ts";
+import { beside, type Trial, tableOf } from "./report.ts";
+import { type Subject, subjects, type Tunnel } from "./subjects.ts";
+import { table } from "./table.ts";
 
-const modes: Mode[] = ["veth", "wire"];
+const modes: Mode[] = ["wire", "veth"];
 
 const explanations: Record<Mode, string> = {
-  veth: "the underlay carries 64 KiB super-packets: kernel VXLAN at its best, and no real network",
   wire: "nothing above the MTU crosses the underlay, the receiver does GRO: as a plain NIC behaves",
+  veth: "the underlay carries 64 KiB super-packets: kernel VXLAN at its best, and no real network",
 };
 
 /** What `--quick` sets where nothing else is said. */
 const quick = {
-  seconds: 1,
+  seconds: 0.5,
   tunnel: ["native"],
-  measure: ["tcp1", "tcp1-reverse", "tcp4", "rtt", "udp64"],
+  measure: ["tcp1", "tcp4", "rtt", "udp64"],
+  profile: false,
 };
 
 /** Columns that the names of conditions take. */
-const WORDS = 15;
+const WORDS = 18;
 
 interface Options {
   pairs: number;
@@ -42,32 +48,36 @@ interface Options {
   mode: Mode[];
   tunnel: string[];
   measure: string[];
+  profile: boolean;
+  install?: true;
   json?: string;
+  html?: string;
 }
 
-const [baseline, ...tunnels] = subjects.map(({ name }) => name);
+const [baseline, ...tunnels] = subjects as [Subject, ...Subject[]];
 const command = new Command("npm run bench --")
-  .description(`Compares tunnels with ${baseline}`)
+  .description(`Compares tunnels with ${baseline.name} VXLAN`)
   .option("--pairs <N>", "rounds", wholeNumber, 3)
-  .option("--seconds <N>", "how long each measurement takes", wholeNumber, 3)
+  .option("--seconds <N>", "how long each measurement takes", aboveZero, 2)
   .addOption(some("--mode <NAME...>", "modes of the underlay", modes))
-  .addOption(some("--tunnel <NAME...>", "what to compare", tunnels))
-  .addOption(
-    some(
-      "--measure <NAME...>",
-      "what to measure",
-      measurements.map(({ name }) => name),
-    ),
-  )
+  .addOption(some("--tunnel <NAME...>", "what to compare", names(tunnels)))
+  .addOption(some("--measure <NAME...>", "what to measure", names(measurements)))
+  .option("--no-profile", "do not ask perf how much CPU time compiled JavaScript takes")
   .option(
     "--quick",
-    `--seconds 1 --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
+    `--seconds ${quick.seconds} --no-profile --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
   )
+  .option("--install", "first install the packaged tunnels that are missing (Debian, as root)")
   .option("--json <FILE>", "also write every single figure to a file")
+  .option("--html [FILE]", "also write a report with plots to a file (bench/report.html)")
   .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 
 function some(flags: string, help: string, choices: string[]): Option {
   return new Option(flags, help).choices(choices).default(choices, "all");
+}
+
+function names(things: { name: string }[]): string[] {
+  return things.map(({ name }) => name);
 }
 
 function wholeNumber(text: string): number {
@@ -76,37 +86,89 @@ function wholeNumber(text: string): number {
   return Number(text);
 }
 
+function aboveZero(text: string): number {
+  if (!(Number(text) > 0)) throw new InvalidArgumentError("It must be above 0.");
+  return Number(text);
+}
+
 function options(): Options {
   command.parse();
   for (const [name, value] of Object.entries(command.opts().quick ? quick : {})) {
     if (command.getOptionValueSource(name) === "default") command.setOptionValue(name, value);
   }
-  return command.opts();
+  const { html, ...rest } = command.opts();
+  return { ...rest, ...(html && { html: html === true ? "bench/report.html" : html }) } as Options;
 }
 
 async function main(options: Options): Promise<void> {
   const chosen: Chosen = {
     rounds: options.pairs,
     seconds: options.seconds,
-    subjects: subjects.filter(({ name }) => name === baseline || options.tunnel.includes(name)),
+    subjects: [baseline, ...available(options)],
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
+    profile: options.profile && canProfile(),
   };
   const circumstances = conditions();
   for (const [name, value] of Object.entries(circumstances)) say(`${name.padEnd(WORDS)} ${value}`);
   const trials: Trial[] = [];
+  const shares: Shares = {};
   for (const mode of modes.filter((mode) => options.mode.includes(mode))) {
     say(`\n${mode} mode: ${explanations[mode]}`);
-    const { trials: ofMode, descriptions } = await compare(mode, chosen);
+    const { trials: ofMode, descriptions, shares: shareOf } = await compare(mode, chosen);
     for (const [name, text] of descriptions) say(`${name.padEnd(WORDS)} ${text}`);
-    say(tableOf(ofMode, chosen.subjects, chosen.measurements));
+    show(ofMode, chosen);
+    for (const [name, share] of Object.entries(shareOf)) say(sentence(name, share));
     trials.push(...ofMode);
+    shares[mode] = shareOf;
     Object.assign(circumstances, Object.fromEntries(descriptions));
   }
   say(`
   Medians of ${chosen.rounds} rounds of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
-  if (options.json) {
-    writeFileSync(options.json, JSON.stringify({ conditions: circumstances, trials }, null, 2));
+  const report = { conditions: circumstances, explanations, javascript: shares, trials };
+  if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
+  if (options.html) {
+    const { subjects, measurements } = chosen;
+    writeFileSync(options.html, htmlReport({ ...report, subjects, measurements }));
+  }
+  for (const file of [options.json, options.html]) if (file) say(`  Written: ${file}`);
+}
+
+/** What was asked for and can be started; what cannot is named. */
+function available({ tunnel, install: mayInstall }: Options): Subject[] {
+  const wanted = tunnels.filter(({ name }) => tunnel.includes(name));
+  if (mayInstall) install(wanted.filter((subject) => subject.missing?.()));
+  return wanted.filter((subject) => {
+    const reason = subject.missing?.();
+    if (reason) say(`${subject.name} is left out: ${reason}`);
+    return !reason;
+  });
+}
+
+function install(missing: Subject[]): void {
+  const packages = missing.flatMap(({ packages = [] }) => packages);
+  if (packages.length === 0) return;
+  say(`apt-get install ${packages.join(" ")}`);
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+  const apt = (...args: string[]) =>
+    spawnSync("apt-get", args, { env, stdio: ["ignore", "ignore", "inherit"] }).status === 0;
+  const all = ["install", "--yes", "--no-install-recommends", ...packages];
+  withoutServices(() => {
+    if (!apt(...all) && !(apt("update", "-qq") && apt(...all))) {
+      throw new Error(`apt-get could not install ${packages.join(" ")}`);
+    }
+  });
+}
+
+/** Packages ask this file whether they may start their services. One that is there stays as it is. */
+function withoutServices(work: () => void): void {
+  const policy = "/usr/sbin/policy-rc.d";
+  const isOurs = !existsSync(policy);
+  if (isOurs) writeFileSync(policy, "#!/bin/sh\nexit 101\n", { mode: 0o755 });
+  try {
+    work();
+  } finally {
+    if (isOurs) rmSync(policy);
   }
 }
 
@@ -115,55 +177,133 @@ interface Chosen {
   seconds: number;
   subjects: Subject[];
   measurements: Measurement[];
+  profile: boolean;
 }
+
+/** By mode and subject. */
+type Shares = Partial<Record<Mode, Record<string, JavaScriptShare>>>;
 
 interface Comparison {
   trials: Trial[];
   /** Of the tunnels, by their names. */
   descriptions: Map<string, string>;
+  shares: Record<string, JavaScriptShare>;
 }
 
 async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
   await using lab = await Lab.draw({ hosts: 2, mode });
   const near = await lab.host(1).container();
   const far = await lab.host(2).container();
-  // Or a stream would begin where the one before it, through another tunnel, had left off.
-  for (const end of [near, far]) await end.sysctl({ "ipv4/tcp_no_metrics_save": 1 });
+  for (const end of [near, far]) await prepare(end);
   const trials: Trial[] = [];
   const descriptions = new Map<string, string>();
   for (let round = 0; round < chosen.rounds; round++) {
     for (const subject of chosen.subjects) {
-      await using tunnel = await subject.start(lab);
-      descriptions.set(subject.name, tunnel.description);
-      await reach(near, far.address);
-      for (const measurement of chosen.measurements) {
-        progress(
-          `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}: ${measurement.name}`,
-        );
-        const scene = { near, far, pids: tunnel.pids, seconds: chosen.seconds };
-        const values = await take(measurement, scene);
-        trials.push({ mode, round, subject: subject.name, measurement: measurement.name, values });
+      const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
+      const record = (measurement: Measurement, reading?: Reading) =>
+        trials.push({
+          ...{ mode, round, subject: subject.name, measurement: measurement.name },
+          values: Object.fromEntries(
+            measurement.figures.map(({ name }, i) => [name, reading?.values[i] ?? Number.NaN]),
+          ),
+          ...(reading?.rtts && { rtts: reading.rtts }),
+        });
+      progress(`${where}: starting`);
+      try {
+        await using tunnel = await started(subject, lab, near, far);
+        descriptions.set(subject.name, tunnel.description);
+        for (const measurement of chosen.measurements) {
+          progress(`${where}: ${measurement.name}`);
+          const scene = { near, far, ...tunnel, seconds: chosen.seconds };
+          record(measurement, await take(measurement, scene, where));
+        }
+      } catch (error) {
+        note(`${where} could not be measured: ${(error as Error).message}`);
+        for (const measurement of chosen.measurements) record(measurement); // the others' rounds stay paired
       }
     }
   }
+  const shares: Comparison["shares"] = {};
+  if (chosen.profile) {
+    for (const subject of chosen.subjects.filter(({ family }) => family === "vtep")) {
+      progress(`${mode} mode, ${subject.name}: profile`);
+      shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
+    }
+  }
   progress("");
-  return { trials, descriptions };
+  return { trials, descriptions, shares };
+}
+
+async function prepare(end: Container): Promise<void> {
+  await end.sysctl({
+    // Or a stream would begin where the one before it, through another tunnel, had left off.
+    "ipv4/tcp_no_metrics_save": 1,
+    // An ARP request that a tunnel was not ready for is repeated soon: its start-up is measured.
+    "ipv4/neigh/eth0/retrans_time_ms": 50,
+  });
+  // See measurements.ts; the sysctl cannot be set in a namespace that is not the machine's first.
+  const route = `10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address}`;
+  await end.ip(`route change ${route} congctl cubic`);
+}
+
+/** Starts a tunnel and waits until a ping is answered through it. */
+async function started(
+  subject: Subject,
+  lab: Lab,
+  near: Container,
+  far: Container,
+): Promise<Tunnel & Pick<Scene, "startedInMs">> {
+  const began = performance.now();
+  const tunnel = await subject.start(lab);
+  try {
+    const ping = ["ping", "-n", "-c", "1", "-W", "0.1", far.address];
+    const answered = async () => (await near.finish(ping)).code === 0;
+    await until(`an answer through ${subject.name}`, answered, 15_000);
+  } catch (error) {
+    await tunnel[Symbol.asyncDispose]();
+    throw error;
+  }
+  return { ...tunnel, startedInMs: performance.now() - began };
 }
 
 /** A measurement that fails leaves a gap in the table: the others are worth having. */
-async function take(measurement: Measurement, scene: Scene): Promise<Trial["values"]> {
+async function take(
+  measurement: Measurement,
+  scene: Scene,
+  where: string,
+): Promise<Reading | undefined> {
   try {
-    const values = await measurement.take(scene);
-    return Object.fromEntries(measurement.figures.map(({ name }, i) => [name, values[i]!]));
+    return await measurement.take(scene);
   } catch (error) {
-    progress("");
-    say(`no figure for ${measurement.name}: ${(error as Error).message}`);
-    return {};
+    note(`${where}: no figure for ${measurement.name}: ${(error as Error).message}`);
+    return undefined;
   }
+}
+
+/** Ours beside the kernel, and then beside the packaged tunnels. */
+function show(trials: Trial[], { subjects, measurements }: Chosen): void {
+  const ofOurs = subjects.filter(({ family }) => family !== "packaged");
+  say(tableOf(trials, ofOurs, measurements));
+  const ours = subjects.find(({ family }) => family === "vtep") ?? baseline;
+  if (subjects.some(({ family }) => family === "packaged")) {
+    const { heading, rows } = beside(ours, trials, subjects, measurements);
+    say(`\n${table(heading, rows)}`);
+  }
+}
+
+function sentence(name: string, share: JavaScriptShare): string {
+  const parts = Object.entries(share).map(([load, percent]) => `${load} ${percent.toFixed(1)} %`);
+  return `  ${name}: CPU time in compiled JavaScript: ${parts.join("; ")}`;
 }
 
 function say(text: string): void {
   process.stdout.write(`${text}\n`);
+}
+
+/** A line of its own, between those of the progress. */
+function note(text: string): void {
+  progress("");
+  process.stderr.write(`${text}\n`);
 }
 
 /** One line that is written over, or a line each where that cannot be done. */
@@ -175,7 +315,6 @@ function progress(text: string): void {
 try {
   await main(options());
 } catch (error) {
-  progress("");
-  process.stderr.write(`bench: ${(error as Error).message}\n`);
+  note(`bench: ${(error as Error).message}`);
   process.exitCode = 1;
 }

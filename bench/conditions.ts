@@ -17,7 +17,8 @@ export function conditions(): Record<string, string> {
       .map((name) => `net.core.${name} ${sysctl(`core/${name}`)}`)
       .join(", "),
     TCP: ["tcp_rmem", "tcp_wmem"].map((name) => `${name} ${sysctl(`ipv4/${name}`)}`).join(", "),
-    source: `${execFileSync("iperf3", ["--version"], { encoding: "utf8" }).split(" (")[0]}, one send() per datagram`,
+    "congestion control": `cubic by the containers' routes (congctl), so without pacing; the machine's default is ${sysctl("ipv4/tcp_congestion_control")}`,
+    sources: `${execFileSync("iperf3", ["--version"], { encoding: "utf8" }).split(" (")[0]} (one thread at either end); bench/blast.c (sendmmsg, recvmmsg)`,
     "load before": loadavg()
       .map((load) => load.toFixed(1))
       .join(" "),

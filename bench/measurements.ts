@@ -1,15 +1,22 @@
 /**
- * What is measured, all of it with iperf3 and ping between two containers.
+ * What is measured between two containers: TCP with iperf3, UDP with blast.c, latency with ping.
  *
- * iperf3 is one thread at either end, and sends its datagrams one by one: its unpaced UDP source
- * is slower than one with sendmmsg would be, and the kernel's tunnel, which runs on the sender's
- * core, slows it down further. So read a delivered rate only beside the loss.
+ * One unpaced UDP sender flatters whatever runs in another process: the kernel runs its whole path on
+ * the sender's core, so that what it delivers is the sender's speed. So three rates stand together: of
+ * one unpaced sender, of two, and the highest paced one that (nearly) all datagrams survive.
+ *
+ * Neither end of a TCP stream paces itself: the containers' routes say `congctl cubic` (compare.ts).
+ * With iperf3's `--congestion cubic` alone, a socket that began with a machine's default of bbr keeps
+ * that one's pacing timer, and half of the goodput is gone.
  */
 import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import type { Container } from "../test/lab/host.ts";
-import { iperf3, ping } from "../test/lab/traffic.ts";
+import { iperf3 } from "../test/lab/traffic.ts";
+import { highest } from "./bisection.ts";
+import { type Blast, blast } from "./blast.ts";
 import { cpuTime } from "./cpu.ts";
+import { percentile } from "./statistics.ts";
 
 export interface Scene {
   /** Containers on hosts 1 and 2. */
@@ -17,6 +24,9 @@ export interface Scene {
   far: Container;
   /** The tunnel's processes. */
   pids: number[];
+  /** From its start on both hosts until a ping was answered through it. */
+  startedInMs: number;
+  /** For each measurement; iperf3 knows whole ones only. */
   seconds: number;
 }
 
@@ -28,19 +38,36 @@ export interface Figure {
   better?: "more" | "less";
 }
 
+export interface Reading {
+  /** One for each figure, in their order. */
+  values: number[];
+  /** Every round-trip time behind them, in ms. */
+  rtts?: number[];
+}
+
 export interface Measurement {
   name: string;
   figures: Figure[];
-  /** One value for each figure, in their order. */
-  take(scene: Scene): Promise<number[]>;
+  take(scene: Scene): Promise<Reading>;
 }
 
-const PING_INTERVAL_MS = 20;
+const PING_INTERVAL_MS = 4;
 /** When slow start is over. */
 const WARM_MS = 300;
 
-/** Datagrams per second of a paced source: about half of what kernel VXLAN passes without loss. */
-const PACED = 50_000;
+/** Lost datagrams that a rate may have and still count as free of loss. */
+const LOSSLESS = 0.001;
+/** How long one step of the search for that rate is, in measurements' lengths. */
+const STEP = 1 / 4;
+/** It is looked for between these parts of what arrived from one unpaced sender, … */
+const LEAST = 1 / 4;
+const MOST = 3;
+/** … in so many steps, the last of which is 1 % wide; 8 % when time is short. */
+const STEPS = { long: 8, short: 5 };
+/** More than this lost is not a hiccup of the machine's, of some milliseconds, but the tunnel's limit. */
+const HICCUP = 0.1;
+/** What a source that keeps its pace may miss of it. */
+const PACE = 0.97;
 
 export const measurements: Measurement[] = [
   loadedTcp(),
@@ -49,16 +76,25 @@ export const measurements: Measurement[] = [
   tcp("tcp4-reverse", "TCP 4 streams, reverse", 4, "reverse"),
   {
     name: "rtt",
-    figures: [{ name: "RTT idle", unit: "ms", digits: 3, better: "less" }],
+    figures: [
+      { name: "RTT idle, median", unit: "ms", digits: 3, better: "less" },
+      { name: "p99 idle", unit: "ms", digits: 3, better: "less" },
+    ],
     async take({ near, far, seconds }) {
-      const count = seconds * 50;
-      return [(await ping(near, far.address, { count, intervalMs: 10 })).rttMs];
+      const rtts = await roundTrips(near, far, seconds * 1000);
+      return { values: [percentile(rtts, 50), percentile(rtts, 99)], rtts };
     },
   },
   udp("udp64", 64),
-  udp("udp64-paced", 64, PACED),
   udp("udp1300", 1300),
-  udp("udp1300-paced", 1300, PACED),
+  {
+    name: "footprint",
+    figures: [
+      { name: "start-up", unit: "ms", digits: 0 },
+      { name: "memory (RSS), its processes on both hosts", unit: "MB", digits: 1 },
+    ],
+    take: async ({ pids, startedInMs }) => ({ values: [startedInMs, residentMegabytes(pids)] }),
+  },
 ];
 
 /** One TCP stream, with what it costs and what it does to others. */
@@ -68,34 +104,41 @@ function loadedTcp(): Measurement {
     figures: [
       { name: "TCP 1 stream", unit: "Gbit/s", digits: 2, better: "more" },
       { name: "retransmits", unit: "", digits: 0 },
-      { name: "RTT under it", unit: "ms", digits: 3, better: "less" },
-      { name: "CPU, whole system", unit: "s/GB", digits: 2, better: "less" },
-      { name: "CPU, tunnel's processes", unit: "s/GB", digits: 2 },
+      { name: "RTT under it, median", unit: "ms", digits: 3, better: "less" },
+      { name: "p99 under it", unit: "ms", digits: 3, better: "less" },
+      { name: "CPU per GB, whole system", unit: "s", digits: 2, better: "less" },
+      { name: "CPU per GB, tunnel's processes", unit: "s", digits: 2 },
     ],
     async take({ near, far, pids, seconds }) {
       const before = cpuTime(pids);
-      const [stream, rttMs] = await Promise.all([
+      const [stream, rtts] = await Promise.all([
         tcpStreams(near, far, 1, seconds),
-        rttUnderLoad(near, far, seconds),
+        pause(WARM_MS).then(() => roundTrips(near, far, Math.ceil(seconds) * 1000 - 2 * WARM_MS)),
       ]);
       const after = cpuTime(pids);
       const gigabytes = stream.bytes / 1e9;
-      return [
+      const values = [
         stream.gigabits,
         stream.retransmits,
-        rttMs,
+        percentile(rtts, 50),
+        percentile(rtts, 99),
         (after.machine - before.machine) / gigabytes,
         (after.processes - before.processes) / gigabytes,
       ];
+      return { values, rtts };
     },
   };
 }
 
-/** Pings once slow start is over, and until just before the stream ends. */
-async function rttUnderLoad(from: Container, to: Container, seconds: number): Promise<number> {
-  await pause(WARM_MS);
-  const count = Math.floor((seconds * 1000 - 2 * WARM_MS) / PING_INTERVAL_MS);
-  return (await ping(from, to.address, { count, intervalMs: PING_INTERVAL_MS })).rttMs;
+/** Their times in ms; those that were not answered are not among them. */
+async function roundTrips(from: Container, to: Container, ms: number): Promise<number[]> {
+  const count = Math.max(10, Math.floor(ms / PING_INTERVAL_MS));
+  const interval = `${PING_INTERVAL_MS / 1000}`;
+  const args = ["-n", "-c", `${count}`, "-i", interval, "-W", "1", to.address];
+  const { stdout } = await from.finish(["ping", ...args]);
+  const rtts = [...stdout.matchAll(/time=([\d.]+) ms$/gm)].map(([, rtt]) => Number(rtt));
+  if (rtts.length === 0) throw new Error("no ping was answered");
+  return rtts;
 }
 
 function tcp(name: string, title: string, streams: number, direction = "forward"): Measurement {
@@ -108,15 +151,14 @@ function tcp(name: string, title: string, streams: number, direction = "forward"
     async take({ near, far, seconds }) {
       const [from, to] = direction === "forward" ? [near, far] : [far, near];
       const { gigabits, retransmits } = await tcpStreams(from, to, streams, seconds);
-      return [gigabits, retransmits];
+      return { values: [gigabits, retransmits] };
     },
   };
 }
 
 async function tcpStreams(from: Container, to: Container, streams: number, seconds: number) {
-  // The machine's default may be bbr, which paces: then iperf3 would measure that.
-  const args = ["--congestion", "cubic", "--parallel", `${streams}`];
-  const { sent, received } = await iperf3(from, to, { seconds, args });
+  const args = ["--parallel", `${streams}`];
+  const { sent, received } = await iperf3(from, to, { seconds: Math.ceil(seconds), args });
   return {
     gigabits: received.bits_per_second / 1e9,
     bytes: received.bytes,
@@ -124,28 +166,92 @@ async function tcpStreams(from: Container, to: Container, streams: number, secon
   };
 }
 
-function udp(name: string, size: number, packetsPerSecond?: number): Measurement {
-  const source = packetsPerSecond ? `at ${packetsPerSecond / 1000} kpps` : "unpaced";
+function udp(name: string, size: number): Measurement {
   return {
     name,
     figures: [
-      { name: `UDP ${size} B ${source}`, unit: "kpps", digits: 1, better: "more" },
-      { name: "lost", unit: "%", digits: 2 },
+      { name: `UDP ${size} B, one unpaced sender`, unit: "kpps", digits: 1, better: "more" },
+      { name: "lost of one", unit: "%", digits: 2 },
+      { name: `UDP ${size} B, two unpaced senders`, unit: "kpps", digits: 1, better: "more" },
+      { name: "lost of two", unit: "%", digits: 2 },
+      { name: `UDP ${size} B, paced, < 0.1 % lost`, unit: "kpps", digits: 1, better: "more" },
+      { name: "CPU per million, whole system", unit: "s", digits: 2, better: "less" },
+      { name: "CPU per million, tunnel's processes", unit: "s", digits: 2 },
+      { name: "reordered, of any of them", unit: "%", digits: 2 },
     ],
-    async take({ near, far, seconds }) {
-      const args = [
-        ...["--udp", "--length", `${size}`, "--window", `${socketBuffer}`],
-        ...["--bitrate", `${(packetsPerSecond ?? 0) * size * 8}`],
+    async take({ near, far, pids, seconds }) {
+      const one = await blast(near, far, { size, seconds });
+      const two = await blast(near, far, { size, seconds, senders: 2 });
+      const paced = await highestPaced({ near, far, pids, size, seconds, fastest: one });
+      const all = [one, two, ...(paced ? [paced.run] : [])];
+      const sum = (of: (run: Blast) => number) => all.reduce((total, run) => total + of(run), 0);
+      const millions = (paced?.run.received ?? Number.NaN) / 1e6;
+      const values = [
+        delivered(one),
+        lostPercent(one),
+        delivered(two),
+        lostPercent(two),
+        paced ? delivered(paced.run) : Number.NaN,
+        (paced?.machine ?? Number.NaN) / millions,
+        (paced?.processes ?? Number.NaN) / millions,
+        (sum(({ reordered }) => reordered) / sum(({ received }) => received)) * 100,
       ];
-      const { received } = await iperf3(near, far, { seconds, args });
-      return [received.bits_per_second / (size * 8) / 1000, received.lost_percent ?? Number.NaN];
+      return { values };
     },
   };
 }
 
-/** What a program may ask for: with less, iperf3 loses datagrams that the tunnel has delivered. */
-const socketBuffer = Math.min(
-  ...["rmem_max", "wmem_max"].map((name) =>
-    Number(readFileSync(`/proc/sys/net/core/${name}`, "utf8")),
-  ),
-);
+interface PacedSearch {
+  near: Container;
+  far: Container;
+  pids: number[];
+  size: number;
+  seconds: number;
+  /** What one unpaced sender did: no pace is above it. */
+  fastest: Blast;
+}
+
+/** The run that confirmed the highest rate, and its CPU time; undefined when no rate is free of loss. */
+async function highestPaced({ near, far, pids, size, seconds, fastest }: PacedSearch) {
+  const run = (rate: number, length: number) => blast(near, far, { size, rate, seconds: length });
+  const length = Math.max(seconds * STEP, 0.15);
+  const passes = async (rate: number) => {
+    for (let attempt = 1; ; attempt++) {
+      const { sent, lost, seconds } = await run(rate, length);
+      if (sent / seconds < rate * PACE) return false;
+      if (lost < sent * LOSSLESS) return true;
+      if (attempt === 2 || lost > sent * HICCUP) return false;
+    }
+  };
+  const confirm = async (rate: number) => {
+    const before = cpuTime(pids);
+    const trial = await run(rate, seconds);
+    const after = cpuTime(pids);
+    if (trial.lost >= trial.sent * LOSSLESS) return undefined;
+    const machine = after.machine - before.machine;
+    return { run: trial, machine, processes: after.processes - before.processes };
+  };
+  const steps = seconds < 1 ? STEPS.short : STEPS.long;
+  const arrived = fastest.received / fastest.seconds;
+  const pace = fastest.sent / fastest.seconds;
+  const high = Math.min(MOST * arrived, 1.1 * pace);
+  return highest(passes, confirm, { low: LEAST * arrived, high, steps });
+}
+
+/** In thousands per second. */
+function delivered({ received, seconds }: Blast): number {
+  return received / seconds / 1000;
+}
+
+function lostPercent({ lost, sent }: Blast): number {
+  return (lost / sent) * 100;
+}
+
+/** NaN for what is not a process. */
+function residentMegabytes(pids: number[]): number {
+  if (pids.length === 0) return Number.NaN;
+  const kilobytes = pids.map((pid) =>
+    Number(/^VmRSS:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]),
+  );
+  return kilobytes.reduce((sum, value) => sum + value, 0) / 1000;
+}

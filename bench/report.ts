@@ -1,5 +1,6 @@
 import type { Mode } from "../test/lab/lab.ts";
 import type { Figure, Measurement } from "./measurements.ts";
+import { ratios, summary } from "./statistics.ts";
 import type { Subject } from "./subjects.ts";
 import { table } from "./table.ts";
 
@@ -11,36 +12,96 @@ export interface Trial {
   measurement: string;
   /** By the name of the figure; empty when the measurement failed. */
   values: Record<string, number>;
+  /** Every round-trip time behind them, in ms. */
+  rtts?: number[];
+}
+
+/** What a report says of a subject. */
+export type Named = Pick<Subject, "name" | "family">;
+
+/** What a report says of a measurement. */
+export type Measured = Pick<Measurement, "name" | "figures">;
+
+/** A table before it is drawn: text or HTML. */
+export interface Rows {
+  heading: string[];
+  rows: string[][];
+}
+
+export function tableOf(trials: Trial[], subjects: Named[], measurements: Measured[]): string {
+  const { heading, rows } = comparison(trials, subjects, measurements);
+  return table(heading, rows);
 }
 
 /**
  * One row for each figure. A ratio is taken between two trials of one round, so that what drifts in
  * between has drifted for both.
  */
-export function tableOf(trials: Trial[], subjects: Subject[], measurements: Measurement[]): string {
-  const [baseline, ...others] = subjects as [Subject, ...Subject[]];
+export function comparison(trials: Trial[], subjects: Named[], measurements: Measured[]): Rows {
+  const [baseline, ...others] = subjects as [Named, ...Named[]];
   const heading = ["", "", baseline.name];
   for (const { name } of others) heading.push(name, `${name} ÷ ${baseline.name}`);
-  const rows: string[][] = [];
-  for (const measurement of measurements) {
-    const taken = trials.filter((trial) => trial.measurement === measurement.name);
-    for (const [i, figure] of measurement.figures.entries()) {
-      const valuesOf = (subject: Subject) =>
-        taken
-          .filter((trial) => trial.subject === subject.name)
-          .map((trial) => trial.values[figure.name] ?? Number.NaN);
-      const reference = valuesOf(baseline);
-      const name = i === 0 ? figure.name : `  ${figure.name}`;
-      const row = [name, unitOf(figure), cellOf(reference, figure)];
-      for (const other of others) {
-        const values = valuesOf(other);
-        const ratios = values.map((value, round) => value / reference[round]!);
-        row.push(cellOf(values, figure), figure.better ? range(ratios) : "");
-      }
-      rows.push(row);
+  const rows = eachFigure(measurements, (figure, measurement, label) => {
+    const reference = valuesOf(trials, baseline, measurement, figure);
+    const row = [label, unitOf(figure), cellOf(reference, figure)];
+    for (const other of others) {
+      const values = valuesOf(trials, other, measurement, figure);
+      row.push(cellOf(values, figure), figure.better ? range(ratios(values, reference)) : "");
     }
-  }
-  return table(heading, rows);
+    return row;
+  });
+  return { heading, rows };
+}
+
+/**
+ * Medians of the packaged tunnels, and beside them how `ours` compares with the best of them, which is
+ * another one for each figure.
+ */
+export function beside(
+  ours: Named,
+  trials: Trial[],
+  subjects: Named[],
+  measurements: Measured[],
+): Rows {
+  const packaged = subjects.filter(({ family }) => family === "packaged");
+  const heading = ["", "", ours.name, ...packaged.map(({ name }) => name), `${ours.name} ÷ best`];
+  const rows = eachFigure(measurements, (figure, measurement, label) => {
+    const median = (subject: Named) =>
+      summary(valuesOf(trials, subject, measurement, figure))?.median ?? Number.NaN;
+    const medians = packaged.map(median);
+    const known = medians.filter(Number.isFinite);
+    const best = figure.better === "more" ? Math.max(...known) : Math.min(...known);
+    return [
+      label,
+      unitOf(figure),
+      ...[median(ours), ...medians].map((value) => number(value, figure.digits)),
+      figure.better && known.length > 0 ? number(median(ours) / best) : "",
+    ];
+  });
+  return { heading, rows };
+}
+
+function eachFigure(
+  measurements: Measured[],
+  row: (figure: Figure, measurement: Measured, label: string) => string[],
+): string[][] {
+  return measurements.flatMap((measurement) =>
+    measurement.figures.map((figure, i) =>
+      row(figure, measurement, i === 0 ? figure.name : `  ${figure.name}`),
+    ),
+  );
+}
+
+/** One for each round, NaN where there is none. */
+export function valuesOf(
+  trials: Trial[],
+  subject: Named,
+  measurement: Measured,
+  figure: Figure,
+): number[] {
+  return trials
+    .filter((trial) => trial.measurement === measurement.name && trial.subject === subject.name)
+    .map((trial) => trial.values[figure.name] ?? Number.NaN);
 }
 
 function unitOf({ unit, better }: Figure): string {
@@ -54,29 +115,26 @@ function cellOf(values: number[], { better, digits }: Figure): string {
 
 /** Median ± half of the range. */
 function deviation(values: number[], digits: number): string {
-  const { least, median, greatest } = summary(values);
-  if (median === undefined) return "–";
-  const percent = ((greatest - least) / 2 / median) * 100;
-  return `${median.toFixed(digits)} ±${percent.toFixed(0).padStart(2)}%`;
+  const of = summary(values);
+  if (!of) return "–";
+  const percent = ((of.greatest - of.least) / 2 / of.median) * 100;
+  return `${of.median.toFixed(digits)} ±${percent.toFixed(0).padStart(2)}%`;
 }
 
 /** Median (least–greatest), with about three digits unless told how many decimals. */
 function range(values: number[], digits?: number): string {
-  const { least, median, greatest } = summary(values);
-  if (median === undefined) return "–";
-  const places = digits ?? (median < 1 ? 3 : median < 10 ? 2 : median < 100 ? 1 : 0);
-  const [low, middle, high] = [least, median, greatest].map((value) => value.toFixed(places));
+  const of = summary(values);
+  if (!of) return "–";
+  const places = digits ?? placesOf(of.median);
+  const [low, middle, high] = [of.least, of.median, of.greatest].map((v) => v.toFixed(places));
   return `${middle} (${low}–${high})`;
 }
 
-type Summary =
-  | { least: number; median: number; greatest: number }
-  | { least?: never; median?: never; greatest?: never };
+function number(value: number, digits = placesOf(value)): string {
+  return Number.isFinite(value) ? value.toFixed(digits) : "–";
+}
 
-function summary(values: number[]): Summary {
-  const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
-  const [least, greatest] = [sorted[0], sorted.at(-1)];
-  if (least === undefined || greatest === undefined) return {};
-  const median = (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
-  return { least, median, greatest };
+/** For about three digits. */
+function placesOf(value: number): number {
+  return value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0;
 }

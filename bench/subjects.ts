@@ -2,10 +2,17 @@ import { readFileSync } from "node:fs";
 import type { Host, Kind } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
 import { Vtep } from "../test/lab/vtep.ts";
+import { packaged } from "./tunnels.ts";
 
 /** A tunnel that can be compared: it joins the bridges of hosts 1 and 2 of a lab. */
 export interface Subject {
   name: string;
+  /** `vtep`: one of ours; `packaged`: another tunnel, as Debian has it. */
+  family: "kernel" | "vtep" | "packaged";
+  /** Why it cannot be started here, and what to do about it. */
+  missing?(): string | undefined;
+  /** The Debian packages without which it is missing. */
+  packages?: string[];
   start(lab: Lab): Promise<Tunnel>;
 }
 
@@ -17,11 +24,17 @@ export interface Tunnel extends AsyncDisposable {
 }
 
 /** The first is what the others are compared with. */
-export const subjects: Subject[] = [vxlan("kernel"), vxlan("native"), vxlan("dgram")];
+export const subjects: Subject[] = [
+  vxlan("kernel"),
+  vxlan("native"),
+  vxlan("dgram"),
+  ...packaged.map((tunnel): Subject => ({ family: "packaged", ...tunnel })),
+];
 
 function vxlan(kind: Kind): Subject {
   return {
     name: kind,
+    family: kind === "kernel" ? "kernel" : "vtep",
     async start(lab) {
       const endpoints = await lab.join([kind, kind]);
       const vteps = endpoints.filter((endpoint) => endpoint instanceof Vtep);

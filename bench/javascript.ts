@@ -1,0 +1,85 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Container } from "../test/lab/host.ts";
+import type { Lab } from "../test/lab/lab.ts";
+import { iperf3, reach } from "../test/lab/traffic.ts";
+import { blast } from "./blast.ts";
+import type { Subject } from "./subjects.ts";
+
+/** Percent of a VTEP's CPU time that it spends in compiled JavaScript, by the load that it carries. */
+export type JavaScriptShare = Record<"TCP 1 stream" | "UDP 64 B, one unpaced sender", number>;
+
+/** Where V8 writes what it compiled, for perf to read. */
+const mapOf = (pid: number) => `/tmp/perf-${pid}.map`;
+
+/** Whether there is a perf that may look at every process here. */
+export function canProfile(): boolean {
+  try {
+    execFileSync("perf", ["record", "-q", "-o", "/dev/null", "true"], { stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Profiles one of ours under two loads. It is started for this alone: to tell perf what it compiled,
+ * V8 does more than it otherwise would, so no other figure is taken meanwhile.
+ */
+export async function javaScriptShare(
+  subject: Subject,
+  lab: Lab,
+  [near, far]: [Container, Container],
+): Promise<JavaScriptShare> {
+  const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-perf-"));
+  const before = process.env.NODE_OPTIONS;
+  process.env.NODE_OPTIONS = `${before ?? ""} --perf-basic-prof`;
+  let pids: number[] = [];
+  try {
+    await using tunnel = await subject.start(lab).finally(() => {
+      if (before === undefined) delete process.env.NODE_OPTIONS;
+      else process.env.NODE_OPTIONS = before;
+    });
+    pids = tunnel.pids;
+    await reach(near, far.address);
+    const during = async (load: () => Promise<unknown>) => {
+      await load(); // what is hot gets compiled
+      return share(pids, join(scratch, "data"), load);
+    };
+    return {
+      "TCP 1 stream": await during(() => iperf3(near, far, { seconds: 1 })),
+      "UDP 64 B, one unpaced sender": await during(() =>
+        blast(near, far, { size: 64, seconds: 1 }),
+      ),
+    };
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+    for (const pid of pids) if (existsSync(mapOf(pid))) rmSync(mapOf(pid));
+  }
+}
+
+async function share(pids: number[], file: string, load: () => Promise<unknown>): Promise<number> {
+  const args = ["record", "--quiet", "--freq", "999", "--output", file, "--pid", pids.join(",")];
+  const perf = spawn("perf", args, { stdio: "ignore" });
+  const closed = once(perf, "close");
+  try {
+    await load();
+  } finally {
+    perf.kill("SIGINT");
+    await closed;
+  }
+  const report = ["report", "--stdio", "--sort", "dso", "--input", file];
+  return percentInMaps(execFileSync("perf", report, { encoding: "utf8", stdio: "pipe" }));
+}
+
+/** Of perf's report by object: compiled JavaScript is what it found in a map, or in no file at all. */
+export function percentInMaps(report: string): number {
+  const rows = [...report.matchAll(/^\s*([\d.]+)%\s+(\S.*?)\s*$/gm)];
+  if (rows.length === 0) return Number.NaN;
+  return rows
+    .filter(([, , object]) => /^(perf-\d+\.map|\[JIT\].*|\/\/anon)$/.test(object!))
+    .reduce((sum, [, percent]) => sum + Number(percent), 0);
+}

@@ -1,0 +1,208 @@
+import { describe, expect, it } from "vitest";
+import { htmlReport, type Report, ticks } from "../../bench/html.ts";
+import { percentInMaps } from "../../bench/javascript.ts";
+import { beside, comparison, type Trial, tableOf } from "../../bench/report.ts";
+import { percentile, ratios, summary } from "../../bench/statistics.ts";
+import { table } from "../../bench/table.ts";
+
+const subjects: Report["subjects"] = [
+  { name: "kernel", family: "kernel" },
+  { name: "native", family: "vtep" },
+  { name: "slow & <odd>", family: "packaged" },
+  { name: "slower", family: "packaged" },
+];
+
+const measurements: Report["measurements"] = [
+  {
+    name: "tcp1",
+    figures: [
+      { name: "TCP 1 stream", unit: "Gbit/s", digits: 2, better: "more" },
+      { name: "retransmits", unit: "", digits: 0 },
+      { name: "CPU per GB, whole system", unit: "s", digits: 2, better: "less" },
+      { name: "CPU per GB, tunnel's processes", unit: "s", digits: 2 },
+    ],
+  },
+  {
+    name: "rtt",
+    figures: [{ name: "RTT idle, median", unit: "ms", digits: 3, better: "less" }],
+  },
+  {
+    name: "udp64",
+    figures: [{ name: "UDP 64 B, one unpaced sender", unit: "kpps", digits: 1, better: "more" }],
+  },
+];
+
+/** Three rounds in which the second is half as fast for everyone. */
+function trials(): Trial[] {
+  const speeds: Record<string, number> = { kernel: 8, native: 12, "slow & <odd>": 1, slower: 0.5 };
+  return [1, 0.5, 1.1].flatMap((drift, round) =>
+    Object.entries(speeds).flatMap(([subject, speed]): Trial[] => {
+      const of = { mode: "wire" as const, round, subject };
+      const rtts = Array.from({ length: 100 }, (_, i) => (0.1 + i / 1000) / (speed * drift));
+      return [
+        {
+          ...{ ...of, measurement: "tcp1" },
+          values: {
+            "TCP 1 stream": speed * drift,
+            retransmits: 7 * round,
+            "CPU per GB, whole system": 16 / speed / drift,
+            "CPU per GB, tunnel's processes": 8 / speed / drift,
+          },
+          rtts,
+        },
+        { ...of, measurement: "rtt", values: { "RTT idle, median": percentile(rtts, 50) }, rtts },
+        { ...of, measurement: "udp64", values: {} },
+      ];
+    }),
+  );
+}
+
+describe("statistics", () => {
+  it("leave out what is not a number", () => {
+    expect(summary([3, Number.NaN, 1])).toEqual({ least: 1, median: 2, greatest: 3 });
+    expect(summary([Number.NaN])).toBeUndefined();
+    expect(percentile([], 50)).toBeNaN();
+  });
+
+  it("have a percentile be one of the values", () => {
+    const values = Array.from({ length: 200 }, (_, i) => 200 - i);
+    expect(percentile(values, 50)).toBe(100);
+    expect(percentile(values, 99)).toBe(198);
+    expect(percentile(values, 0)).toBe(1);
+    expect(percentile([7], 99)).toBe(7);
+  });
+
+  it("take a ratio within a round, so that a gap costs that round alone", () => {
+    expect(ratios([2, Number.NaN, 9], [1, 5, 3])).toEqual([2, Number.NaN, 3]);
+  });
+});
+
+describe("the comparison", () => {
+  it("is not moved by drift that both sides had", () => {
+    const { heading, rows } = comparison(trials(), subjects.slice(0, 2), measurements);
+    expect(heading).toEqual(["", "", "kernel", "native", "native ÷ kernel"]);
+    expect(rows[0]).toEqual([
+      "TCP 1 stream",
+      "Gbit/s ↑",
+      "8.00 ±30%",
+      "12.00 ±30%",
+      "1.50 (1.50–1.50)",
+    ]);
+  });
+
+  it("gives no ratio of what only explains another figure, and a dash for what is missing", () => {
+    const { rows } = comparison(trials(), subjects.slice(0, 2), measurements);
+    expect(rows[1]).toEqual(["  retransmits", "", "7 (0–14)", "7 (0–14)", ""]);
+    expect(rows.at(-1)!.slice(2)).toEqual(["–", "–", "–"]);
+  });
+
+  it("compares with the best packaged tunnel, whichever that is for a figure", () => {
+    const { heading, rows } = beside(subjects[1]!, trials(), subjects, measurements);
+    expect(heading).toEqual(["", "", "native", "slow & <odd>", "slower", "native ÷ best"]);
+    expect(rows[0]!.slice(2)).toEqual(["12.00", "1.00", "0.50", "12.0"]);
+    expect(rows[2]!.slice(2)).toEqual(["1.33", "16.00", "32.00", "0.083"]);
+    expect(rows.at(-1)!.slice(2)).toEqual(["–", "–", "–", ""]);
+  });
+
+  it("is drawn with its numbers to the right and its words to the left", () => {
+    const rows = [
+      ["one", "1.0"],
+      ["three", "10.0"],
+    ];
+    const lines = ["            of", "  ────────────", "  one      1.0", "  three   10.0"];
+    expect(table(["", "of"], rows)).toBe(lines.join("\n"));
+  });
+
+  it("has a line for each figure, as wide as the heading", () => {
+    const lines = tableOf(trials(), subjects.slice(0, 2), measurements).split("\n");
+    expect(lines).toHaveLength(2 + 6);
+    expect(lines[1]).toHaveLength(lines[0]!.length);
+  });
+});
+
+describe("the page", () => {
+  const report: Report = {
+    conditions: { date: "2026-01-02", commit: '"<b>" & more' },
+    explanations: { wire: "as a plain NIC", veth: "super-packets" },
+    trials: trials(),
+    subjects,
+    measurements,
+    javascript: { wire: { native: { "TCP 1 stream": 3.2, "UDP 64 B, one unpaced sender": 2 } } },
+  };
+  const page = htmlReport(report);
+
+  it("needs nothing from outside and runs nothing", () => {
+    expect(page).not.toMatch(/https?:|\/\/[a-z]|url\(|@import|@font-face/i);
+    expect(page).not.toMatch(/<(script|link|img|iframe|object|embed|use|image)\b/i);
+    expect(page).not.toMatch(/\s(src|href|srcset|xlink:href|on\w+)\s*=/i);
+  });
+
+  it("has every figure of every table", () => {
+    const cells = new Set([...page.matchAll(/<td>(.*?)<\/td>/g)].map(([, cell]) => cell));
+    const tables = [
+      comparison(report.trials, subjects.slice(0, 2), measurements),
+      beside(subjects[1]!, report.trials, subjects, measurements),
+    ];
+    for (const cell of tables.flatMap(({ rows }) => rows.flat())) {
+      expect(cells).toContain(cell.trim());
+    }
+    expect(cells).toContain("3.2 %");
+  });
+
+  it("plots throughput, CPU time and both latencies, each subject in a row of its own", () => {
+    for (const title of ["Throughput", "CPU time", "Latency, idle", "Latency under one TCP"]) {
+      expect(page).toContain(`<b>${title}`);
+    }
+    const names = [...page.matchAll(/class="name"[^>]*>(.*?)</g)].map(([, name]) => name);
+    expect(names.filter((name) => name === "slower")).toHaveLength(4);
+    expect(page).not.toContain("NaN");
+  });
+
+  it("leaves out a plot of what was not measured, and a mode that was not run", () => {
+    expect(page).not.toContain("Packet rate");
+    expect(page).not.toContain("veth mode");
+  });
+
+  it("escapes names", () => {
+    expect(page).toContain("slow &amp; &lt;odd&gt;");
+    expect(page).toContain("&quot;&lt;b&gt;&quot; &amp; more");
+    expect(page).not.toContain("<odd>");
+  });
+
+  it("closes what it opens", () => {
+    for (const tag of ["svg", "figure", "table", "tr", "td", "section", "text", "li"]) {
+      const opened = page.match(RegExp(`<${tag}[ >]`, "g"))?.length;
+      expect(page.match(RegExp(`</${tag}>`, "g"))?.length, tag).toBe(opened);
+    }
+  });
+
+  it("follows the reader's preference for light or dark", () => {
+    expect(page).toContain("prefers-color-scheme: dark");
+    const svgs = [...page.matchAll(/<svg.*?<\/svg>/gs)].join("");
+    expect(svgs).not.toMatch(/fill=|stroke=|#[0-9a-f]{3}/i);
+  });
+});
+
+describe("an axis of logarithms", () => {
+  it("has 1, 2 and 5 where there is room for them", () => {
+    expect(ticks(-1.05, 0.1)).toEqual([0.1, 0.2, 0.5, 1]);
+    expect(ticks(-2.2, 1.3)).toEqual([0.01, 0.1, 1, 10]);
+  });
+});
+
+describe("perf's report", () => {
+  it("tells compiled JavaScript from objects with a file of their own", () => {
+    const report = `
+# Overhead  Shared Object
+    71.20%  [kernel.kallsyms]
+    20.00%  vtep.node
+     4.50%  perf-4711.map
+     2.25%  [JIT] tid 4711
+     1.05%  node
+     0.50%  //anon
+     0.50%  [unknown]
+`;
+    expect(percentInMaps(report)).toBeCloseTo(7.25);
+    expect(percentInMaps("# nothing was sampled")).toBeNaN();
+  });
+});
