@@ -1,12 +1,11 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Container } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
 import { iperf3, reach } from "../test/lab/traffic.ts";
 import { blast } from "./blast.ts";
+import { Scratch } from "./scratch.ts";
 import type { Subject } from "./subjects.ts";
 
 /** Percent of a VTEP's CPU time that it spends in compiled JavaScript, by the load that it carries. */
@@ -34,20 +33,21 @@ export async function javaScriptShare(
   lab: Lab,
   [near, far]: [Container, Container],
 ): Promise<JavaScriptShare> {
-  const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-perf-"));
+  using scratch = Scratch.folder("perf");
   const before = process.env.NODE_OPTIONS;
   process.env.NODE_OPTIONS = `${before ?? ""} --perf-basic-prof`;
-  let pids: number[] = [];
+  let maps: Scratch[] = [];
   try {
     await using tunnel = await subject.start(lab).finally(() => {
       if (before === undefined) delete process.env.NODE_OPTIONS;
       else process.env.NODE_OPTIONS = before;
     });
-    pids = tunnel.pids;
+    const { pids } = tunnel;
+    maps = pids.map((pid) => new Scratch(mapOf(pid)));
     await reach(near, far.address);
     const during = async (load: () => Promise<unknown>) => {
       await load(); // what is hot gets compiled
-      return share(pids, join(scratch, "data"), load);
+      return share(pids, join(scratch.path, "data"), load);
     };
     return {
       "TCP 1 stream": await during(() => iperf3(near, far, { seconds: 1 })),
@@ -56,8 +56,7 @@ export async function javaScriptShare(
       ),
     };
   } finally {
-    rmSync(scratch, { recursive: true, force: true });
-    for (const pid of pids) if (existsSync(mapOf(pid))) rmSync(mapOf(pid));
+    for (const map of maps) map[Symbol.dispose]();
   }
 }
 

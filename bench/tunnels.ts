@@ -10,14 +10,11 @@
  * All of them are one process a host, except Open vSwitch, which has a database beside it. They run in
  * the foreground, as children of the lab's namespaces: none outlives it. What they are given by way of
  * files lies in a scratch directory of the trial and goes with it.
- *
- * Not among them: n2n. Debian 12 has 1.3, which takes no key for an error: it always encrypts.
  */
 import { execFileSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import type { Host } from "../test/lab/host.ts";
@@ -25,6 +22,7 @@ import type { Lab } from "../test/lab/lab.ts";
 import type { Child } from "../test/lab/namespace.ts";
 import { reach } from "../test/lab/traffic.ts";
 import { until } from "../test/lab/until.ts";
+import { Scratch } from "./scratch.ts";
 
 /** What a `Subject` of that family consists of. */
 export interface Packaged {
@@ -70,6 +68,12 @@ export const packaged: Packaged[] = [
     await run("vde_plug", `tap://${TAP}`, "vxvde://239.0.0.1/v4/if=eth0");
   }),
   tunnel("ovs", ["openvswitch-switch"], "ovs-vswitchd", openVSwitch),
+  {
+    name: "n2n",
+    packages: [],
+    missing: () => "Debian 12 has version 1.3, which always encrypts",
+    start: () => Promise.reject(new Error("it always encrypts")),
+  },
 ];
 
 /** One end of a tunnel that is being set up. */
@@ -114,16 +118,16 @@ function tunnel(
         ? undefined
         : `it is not installed: apt-get install ${packages.join(" ")}, or --install`,
     async start(lab) {
-      const scratch = mkdtempSync(join(tmpdir(), `vtep-bench-${name}-`));
+      const scratch = Scratch.folder(name);
       const ends: End[] = [];
       const dispose = async () => {
         for (const end of ends) await end[Symbol.asyncDispose]();
-        rmSync(scratch, { recursive: true, force: true });
+        scratch[Symbol.dispose]();
       };
       const secrets = new Secrets();
       try {
         for (const number of [1, 2]) {
-          const end = new End(lab.host(number), join(scratch, `h${number}`));
+          const end = new End(lab.host(number), join(scratch.path, `h${number}`));
           ends.push(end);
           await setUp(end.site(lab.host(3 - number).address, secrets));
         }
@@ -134,7 +138,7 @@ function tunnel(
       }
       return {
         pids: ends.flatMap(({ pids }) => pids),
-        description: ends[0]!.command.replaceAll(scratch, "…"),
+        description: ends[0]!.command.replaceAll(scratch.path, "…"),
         [Symbol.asyncDispose]: dispose,
       };
     },
