@@ -11,6 +11,7 @@
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { constants } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import type { Container } from "../test/lab/host.ts";
@@ -39,25 +40,31 @@ const quick = {
   profile: false,
 };
 
+/** How long `--quick` may take unless rounds are asked for: then fewer are run, but always one. */
+const QUICK_MS = 84_000;
+
 /** Columns that the names of conditions take. */
 const WORDS = 18;
 
 interface Options {
-  pairs: number;
+  /** The default, where undefined, is 3; fewer when `--quick` finds that time is short. */
+  pairs?: number;
   seconds: number;
   mode: Mode[];
   tunnel: string[];
   measure: string[];
   profile: boolean;
+  quick?: true;
   install?: true;
   json?: string;
   html?: string;
 }
 
+const ROUNDS = 3;
 const [baseline, ...tunnels] = subjects as [Subject, ...Subject[]];
 const command = new Command("npm run bench --")
   .description(`Compares tunnels with ${baseline.name} VXLAN`)
-  .option("--pairs <N>", "rounds", wholeNumber, 3)
+  .option("--pairs <N>", `rounds (default: ${ROUNDS})`, wholeNumber)
   .option("--seconds <N>", "how long each measurement takes", aboveZero, 2)
   .addOption(some("--mode <NAME...>", "modes of the underlay", modes))
   .addOption(some("--tunnel <NAME...>", "what to compare", names(tunnels)))
@@ -65,7 +72,7 @@ const command = new Command("npm run bench --")
   .option("--no-profile", "do not ask perf how much CPU time compiled JavaScript takes")
   .option(
     "--quick",
-    `--seconds ${quick.seconds} --no-profile --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
+    `in under 90 s, with fewer rounds if need be: --seconds ${quick.seconds} --no-profile --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
   )
   .option("--install", "first install the packaged tunnels that are missing (Debian, as root)")
   .option("--json <FILE>", "also write every single figure to a file")
@@ -102,7 +109,8 @@ function options(): Options {
 
 async function main(options: Options): Promise<void> {
   const chosen: Chosen = {
-    rounds: options.pairs,
+    rounds: options.pairs ?? ROUNDS,
+    budgetMs: options.quick && !options.pairs ? QUICK_MS / options.mode.length : Infinity,
     seconds: options.seconds,
     subjects: [baseline, ...available(options)],
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
@@ -123,7 +131,7 @@ async function main(options: Options): Promise<void> {
     Object.assign(circumstances, Object.fromEntries(descriptions));
   }
   say(`
-  Medians of ${chosen.rounds} rounds of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
+  Medians of ${roundsOf(trials)} rounds of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
   const report = { conditions: circumstances, explanations, javascript: shares, trials };
   if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
@@ -132,6 +140,15 @@ async function main(options: Options): Promise<void> {
     writeFileSync(options.html, htmlReport({ ...report, subjects, measurements }));
   }
   for (const file of [options.json, options.html]) if (file) say(`  Written: ${file}`);
+}
+
+/** How many there were: of each mode, where they differ. */
+function roundsOf(trials: Trial[]): string {
+  const counts = modes.flatMap((mode) => {
+    const rounds = trials.filter((trial) => trial.mode === mode).map(({ round }) => round + 1);
+    return rounds.length > 0 ? Math.max(...rounds) : [];
+  });
+  return [...new Set(counts)].join(" and ");
 }
 
 /** What was asked for and can be started; what cannot is named. */
@@ -174,6 +191,8 @@ function withoutServices(work: () => void): void {
 
 interface Chosen {
   rounds: number;
+  /** No round of a mode begins that would not end within this, as far as the ones before it tell. */
+  budgetMs: number;
   seconds: number;
   subjects: Subject[];
   measurements: Measurement[];
@@ -191,6 +210,7 @@ interface Comparison {
 }
 
 async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
+  const began = performance.now();
   await using lab = await Lab.draw({ hosts: 2, mode });
   const near = await lab.host(1).container();
   const far = await lab.host(2).container();
@@ -198,6 +218,11 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
   const trials: Trial[] = [];
   const descriptions = new Map<string, string>();
   for (let round = 0; round < chosen.rounds; round++) {
+    const spent = performance.now() - began;
+    if (round > 0 && spent + spent / round > chosen.budgetMs) {
+      note(`${mode} mode: ${round} of ${chosen.rounds} rounds, as time is short`);
+      break;
+    }
     for (const subject of chosen.subjects) {
       const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
       const record = (measurement: Measurement, reading?: Reading) =>
@@ -310,6 +335,11 @@ function note(text: string): void {
 function progress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
   else if (text) process.stderr.write(`${text}\n`);
+}
+
+// The lab's own listeners, which were added first, have removed it by the time that these are called.
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  process.on(signal, () => process.exit(128 + constants.signals[signal]));
 }
 
 try {
