@@ -139,9 +139,10 @@ export class Dataplane {
   // encap
 
   #encapFrame(network: Network, row: number): void {
-    const { view, inOffset, inLength } = this.#batch;
+    const { view, inOffset, inLength, inFlags } = this.#batch;
     const offset = inOffset[row]!;
     const length = inLength[row]!;
+    if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
     if (length < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
     const sourceHigh = ethernet.macHigh(view, offset + ethernet.SOURCE);
     const sourceLow = ethernet.macLow(view, offset + ethernet.SOURCE);

@@ -27,7 +27,7 @@ export interface Watch {
 export interface Tap {
   readonly name: string;
   /**
-   * Reads frames to the batch's in rows (inOffset, inLength, inVnet), each behind HEADROOM, until
+   * Reads frames to the batch's in rows (inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
    * nothing waits, the rows are used up, or the slab could not hold another frame of full size.
    * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
    */

@@ -28,6 +28,9 @@ const { ENODEV } = constants.errno;
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
 
+/** So many reads that fail, with no frame in between, are a loss. */
+const LAST_STRAW = 16;
+
 export interface NativeTapOptions {
   /** Name of the interface, 1 to 15 bytes. */
   name: string;
@@ -44,6 +47,7 @@ export class NativeTap implements Tap {
   #watch: Watch | undefined;
   #lost: VtepError | undefined;
   #told = false;
+  #errors = 0;
   #closed = false;
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
@@ -79,8 +83,12 @@ export class NativeTap implements Tap {
     this.#assertOpen();
     if (this.#lost !== undefined) return 0;
     const rows = this.#queue.read(handleOf(batch));
+    if (rows > 0) this.#errors = 0;
     if (rows >= 0) return rows;
+    // One frame that the kernel cannot express is lost and the next one may be well; but a device that
+    // does nothing else would be polled for ever.
     if (isGone(-rows)) this.#lose();
+    else if (++this.#errors === LAST_STRAW) this.#lose(`cannot be read (errno ${-rows})`);
     return 0;
   }
 
@@ -111,9 +119,9 @@ export class NativeTap implements Tap {
     this.#queue.close();
   }
 
-  #lose(): void {
+  #lose(what = "was deleted while in use"): void {
     this.#queue.unwatch();
-    const sentence = `interface ${this.name} was deleted while in use`;
+    const sentence = `interface ${this.name} ${what}`;
     this.#lost = new VtepError("LOST", `${sentence}; start again to create it anew`);
     this.#tell();
   }

@@ -473,6 +473,13 @@ describe("a frame that cannot be passed on", () => {
     expect([encapFrames, encapBytes, decapFrames, decapBytes]).toEqual([0, 0, 0, 0]);
   }
 
+  it("is dropped when the TAP had no room for all of it", () => {
+    const vtep = script([ONE_PEER]);
+    vtep.taps[0]!.bursts.push([{ bytes: frame(BROADCAST, A), flags: TRUNCATED }]);
+    vtep.dataplane.encap(vtep.networks[0]!);
+    expectDropped(vtep, "PKT_TOO_BIG", true);
+  });
+
   const tooSmall = [0, 1, 13].map((length) => frame(B, A, { length }));
 
   it.each(tooSmall)("from the TAP is dropped when it is shorter than its header (%#)", (sent) => {
