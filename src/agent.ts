@@ -178,11 +178,13 @@ export class Agent {
     await this.#opening(worker, config);
     await bringUp(taps);
     this.#unwanted.throwIfAborted();
-    const forwarding = this.#reportOf(worker, "forwarding");
-    const offloads = this.#reportOf(worker, "offloads");
+    const reports = Promise.all([
+      this.#reportOf(worker, "offloads"),
+      this.#reportOf(worker, "forwarding"),
+    ]);
     worker.postMessage("forward" satisfies Order);
-    await forwarding;
-    this.#noteOffloads((await offloads).inUse);
+    const [{ inUse }] = await reports;
+    this.#noteOffloads(inUse);
     worker.on("message", (report: Report) => {
       if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
       if (report.event === "offloads") this.#noteOffloads(report.inUse);
