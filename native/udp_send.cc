@@ -190,8 +190,9 @@ struct datagram {
 static bool rides(const udp *u, const datagram *d) {
   if (u->messages == 0 || !u->segments) return false;
   const train *t = &u->out_train[u->messages - 1];
-  return !t->ended && t->remote == d->remote && t->tos == d->tos && t->width == d->width && d->length > 0 &&
-         d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES && t->datagrams < t->most;
+  return !t->ended && t->remote == d->remote && t->tos == d->tos && t->width == d->width &&
+         d->length > 0 && d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES &&
+         t->datagrams < t->most;
 }
 
 static void add_datagram(udp *u, const datagram *d) {
@@ -316,7 +317,10 @@ int udp_send(udp *u, const batch *b, int count) {
   for (int s = 0; s < u->fan; s++) {
     u->out_fd = u->fan_fd[s];
     for (int i = begin[s]; i < begin[s + 1]; i++) {
-      b->columns[layout::OUT_ERROR + u->order[i]] = -add_row(u, b, u->order[i]);
+      int32_t *result = b->columns + layout::OUT_ERROR + u->order[i];
+      *result = 0;
+      int error = add_row(u, b, u->order[i]);  // which may send what it has gathered, and set the result
+      if (error < 0) *result = -error;
     }
     if (u->messages > 0) flush(u, b);
   }

@@ -639,6 +639,41 @@ describe("in a namespace of its own", () => {
     expect(output).toBe("0 0\n");
   });
 
+  it("a super-frame fails when any of its segments does, in whichever message", () => {
+    // 1,025 segments take two messages' room; only the last, in the second one, fits the path.
+    const { output } = moduleChild(
+      `import { execFileSync } from "node:child_process";
+       import { Batch, HEADROOM } from "./src/batch.ts";
+       import { NativeTap } from "./src/device/tap.ts";
+       import { NativeUnderlay } from "./src/device/native-underlay.ts";
+       import { Remotes } from "./src/remotes.ts";
+       import { frameOf, vnetOf } from "./test/native/segments.ts";
+       const tap = new NativeTap({ name: "vtep7" });
+       for (const line of ["link set vtep7 mtu 110 up", "address add 192.0.2.1/24 dev vtep7",
+         "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7"]) execFileSync("ip", line.split(" "));
+       const remotes = new Remotes();
+       const remote = remotes.add("192.0.2.2", 4789);
+       const udp = new NativeUnderlay({ local4: "192.0.2.1", port: 4789, remotes, largestDatagram: 1500 });
+       const batch = new Batch();
+       const payload = new Uint8Array(63 * 1024 + 5);
+       const frame = frameOf({ payload }, "partial");
+       batch.slab.set(frame, HEADROOM);
+       batch.inOffset[0] = HEADROOM;
+       batch.inLength[0] = frame.length;
+       for (const [at, byte] of vnetOf({ payload }, 63).entries()) batch.inVnet.setUint8(at, byte);
+       batch.outOffset[0] = HEADROOM - 8;
+       batch.outLength[0] = frame.length + 8;
+       batch.outRemote[0] = remote;
+       const failed = udp.send(batch, 1);
+       const error = batch.outError[0];
+       console.log(JSON.stringify({ failed, error, arrived: tap.read(batch) }));
+       udp.close();
+       tap.close();`,
+      ["unshare", "--net"],
+    );
+    expect(JSON.parse(output)).toEqual({ failed: 1, error: EMSGSIZE, arrived: 1 });
+  });
+
   it("does not fragment: what the path does not carry is EMSGSIZE, over both families", () => {
     const { output } = moduleChild(
       `import { execFileSync } from "node:child_process";
