@@ -6,6 +6,7 @@
  *         +4   sequence          +14  window                       kinds 0 (the end) and 1 (nothing)
  *         +8   acknowledgement   +16  checksum                     are single bytes
  */
+import { checksumAdjusted } from "./checksum.ts";
 import * as ethernet from "./ethernet.ts";
 import * as ip from "./ip.ts";
 
@@ -81,13 +82,11 @@ function mssOffset(view: DataView, tcp: number, header: number): number {
   return 0;
 }
 
-/** HC' = ~(~HC + ~m + m'). Where the value is not aligned its bytes are halves of two words. */
+/** Where the value is not aligned, its bytes are halves of two words. */
 function follow(view: DataView, at: number, before: number, after: number, odd: number): void {
   const old = odd === 0 ? before : swap(before);
   const value = odd === 0 ? after : swap(after);
-  const sum = (~view.getUint16(at) & 0xffff) + (~old & 0xffff) + value;
-  const folded = (sum & 0xffff) + (sum >>> 16);
-  view.setInt16(at, ~((folded & 0xffff) + (folded >>> 16)));
+  view.setInt16(at, checksumAdjusted(view.getUint16(at), old, value));
 }
 
 function swap(value: number): number {
