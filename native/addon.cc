@@ -210,13 +210,16 @@ class port : public object<T> {
 
   void watch(const Napi::CallbackInfo &info) {
     Napi::Env env = info.Env();
+    int busy_poll_us = 0;
     if (!info[0].IsFunction()) {
       throw_type(env, "onReadable must be a function");
+    } else if (!info[1].IsUndefined() && !get_int(env, info[1], "busyPollUs", 0, 1'000'000, &busy_poll_us)) {
+      return;
     } else if (watched != nullptr) {
       throw_error(Napi::Error::New(env, "watched already"), "ERR_WATCHED");
     } else if (is_open(env)) {
       int error = watch_start(info.This().As<Napi::Object>(), info[0].As<Napi::Function>(),
-                              device->fd, &watched);
+                              device->fd, busy_poll_us, &watched);
       if (error < 0) throw_system(env, error, "uv_poll_start");
     }
   }
@@ -349,6 +352,7 @@ class Udp : public port<Udp, udp> {
         !get_string(options, "address", INET6_ADDRSTRLEN + IFNAMSIZ, &address) ||
         !get_int(options, "port", 1, 65535, &o.port) ||
         !get_source_ports(options, &o.source_port_low, &o.source_port_high) ||
+        !get_int(options, "sharer", -1, 255, &o.sharer) ||
         !get_int(options, "fan", 1, MAX_FAN, &o.fan) ||
         !get_int(options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||
         !get_int(options, "receiveBuffer", 0, 1 << 30, &o.receive_buffer) ||

@@ -4,6 +4,10 @@
 
 struct watch {
   uv_poll_t handle;
+  // While it is active the loop asks for readiness without waiting for it.
+  uv_idle_t spin;
+  uint64_t spin_ns, spin_until;
+  int open_handles;
   Napi::ObjectReference owner;
   Napi::FunctionReference callback;
   Napi::AsyncContext context;
@@ -22,11 +26,15 @@ static void release(watch *w) {
   if (hook != nullptr) napi_remove_async_cleanup_hook(hook);
 }
 
-static void on_closed(uv_handle_t *handle) { release(static_cast<watch *>(handle->data)); }
+static void on_closed(uv_handle_t *handle) {
+  watch *w = static_cast<watch *>(handle->data);
+  if (--w->open_handles == 0) release(w);
+}
 
 void watch_stop(watch *w) {
   *w->slot = nullptr;
   uv_close(reinterpret_cast<uv_handle_t *>(&w->handle), on_closed);
+  uv_close(reinterpret_cast<uv_handle_t *>(&w->spin), on_closed);
 }
 
 static void on_environment_end(napi_async_cleanup_hook_handle, void *data) {
@@ -34,34 +42,48 @@ static void on_environment_end(napi_async_cleanup_hook_handle, void *data) {
   if (!uv_is_closing(reinterpret_cast<uv_handle_t *>(&w->handle))) watch_stop(w);
 }
 
+static void on_spin(uv_idle_t *spin) {
+  if (uv_hrtime() >= static_cast<const watch *>(spin->data)->spin_until) uv_idle_stop(spin);
+}
+
 // The callback may stop this watch, or throw: then it is an uncaught exception like any other's.
 // When the environment is ending JavaScript cannot run, and nothing is to be told.
 static void on_poll(uv_poll_t *handle, int status, int) {
-  const watch *w = static_cast<watch *>(handle->data);  // which lives until the loop comes round
+  watch *w = static_cast<watch *>(handle->data);  // which lives until the loop comes round
   Napi::Env env = w->owner.Env();
   Napi::HandleScope scope(env);
   w->callback.Value().MakeCallback(w->owner.Value(), {Napi::Number::New(env, status)}, w->context);
   if (env.IsExceptionPending()) {
     napi_fatal_exception(env, env.GetAndClearPendingException().Value());
   }
+  bool stopped = uv_is_closing(reinterpret_cast<uv_handle_t *>(&w->spin)) != 0;
+  if (w->spin_ns == 0 || status < 0 || stopped) return;
+  w->spin_until = uv_hrtime() + w->spin_ns;
+  uv_idle_start(&w->spin, on_spin);
 }
 
-int watch_start(Napi::Object owner, Napi::Function callback, int fd, watch **slot) {
+int watch_start(Napi::Object owner, Napi::Function callback, int fd, int busy_poll_us,
+                watch **slot) {
   Napi::Env env = owner.Env();
   uv_loop_t *loop;
   if (napi_get_uv_event_loop(env, &loop) != napi_ok) return UV_EINVAL;
   watch *w = new watch{{},
+                       {},
+                       static_cast<uint64_t>(busy_poll_us) * 1000,
+                       0,
+                       2,
                        Napi::Persistent(owner),
                        Napi::Persistent(callback),
                        Napi::AsyncContext(env, "VTEP", owner),
                        nullptr,
                        slot};
-  w->handle.data = w;
+  w->handle.data = w->spin.data = w;
   int error = uv_poll_init(loop, &w->handle, fd);
   if (error < 0) {
     release(w);
     return error;
   }
+  uv_idle_init(loop, &w->spin);
   *slot = w;
   if (napi_add_async_cleanup_hook(env, on_environment_end, w, &w->hook) != napi_ok) {
     error = UV_ENOMEM;

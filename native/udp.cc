@@ -107,8 +107,15 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
   u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
   prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
   set_port(name, options->port);
+  // The first of those that share the port binds it alone, so that a stranger's is found, and then
+  // opens it for the others; a flow stays with its socket, by the hash of its outer addresses and ports.
+  *syscall = "setsockopt";
+  int error = options->sharer > 0 ? set_option(u->fd, SOL_SOCKET, SO_REUSEPORT, 1) : 0;
+  if (error < 0) return error;
   *syscall = "bind";
-  return bind(u->fd, &name->any, length) < 0 ? -errno : 0;
+  if (bind(u->fd, &name->any, length) < 0) return -errno;
+  *syscall = "setsockopt";
+  return options->sharer == 0 ? set_option(u->fd, SOL_SOCKET, SO_REUSEPORT, 1) : 0;
 }
 
 // Takes free ports of the range, from a different one in each process onwards, so that VTEPs which

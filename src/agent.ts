@@ -1,14 +1,15 @@
 /**
- * The agent: takes a configuration, makes the host's links and the forwarding thread that it needs,
+ * The agent: takes a configuration, makes the host's links and the forwarding threads that it needs,
  * watches over them, and removes what it made.
  *
  * What is made is undone in reverse order, when stopping and when a later step fails or is no longer
  * wanted alike. The TAPs would go by themselves: they are not persistent, so they last as long as the
- * descriptor of the thread that opened them, even if the process is killed. They are removed before
+ * descriptors of the threads that opened them, even if the process is killed. They are removed before
  * all the same, because a TAP that closes takes the kernel some 20 ms, and a hundred removed together
  * no longer than two.
  */
 import { createHash, randomInt } from "node:crypto";
+import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import type { Logger } from "pino";
 import type { Config, NetworkConfig } from "./config.ts";
@@ -29,11 +30,11 @@ import { LOCAL, Remotes } from "./remotes.ts";
 import { type Survey, survey } from "./survey.ts";
 import { monotonicSeconds, type NetworkPlan, type Opened, type Plan } from "./vtep.ts";
 import { formatMac } from "./wire/ethernet.ts";
-import type { Order, Report } from "./worker.ts";
+import type { Order, Post, Report } from "./worker.ts";
 
 /** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
 const LARGEST_FDB = 2 ** 21;
-/** How long the forwarding thread may take to close its devices before it is ended. */
+/** How long the forwarding threads may take to close their devices before they are ended. */
 const STOP_MS = 500;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
@@ -56,6 +57,7 @@ export class Agent {
   readonly #undo: (() => void | Promise<void>)[] = [];
   readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
+  #workers: Worker[] = [];
   #opened: Opened | undefined;
   #reported: Drops[] = [];
   /** Those in use; before it is known, those wanted. */
@@ -97,8 +99,10 @@ export class Agent {
       limits.reduce((sum, limit) => sum + limit, 0),
     );
     this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
-    this.#counters = new Counters(Counters.allocate(config.networks.length));
+    const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
+    this.#counters = new Counters(Counters.allocate(config.networks.length, workers), workers);
     this.#plan = {
+      workers,
       fdb: this.#fdb.memory,
       counters: this.#counters.memory,
       remotes: this.#remotes.words.buffer as SharedArrayBuffer,
@@ -108,6 +112,7 @@ export class Agent {
       port: config.port,
       sourcePorts: config.sourcePorts,
       offloads: config.offloads,
+      busyPollUs: config.busyPollUs,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,
@@ -132,6 +137,7 @@ export class Agent {
       local: [local4, local6].filter((local) => local !== undefined),
       port,
       underlay: this.#opened?.underlay,
+      workers: this.#workers.length,
       capabilities: this.#opened?.capabilities,
       offloads: this.#offloads,
       drops: this.#counters.drops(0),
@@ -166,7 +172,7 @@ export class Agent {
     // Bridges first, so that they go last: one that still has a port is left in place.
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
-    const worker = this.#spawnWorker();
+    this.#undo.push(() => this.#endWorkers());
     const taps = this.#plan.networks.map(({ tap, mac, mtu }, at): TapLink => {
       const { bridge } = config.networks[at]!;
       return { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
@@ -175,20 +181,10 @@ export class Agent {
       const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
       await removeTaps(taps).catch(kept);
     });
-    await this.#opening(worker, config);
+    await this.#openWorkers(config);
     await bringUp(taps);
     this.#unwanted.throwIfAborted();
-    const reports = Promise.all([
-      this.#reportOf(worker, "offloads"),
-      this.#reportOf(worker, "forwarding"),
-    ]);
-    worker.postMessage("forward" satisfies Order);
-    const [{ inUse }] = await reports;
-    this.#noteOffloads(inUse);
-    worker.on("message", (report: Report) => {
-      if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
-      if (report.event === "offloads") this.#noteOffloads(report.inUse);
-    });
+    await Promise.all(this.#workers.map((worker) => this.#forward(worker)));
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
   }
@@ -224,37 +220,63 @@ export class Agent {
     };
   }
 
-  #spawnWorker(): Worker {
-    const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: this.#plan });
-    let stopping = false;
-    const gone = new Promise<void>((resolve) => worker.once("exit", () => resolve()));
-    worker.on("error", (error) => {
-      this.#lose(new VtepError("SYSTEM", `the forwarding thread failed: ${error.message}`, error));
-    });
-    worker.on("exit", () => {
-      if (!stopping) this.#lose(new VtepError("SYSTEM", "the forwarding thread ended by itself"));
-    });
-    this.#undo.push(async () => {
-      stopping = true;
-      worker.postMessage("stop" satisfies Order);
-      // One that is still opening devices would finish first.
-      const patience = this.#opened === undefined ? 0 : STOP_MS;
-      const impatience = setTimeout(() => void worker.terminate(), patience);
-      await gone;
-      clearTimeout(impatience);
-    });
-    return worker;
-  }
-
-  async #opening(worker: Worker, config: Config): Promise<void> {
+  /** The first thread finds out whether the port and the names are free; others join it. */
+  async #openWorkers(config: Config): Promise<void> {
     try {
-      this.#opened = (await this.#reportOf(worker, "opened")).opened;
+      this.#opened = (await this.#reportOf(this.#spawnWorker(), "opened")).opened;
     } catch (error) {
       throw await explainHeldPort(error, config.port);
     }
     if (this.#opened.fallback !== undefined) {
       this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
     }
+    if (this.#opened.underlay === "dgram") return; // sockets of Node 20 share no port
+    const others = Array.from({ length: this.#plan.workers - 1 }, () => this.#spawnWorker());
+    await Promise.all(others.map((worker) => this.#reportOf(worker, "opened")));
+  }
+
+  #spawnWorker(): Worker {
+    const workerData: Post = { plan: this.#plan, worker: this.#workers.length };
+    const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData });
+    worker.on("error", (error) => {
+      this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));
+    });
+    worker.on("exit", () => {
+      if (!this.#workers.includes(worker)) return;
+      this.#workers = this.#workers.filter((other) => other !== worker);
+      this.#lose(new VtepError("SYSTEM", "a forwarding thread ended by itself"));
+    });
+    this.#workers.push(worker);
+    return worker;
+  }
+
+  async #forward(worker: Worker): Promise<void> {
+    const reports = Promise.all([
+      this.#reportOf(worker, "offloads"),
+      this.#reportOf(worker, "forwarding"),
+    ]);
+    worker.postMessage("forward" satisfies Order);
+    const [{ inUse }] = await reports;
+    this.#noteOffloads(inUse);
+    worker.on("message", (report: Report) => {
+      if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
+      if (report.event === "offloads") this.#noteOffloads(report.inUse);
+    });
+  }
+
+  async #endWorkers(): Promise<void> {
+    const workers = this.#workers;
+    this.#workers = [];
+    // One that is still opening devices would finish first.
+    const patience = this.#opened === undefined ? 0 : STOP_MS;
+    const ends = workers.map(async (worker) => {
+      const gone = new Promise((resolve) => worker.once("exit", resolve));
+      worker.postMessage("stop" satisfies Order);
+      const impatience = setTimeout(() => void worker.terminate(), patience);
+      await gone;
+      clearTimeout(impatience);
+    });
+    await Promise.all(ends);
   }
 
   /** Waits for one event of the forwarding thread; throws what it failed with instead. */
@@ -305,11 +327,14 @@ export class Agent {
     return networks;
   }
 
-  /** One that the kernel did without from the start is worth a line, as is one that it gives up. */
+  /**
+   * One that the kernel did without from the start is worth a line, as is one that it gives up: by any
+   * thread, and it counts as refused from then on.
+   */
   #noteOffloads(inUse: Offloads): void {
-    const before = this.#offloads;
-    this.#offloads = inUse;
-    const refused = OFFLOADS.filter((name) => before[name] && !inUse[name]);
+    const refused = OFFLOADS.filter((name) => this.#offloads[name] && !inUse[name]);
+    const less = Object.fromEntries(refused.map((name) => [name, false]));
+    this.#offloads = { ...this.#offloads, ...less };
     const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
     if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
   }
@@ -338,6 +363,11 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
     `UDP port ${port} is held by the kernel's VXLAN device ${device}: remove it ("ip link del ${device}") or choose another --port`,
     error,
   );
+}
+
+/** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */
+function suggestedWorkers(): number {
+  return Math.max(1, Math.floor(availableParallelism() / 2));
 }
 
 /** The TAP's address: locally administered, and the same after every restart of this VTEP. */

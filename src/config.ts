@@ -236,6 +236,19 @@ const endpointEntries = {
     { value: "NAME=off,..." },
     v.optional(offloads, {}),
   ),
+  workers: key(
+    "threads that forward, each with a queue of every TAP; auto: one for every two cores (native only)",
+    { value: "N|auto", otherwise: "auto" },
+    v.optional(
+      v.union([v.literal("auto"), integer(1, 64)], "must be auto or a whole number from 1 to 64"),
+      "auto",
+    ),
+  ),
+  "busy-poll": key(
+    "once frames have come, keep asking for more for so long before sleeping: quicker, but it takes a core",
+    { value: "MICROSECONDS", otherwise: "0" },
+    v.optional(integer(0, 1_000_000), 0),
+  ),
   strict: key(
     "drop datagrams whose reserved VXLAN bits are set, as Linux does, instead of ignoring the bits",
     {},
@@ -280,6 +293,8 @@ export interface Config {
   readonly sourcePorts: readonly [low: number, high: number];
   readonly dscp: number | "inherit";
   readonly offloads: Offloads;
+  readonly workers: number | "auto";
+  readonly busyPollUs: number;
   readonly strict: boolean;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly networks: readonly NetworkConfig[];
@@ -438,6 +453,8 @@ function complete(parsed: Parsed): Config {
     sourcePorts: parsed["source-ports"],
     dscp: parsed.dscp,
     offloads: parsed.offload,
+    workers: parsed.workers,
+    busyPollUs: parsed["busy-poll"],
     strict: parsed.strict,
     logLevel: parsed["log-level"],
     networks: parsed.networks.map((network) => ({
@@ -452,6 +469,12 @@ function complete(parsed: Parsed): Config {
       fdbLimit: network["fdb-limit"],
     })),
   };
+  if (config.underlay === "dgram" && Number(config.workers) > 1) {
+    throw new VtepError(
+      "USAGE",
+      "--workers above 1 needs the native underlay: leave out --underlay dgram",
+    );
+  }
   checkNetworks(config);
   return config;
 }

@@ -1,6 +1,7 @@
 /**
- * What a forwarding thread counts: a row a network, of doubles in shared memory (exact to 2^53), and
- * row 0 for what happens before a datagram's network is known. One thread writes; any thread reads.
+ * What forwarding threads count: a row a network, of doubles in shared memory (exact to 2^53), and
+ * row 0 for what happens before a datagram's network is known. Every forwarding thread has rows of
+ * its own, which it alone writes; any thread reads the sum of all.
  *
  * The reasons for drops are one fixed list. Where the kernel has, or had, a name for a reason, that is
  * the name (include/net/dropreason-core.h, which has since renamed VXLAN_NO_REMOTE to NO_TX_TARGET).
@@ -73,37 +74,52 @@ export class Counters {
   readonly memory: SharedArrayBuffer;
   readonly #cells: Float64Array;
   readonly #words: Int32Array;
+  /** Doubles of one forwarding thread's rows, and where those begin that this object writes. */
+  readonly #block: number;
+  readonly #own: number;
 
-  static allocate(networks: number): SharedArrayBuffer {
-    return new SharedArrayBuffer((networks + 1) * ROW_WORDS * 8);
+  static allocate(networks: number, workers: number): SharedArrayBuffer {
+    return new SharedArrayBuffer(workers * (networks + 1) * ROW_WORDS * 8);
   }
 
-  constructor(memory: SharedArrayBuffer) {
+  /** `workers` as it was allocated for; `worker`, from 0, is the forwarding thread that writes. */
+  constructor(memory: SharedArrayBuffer, workers: number, worker = 0) {
     this.memory = memory;
     this.#cells = new Float64Array(memory);
     this.#words = new Int32Array(memory);
+    this.#block = this.#cells.length / workers;
+    this.#own = worker * this.#block;
   }
 
   /** Adds `amount` to a column (of Counter or Drop) of a network's row; network 0 is none. */
   add(network: number, column: number, amount: number): void {
-    const cell = network * ROW_WORDS + column;
+    const cell = this.#own + network * ROW_WORDS + column;
     this.#cells[cell] = this.#cells[cell]! + amount;
   }
 
+  /** The sum over all forwarding threads. */
   get(network: number, column: number): number {
-    return this.#cells[network * ROW_WORDS + column]!;
+    let sum = 0;
+    for (let cell = network * ROW_WORDS + column; cell < this.#cells.length; cell += this.#block) {
+      sum += this.#cells[cell]!;
+    }
+    return sum;
   }
 
   /** Remembers the address at `words[at…at + 3]` as the one that was refused last in a network. */
   setStranger(network: number, words: Int32Array, at: number): void {
-    const cell = (network * ROW_WORDS + STRANGER) * 2;
+    const cell = (this.#own + network * ROW_WORDS + STRANGER) * 2;
     for (let word = 0; word < ADDRESS_WORDS; word++) this.#words[cell + word] = words[at + word]!;
   }
 
-  /** The address that was refused last (VXLAN_REMOTE_NOT_ALLOWED), if any was. */
+  /** An address that was refused (VXLAN_REMOTE_NOT_ALLOWED), if any was: some thread's last. */
   stranger(network: number): string | undefined {
-    if (this.get(network, Drop.VXLAN_REMOTE_NOT_ALLOWED) === 0) return undefined;
-    return formatAddress(this.#words, (network * ROW_WORDS + STRANGER) * 2);
+    const row = network * ROW_WORDS;
+    for (let block = 0; block < this.#cells.length; block += this.#block) {
+      if (this.#cells[block + row + Drop.VXLAN_REMOTE_NOT_ALLOWED] === 0) continue;
+      return formatAddress(this.#words, (block + row + STRANGER) * 2);
+    }
+    return undefined;
   }
 
   /** Every event of a network by name. */

@@ -32,6 +32,8 @@ export interface NetworkPlan {
 }
 
 export interface Plan {
+  /** Threads that forward, each with a queue of every TAP and sockets of its own. */
+  readonly workers: number;
   readonly fdb: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
   readonly remotes: SharedArrayBuffer;
@@ -41,6 +43,8 @@ export interface Plan {
   readonly port: number;
   readonly sourcePorts: readonly [low: number, high: number];
   readonly offloads: Offloads;
+  /** Microseconds for which a thread, once it was woken, asks for more before it sleeps. */
+  readonly busyPollUs: number;
   readonly strict: boolean;
   readonly flowSeed: number;
   readonly dscp: number | "inherit";
@@ -68,27 +72,32 @@ export class Vtep {
   readonly #wanted: Offloads;
   #ticking: NodeJS.Timeout | undefined;
 
-  /** Opens every device of a plan; throws VtepError, having closed again what it opened. */
-  static async open(plan: Plan): Promise<Vtep> {
+  /**
+   * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
+   * throws VtepError, having closed again what it opened.
+   */
+  static async open(plan: Plan, worker: number): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
-    const { underlay, opened } = await openUnderlay(plan, remotes);
+    const { underlay, opened } = await openUnderlay(plan, worker, remotes);
     const networks: Network[] = [];
     const whole = underlay.capabilities.cutsSuperFrames;
     const { tso, uso } = plan.offloads;
     const offloads = { ...plan.offloads, tso: tso && whole, uso: uso && whole };
     try {
-      for (const network of plan.networks) networks.push(openNetwork(network, offloads));
+      for (const network of plan.networks) networks.push(openNetwork(network, plan, offloads));
     } catch (error) {
       for (const { tap } of networks) tap.close();
       underlay.close();
       throw error;
     }
-    return new Vtep(plan, remotes, opened, underlay, networks);
+    const counters = new Counters(plan.counters, plan.workers, worker);
+    return new Vtep(plan, remotes, counters, opened, underlay, networks);
   }
 
   private constructor(
     plan: Plan,
     remotes: Remotes,
+    counters: Counters,
     opened: Opened,
     underlay: Underlay,
     networks: readonly Network[],
@@ -100,7 +109,7 @@ export class Vtep {
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
-      counters: new Counters(plan.counters),
+      counters,
       underlay,
       networks,
       strict: plan.strict,
@@ -152,17 +161,19 @@ export class Vtep {
   }
 }
 
-function openNetwork(plan: NetworkPlan, offloads: Offloads): Network {
-  const tap = new NativeTap({ name: plan.tap, offloads });
-  const clampMtu = plan.clampMss ? plan.mtu : 0;
-  const network = new Network({ ...plan, tap, clampMtu });
-  for (const remote of plan.flood) network.addToFlood(remote);
-  for (const remote of plan.allowed) network.allow(remote);
+function openNetwork(own: NetworkPlan, plan: Plan, offloads: Offloads): Network {
+  const { busyPollUs, workers } = plan;
+  const tap = new NativeTap({ name: own.tap, offloads, busyPollUs, multiQueue: workers > 1 });
+  const clampMtu = own.clampMss ? own.mtu : 0;
+  const network = new Network({ ...own, tap, clampMtu });
+  for (const remote of own.flood) network.addToFlood(remote);
+  for (const remote of own.allowed) network.allow(remote);
   return network;
 }
 
 async function openUnderlay(
   plan: Plan,
+  worker: number,
   remotes: Remotes,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
@@ -172,6 +183,8 @@ async function openUnderlay(
     remotes,
     sourcePorts: plan.sourcePorts,
     offloads: plan.offloads,
+    busyPollUs: plan.busyPollUs,
+    sharer: plan.workers > 1 ? worker : -1,
     largestDatagram: largestDatagram(plan.networks),
   };
   let fallback: string | undefined;

@@ -1,11 +1,18 @@
 /**
- * The entry of a forwarding thread. It opens the devices of its plan, tells the agent, forwards when
+ * The entry of a forwarding thread. It opens its part of a plan's devices, tells the agent, forwards when
  * told to, and ends when told to: the main thread may pause, frames go on.
  */
 import { parentPort, workerData } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
 import { type Opened, type Plan, Vtep } from "./vtep.ts";
+
+/** What a forwarding thread is started with. */
+export interface Post {
+  readonly plan: Plan;
+  /** Which of the plan's threads it is, from 0. */
+  readonly worker: number;
+}
 
 /** Agent → forwarding thread. */
 export type Order = "forward" | "stop";
@@ -40,7 +47,8 @@ function sentenceOf(error: unknown): string {
 }
 
 try {
-  const vtep = await Vtep.open(workerData as Plan);
+  const { plan, worker } = workerData as Post;
+  const vtep = await Vtep.open(plan, worker);
   port.on("message", (order: Order) => {
     if (order === "forward") {
       vtep.forward(

@@ -44,6 +44,13 @@ export interface NativeUnderlayOptions {
   sourcePorts?: readonly [low: number, high: number];
   /** Bytes of the longest UDP payload to receive whole: the overlay's MTU + 14 + 4 + 8. */
   largestDatagram: number;
+  /**
+   * Which of the underlays that share the port this is, each on a thread of its own: 0 the first, which
+   * has to be open before the others. By default nobody shares it.
+   */
+  sharer?: number;
+  /** Microseconds for which the thread, once it was woken, asks for more before it sleeps; default 0. */
+  busyPollUs?: number;
   /** What is wanted; by default all. */
   offloads?: Partial<UnderlayOffloads>;
 }
@@ -58,6 +65,7 @@ export class NativeUnderlay implements Underlay {
     cutsSuperFrames: true,
   };
   readonly #families: UdpFamily[] = [];
+  readonly #busyPollUs: number;
   /** Whose turn it is to be asked first. */
   #next = 0;
   #watch: Watch | undefined;
@@ -71,6 +79,7 @@ export class NativeUnderlay implements Underlay {
   constructor(options: NativeUnderlayOptions) {
     const { port, sourcePorts = [49_152, 65_535], remotes, largestDatagram } = options;
     const native = addon();
+    this.#busyPollUs = options.busyPollUs ?? 0;
     for (const family of [4, 6] as const) {
       const address = family === 4 ? options.local4 : options.local6;
       if (address === undefined) continue;
@@ -78,6 +87,7 @@ export class NativeUnderlay implements Underlay {
         family,
         address,
         port,
+        sharer: options.sharer ?? -1,
         sourcePorts,
         fan: FAN,
         slotBytes: Math.min(largestDatagram, LARGEST_SLOT),
@@ -165,7 +175,7 @@ export class NativeUnderlay implements Underlay {
     family.watch((status) => {
       if (status < 0) this.#mend(family, status);
       else this.#watch?.onReadable();
-    });
+    }, this.#busyPollUs);
   }
 
   /**

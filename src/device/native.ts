@@ -20,10 +20,11 @@ interface Port {
   fd(): number;
   /**
    * Calls back with 0 whenever there is something to read, or once with a negative errno, after
-   * which there is silence (libuv makes UV_EBADF of POLLERR). Keeps the event loop alive. Throws
-   * ERR_WATCHED when it is watched already.
+   * which there is silence (libuv makes UV_EBADF of POLLERR). Keeps the event loop alive, and from
+   * sleeping for `busyPollUs` microseconds after each call. Throws ERR_WATCHED when it is watched
+   * already.
    */
-  watch(onReadable: (status: number) => void): void;
+  watch(onReadable: (status: number) => void, busyPollUs?: number): void;
   unwatch(): void;
   close(): void;
 }
@@ -64,6 +65,8 @@ export interface UdpFamilyOptions {
   /** Local; an IPv6 link-local address with its %interface. */
   address: string;
   port: number;
+  /** −1: nobody else may receive on the port; 0: the first of those that share it; above: one more. */
+  sharer: number;
   /** Where the ports of the sending sockets are taken from, both ends included. */
   sourcePorts: readonly [low: number, high: number];
   /** Sending sockets wanted; there are fewer if the range has fewer free ports. */

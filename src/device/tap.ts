@@ -36,6 +36,8 @@ export interface NativeTapOptions {
   name: string;
   /** What is wanted; by default all. */
   offloads?: Partial<TapOffloads>;
+  /** Microseconds for which the thread, once it was woken, asks for more before it sleeps; default 0. */
+  busyPollUs?: number;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
 }
@@ -44,6 +46,7 @@ export class NativeTap implements Tap {
   readonly name: string;
   readonly #queue: TapQueue;
   readonly #bits: number;
+  readonly #busyPollUs: number;
   #watch: Watch | undefined;
   #lost: VtepError | undefined;
   #told = false;
@@ -64,6 +67,7 @@ export class NativeTap implements Tap {
       throw explain(error, name, multiQueue);
     }
     this.name = this.#queue.name;
+    this.#busyPollUs = options.busyPollUs ?? 0;
     this.#bits = agree(this.#queue, wanted);
   }
 
@@ -110,7 +114,7 @@ export class NativeTap implements Tap {
     this.#queue.watch((status) => {
       if (status < 0) this.#lose();
       else watch.onReadable();
-    });
+    }, this.#busyPollUs);
   }
 
   close(): void {

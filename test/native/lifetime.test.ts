@@ -81,7 +81,7 @@ describe("when nobody closes", () => {
       function open() {
         for (let i = 0; i < 50; i++) new addon.Tap(options);
         new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-          fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+          sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
         const watched = new addon.Tap(options);
         watched.watch(() => {});
         watched.unwatch();
@@ -114,7 +114,7 @@ describe("a worker that is terminated", () => {
     const { workerData, parentPort } = require("node:worker_threads");
     const remotes = new Int32Array(new SharedArrayBuffer(65536 * 32));
     const udp = new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-      fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+      sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
     const tap = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
     const unwatched = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
     const stopped = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });

@@ -150,6 +150,8 @@ describe("constructors", () => {
       ],
       RANGE,
     ],
+    ["sharer", NOT_NUMBERS, INVALID],
+    ["sharer", [...NOT_COUNTS.filter((wrong) => wrong !== -1), -2, 256], RANGE],
     ["fan", NOT_NUMBERS, INVALID],
     ["fan", [...NOT_COUNTS, 0, 65], RANGE],
     ["slotBytes", NOT_NUMBERS, INVALID],

@@ -58,6 +58,8 @@ describe("defaults", () => {
       sourcePorts: [49152, 65535],
       dscp: 0,
       offloads: ALL_ON,
+      workers: "auto",
+      busyPollUs: 0,
       strict: false,
       logLevel: "info",
       networks: [
@@ -138,6 +140,8 @@ describe("the flags", () => {
       "source-ports": "1024-1024",
       dscp: "inherit",
       offload: "tso=off,coalesce-udp=off,gro=on",
+      workers: "1",
+      "busy-poll": "50",
       strict: true,
       "log-level": "debug",
     });
@@ -148,6 +152,8 @@ describe("the flags", () => {
       sourcePorts: [1024, 1024],
       dscp: "inherit",
       offloads: { ...ALL_ON, tso: false, "coalesce-udp": false },
+      workers: 1,
+      busyPollUs: 50,
       strict: true,
       logLevel: "debug",
       networks: [
@@ -372,6 +378,7 @@ describe("a file", () => {
     const lines = inNetwork.map((key) => `    ${key}: ${values[key]}\n`).join("");
     expect(() => configure(file(`networks:\n  -\n${lines}`), {})).not.toThrow();
     expect(keys.filter((key) => !inNetwork.includes(key)).sort()).toEqual([
+      "busy-poll",
       "dscp",
       "local",
       "log-level",
@@ -380,6 +387,7 @@ describe("a file", () => {
       "source-ports",
       "strict",
       "underlay",
+      "workers",
     ]);
   });
 
@@ -421,7 +429,7 @@ describe("a file", () => {
     ],
     [
       `colour: green\n${ONE_NETWORK}`,
-      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, strict, log-level, networks",
+      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, workers, busy-poll, strict, log-level, networks",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",

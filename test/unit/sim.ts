@@ -78,7 +78,7 @@ function parts(networks: number): Parts {
   return {
     fdb: new Fdb(Fdb.allocate(4096, 0x5eed)),
     remotes: new Remotes(),
-    counters: new Counters(Counters.allocate(networks)),
+    counters: new Counters(Counters.allocate(networks, 1), 1),
   };
 }
 

@@ -95,7 +95,7 @@ export function treadmill(options: {
 }) {
   const fdb = new Fdb(Fdb.allocate(4096, 0x5eed));
   const remotes = new Remotes();
-  const counters = new Counters(Counters.allocate(1));
+  const counters = new Counters(Counters.allocate(1, 1), 1);
   const { tap, underlay, peers, limit = 1024 } = options;
   const mac = parseMac("00:00:5e:00:53:f0")!;
   const network = new Network({ vni: 100, tap, index: 1, ageSeconds: 300, mac });

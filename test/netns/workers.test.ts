@@ -1,0 +1,95 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { Ear, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import type { Vtep } from "../lab/vtep.ts";
+
+const WORKERS = 3;
+/** Sending sockets that a worker has, so source ports that one alone can show. */
+const FAN = 16;
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const here = await lab.host(1).container();
+const there = await lab.host(2).container();
+const args = ["--vni", "42", "--bridge", "br0", "--peer", lab.host(2).address];
+const several = ["--workers", `${WORKERS}`];
+
+/** A broadcast datagram from each of so many sockets, one flow each. */
+const FLOWS = `
+  const { createSocket } = require("node:dgram");
+  for (let flow = 0; flow < 200; flow++) {
+    const socket = createSocket("udp4");
+    socket.bind(() => {
+      socket.setBroadcast(true);
+      socket.send("x", 9, "10.1.0.255", () => socket.close());
+    });
+  }`;
+
+describe("several workers", () => {
+  let vtep: Vtep;
+  beforeAll(async () => {
+    vtep = await lab
+      .host(1)
+      .vtep(...args, ...several, "--busy-poll", "50")
+      .ready();
+  });
+  afterAll(() => vtep[Symbol.asyncDispose]());
+
+  test("have a queue of the TAP and a socket of the port each", async () => {
+    expect(await vtep.status()).toMatchObject({ workers: WORKERS });
+    const [link] = JSON.parse(
+      await lab.host(1).run("ip", "-json", "-details", "link", "show", "vtep42"),
+    );
+    expect(link.num_tx_queues).toBeGreaterThan(1);
+    const sockets = await lab.host(1).run("ss", "--no-header", "-lun", "sport = :4789");
+    expect(sockets.trim().split("\n")).toHaveLength(WORKERS);
+  });
+
+  test("share the flows among them, and count together", async () => {
+    await using ear = await Ear.open(lab.host(2), 4789);
+    const before = (await vtep.status()).networks[0]!.counters.flooded;
+    await here.run("node", "-e", FLOWS);
+    const flooded = async () => (await vtep.status()).networks[0]!.counters.flooded - before;
+    await until("200 frames flooded", async () => (await flooded()) >= 200);
+    await until("200 datagrams heard", () => ear.heard.length >= 200);
+    expect(new Set(ear.heard.map(({ port }) => port)).size).toBeGreaterThan(FAN);
+  });
+
+  test("leave no room on their port for another VTEP", async () => {
+    const second = lab.host(1).vtep(...args, ...several, "--tap", "other");
+    expect(await second.exited).toBe(1);
+    expect(second.stderr).toMatch(/^vtep: UDP port 4789 of 10\.0\.0\.1 is held by another program/);
+    expect(await lab.host(1).links()).not.toContain("other");
+  });
+
+  test("carry many flows to and from a kernel VTEP as they were sent, in order", async () => {
+    await using _ = await lab.host(2).kernelVxlan({ vni: 42, peers: [lab.host(1).address] });
+    const ways = [
+      [here, there],
+      [there, here],
+    ] as const;
+    const udp = Array.from({ length: 3 }, () =>
+      ways.map(([from, to]) => transferUdp(from, to, { count: 2_000, size: 1_400 })),
+    ).flat();
+    const tcp = ways.map(([from, to]) => transferTcp(from, to, { bytes: 50_000_000 }));
+    for (const result of await Promise.all(udp)) {
+      expect(result).toMatchObject({ corrupted: 0, duplicated: 0, reordered: 0 });
+      expect(result.received).toBeGreaterThan(1_900);
+    }
+    for (const { sent, received } of await Promise.all(tcp)) expect(received).toEqual(sent);
+  });
+
+  test("all end when told to", async () => {
+    expect(await vtep.stop()).toMatchObject({ code: 0 });
+    expect(await lab.host(1).links()).not.toContain("vtep42");
+  });
+});
+
+test("the underlay of node:dgram has one worker, and says so", async () => {
+  const vtep = lab.host(1).vtep(...args, ...several, "--underlay", "dgram");
+  expect(await vtep.exited).toBe(2);
+  expect(vtep.stderr).toBe(
+    "vtep: --workers above 1 needs the native underlay: leave out --underlay dgram\n",
+  );
+});
