@@ -20,7 +20,11 @@ const NOTHING = /^$/;
 
 const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "commands", files: /^commands\//, mutual: false, outside: ANYTHING },
+  // Serves a running agent's operations, without knowing the agent.
+  { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|worker)\.ts$/, mutual: true, outside: ANYTHING },
+  { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },
@@ -43,6 +47,7 @@ const LAYERS: readonly Layer[] = [
 
 /** Those that lie side by side: neither is above the other. */
 const SIDE_BY_SIDE = [
+  ["API", "agent"],
   ["control planes", "devices"],
   ["control planes", "native addon"],
   ["control planes", "dataplane"],

@@ -1,0 +1,110 @@
+/**
+ * What can be asked of a running agent: the contract between it and whatever asks, be that the API,
+ * the metrics or a signal. Everything here is plain data, as JSON can carry it.
+ *
+ * A request that is refused throws VtepError and has changed nothing. Networks go by their name.
+ * Changes made here last until the agent ends or reloads; the configuration file stays as it is.
+ */
+import type { Config, NetworkConfig } from "./config.ts";
+import type { Counter, DropReason } from "./counters.ts";
+import type { Capabilities, Offloads } from "./device.ts";
+
+export type Counts = Readonly<Record<keyof typeof Counter, number>>;
+export type Drops = Readonly<Partial<Record<DropReason, number>>>;
+
+export interface AgentStatus {
+  readonly version: string;
+  readonly pid: number;
+  /** Seconds since frames could cross. */
+  readonly uptimeSeconds: number;
+  /** Addresses of this VTEP, an IPv4 one first. */
+  readonly local: readonly string[];
+  readonly port: number;
+  readonly underlay: "native" | "dgram";
+  readonly workers: number;
+  readonly capabilities: Capabilities;
+  /** Those in use. */
+  readonly offloads: Offloads;
+  /** Of what belongs to no network. */
+  readonly drops: Drops;
+  /** ICMP errors about datagrams that had been sent. */
+  readonly refused: number;
+  /** Remotes whose path was found to be narrower than its interface. */
+  readonly paths: readonly { readonly address: string; readonly mtu: number }[];
+  readonly networks: readonly NetworkStatus[];
+}
+
+export interface NetworkStatus {
+  readonly name: string;
+  readonly vni: number;
+  readonly tap: string;
+  readonly bridge: string | undefined;
+  readonly mac: string;
+  readonly mtu: number;
+  /** Who gets what is flooded. */
+  readonly peers: readonly string[];
+  readonly counters: Counts;
+  readonly drops: Drops;
+  readonly fdb: Readonly<Record<FdbOrigin, number>>;
+}
+
+export type FdbOrigin = "learned" | "control" | "static";
+
+export interface FdbEntryStatus {
+  readonly network: string;
+  readonly mac: string;
+  /** "local" or the address of a remote. */
+  readonly destination: string;
+  readonly origin: FdbOrigin;
+  /** Of learned entries. */
+  readonly ageSeconds?: number;
+  readonly moves: number;
+}
+
+export interface FdbFilter {
+  readonly network?: string | undefined;
+  readonly mac?: string | undefined;
+  /** "local" or the address of a remote. */
+  readonly remote?: string | undefined;
+  readonly origin?: FdbOrigin | undefined;
+}
+
+/** What a reload did, by names of networks; `restart` are keys that only a restart changes. */
+export interface Changes {
+  readonly added: readonly string[];
+  readonly changed: readonly string[];
+  readonly removed: readonly string[];
+  readonly restart: readonly string[];
+}
+
+export type AgentEvent =
+  | { readonly event: "learned" | "aged"; readonly entry: FdbEntryStatus }
+  | { readonly event: "moved"; readonly entry: FdbEntryStatus; readonly from: string }
+  | { readonly event: "remote-up" | "remote-down"; readonly remote: string }
+  | { readonly event: "offload-demoted"; readonly offload: keyof Offloads }
+  /** Since the last event about that network; of no network when it has no name. */
+  | { readonly event: "dropped"; readonly network: string | undefined; readonly drops: Drops }
+  | { readonly event: "reloaded"; readonly changes: Changes };
+
+export interface Operations {
+  status(): AgentStatus;
+  /** In no order; may be many: 1 Mi of them are a generator's worth, not an array's. */
+  fdb(filter: FdbFilter): Generator<FdbEntryStatus>;
+  /** Adds a network, or gives it this configuration; true when it is new. */
+  putNetwork(network: NetworkConfig): Promise<boolean>;
+  /** False when there is none of that name. */
+  removeNetwork(name: string): Promise<boolean>;
+  putPeer(network: string, address: string): Promise<void>;
+  removePeer(network: string, address: string): Promise<boolean>;
+  /** Enters a static entry. */
+  putFdb(network: string, mac: string, address: string): Promise<void>;
+  /** Removes a static entry, or a learned one. */
+  removeFdb(network: string, mac: string): Promise<boolean>;
+  /** Forgets what was learned; returns how many entries that were. */
+  flushFdb(filter: FdbFilter): Promise<number>;
+  /** Applies a configuration: what is the same is not touched. */
+  reload(config: Config): Promise<Changes>;
+  setLogLevel(level: Config["logLevel"]): void;
+  /** Calls back for every event until what it returned is called. Slow listeners are the caller's. */
+  listen(listener: (event: AgentEvent) => void): () => void;
+}
