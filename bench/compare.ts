@@ -20,7 +20,13 @@ import { until } from "../test/lab/until.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
 import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
-import { type Measurement, measurements, type Reading, type Scene } from "./measurements.ts";
+import {
+  type Measurement,
+  measurements,
+  prepare,
+  type Reading,
+  type Scene,
+} from "./measurements.ts";
 import { beside, type Trial, tableOf } from "./report.ts";
 import { type Subject, subjects, type Tunnel } from "./subjects.ts";
 import { table } from "./table.ts";
@@ -257,18 +263,6 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
   }
   progress("");
   return { trials, descriptions, shares };
-}
-
-async function prepare(end: Container): Promise<void> {
-  await end.sysctl({
-    // Or a stream would begin where the one before it, through another tunnel, had left off.
-    "ipv4/tcp_no_metrics_save": 1,
-    // An ARP request that a tunnel was not ready for is repeated soon: its start-up is measured.
-    "ipv4/neigh/eth0/retrans_time_ms": 50,
-  });
-  // See measurements.ts; the sysctl cannot be set in a namespace that is not the machine's first.
-  const route = `10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address}`;
-  await end.ip(`route change ${route} congctl cubic`);
 }
 
 /** Starts a tunnel and waits until a ping is answered through it. */

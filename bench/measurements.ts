@@ -5,7 +5,7 @@
  * the sender's core, so that what it delivers is the sender's speed. So three rates stand together: of
  * one unpaced sender, of two, and the highest paced one that (nearly) all datagrams survive.
  *
- * Neither end of a TCP stream paces itself: the containers' routes say `congctl cubic` (compare.ts).
+ * Neither end of a TCP stream paces itself: the containers' routes say `congctl cubic`.
  * With iperf3's `--congestion cubic` alone, a socket that began with a machine's default of bbr keeps
  * that one's pacing timer, and half of the goodput is gone.
  */
@@ -96,6 +96,19 @@ export const measurements: Measurement[] = [
     take: async ({ pids, startedInMs }) => ({ values: [startedInMs, residentMegabytes(pids)] }),
   },
 ];
+
+/** What both ends of every measurement need. */
+export async function prepare(end: Container): Promise<void> {
+  await end.sysctl({
+    // Or a stream would begin where the one before it, through another tunnel, had left off.
+    "ipv4/tcp_no_metrics_save": 1,
+    // An ARP request that a tunnel was not ready for is repeated soon: its start-up is measured.
+    "ipv4/neigh/eth0/retrans_time_ms": 50,
+  });
+  // Not paced, see above; the sysctl cannot be set in a namespace that is not the machine's first.
+  const route = `10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address}`;
+  await end.ip(`route change ${route} congctl cubic`);
+}
 
 /** One TCP stream, with what it costs and what it does to others. */
 function loadedTcp(): Measurement {

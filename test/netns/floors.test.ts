@@ -1,0 +1,65 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { blast } from "../../bench/blast.ts";
+import { measurements, prepare } from "../../bench/measurements.ts";
+import { summary } from "../../bench/statistics.ts";
+import { type Endpoints, Lab } from "../lab/lab.ts";
+import { reach } from "../lab/traffic.ts";
+import type { Vtep } from "../lab/vtep.ts";
+
+// Floors under the speed, as ratios to kernel VXLAN in the same rounds. They are about half of what an
+// idle machine shows (README), so that other work beside does not trip them; frame by frame instead of
+// in trains, TCP would be at a tenth.
+const ROUNDS = 3;
+const FLOORS = {
+  wire: { "TCP 1 stream": 0.28, "UDP 64 B, one unpaced sender": 0.5 },
+  veth: { "TCP 1 stream": 0.1, "UDP 64 B, one unpaced sender": 0.5 },
+};
+/** Times the kernel's. */
+const CEILINGS = {
+  wire: { "CPU per GB, whole system": 4 },
+  veth: { "CPU per GB, whole system": 8 },
+};
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const near = await lab.host(1).container();
+const far = await lab.host(2).container();
+for (const end of [near, far]) await prepare(end);
+
+type Readings = Record<string, number>;
+
+const stream = measurements.find(({ name }) => name === "tcp1")!;
+
+async function take(kind: "kernel" | "native"): Promise<Readings> {
+  await using endpoints: Endpoints = await lab.join([kind, kind]);
+  await reach(near, far.address);
+  const pids = kind === "native" ? endpoints.map((vtep) => (vtep as Vtep).pid) : [];
+  const { values } = await stream.take({ near, far, pids, startedInMs: 0, seconds: 1 });
+  const { received, seconds } = await blast(near, far, { size: 64, seconds: 0.3 });
+  const named = stream.figures.map(({ name }, at) => [name, values[at]!]);
+  return { ...Object.fromEntries(named), "UDP 64 B, one unpaced sender": received / seconds };
+}
+
+describe.each(["wire", "veth"] as const)("beside kernel VXLAN in %s mode", (mode) => {
+  /** A round is both in turn. */
+  const rounds: { kernel: Readings; native: Readings }[] = [];
+  beforeAll(async () => {
+    await lab.setMode(mode);
+    for (let round = 0; round < ROUNDS; round++) {
+      rounds.push({ kernel: await take("kernel"), native: await take("native") });
+    }
+  }, 90_000);
+  const median = (figure: string) =>
+    summary(rounds.map(({ kernel, native }) => native[figure]! / kernel[figure]!))!.median;
+
+  test.each(Object.entries(FLOORS[mode]))("%s is at least %d of the kernel's", (figure, floor) => {
+    expect(median(figure)).toBeGreaterThan(floor);
+  });
+
+  test.each(Object.entries(CEILINGS[mode]))(
+    "%s is at most %d times the kernel's",
+    (figure, most) => {
+      expect(median(figure)).toBeLessThan(most);
+    },
+  );
+});
