@@ -1,25 +1,28 @@
 /**
  * The agent: takes a configuration, makes the host's links and the forwarding threads that it needs,
- * watches over them, and removes what it made.
+ * watches over them, changes networks while the others go on, and removes what it made.
  *
  * What is made is undone in reverse order, when stopping and when a later step fails or is no longer
  * wanted alike. The TAPs would go by themselves: they are not persistent, so they last as long as the
  * descriptors of the threads that opened them, even if the process is killed. They are removed before
  * all the same, because a TAP that closes takes the kernel some 20 ms, and a hundred removed together
  * no longer than two.
+ *
+ * Changes go one after the other, and each is whole or not at all: what the host would refuse is
+ * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { createHash, randomInt } from "node:crypto";
 import { availableParallelism } from "node:os";
-import { setFlagsFromString } from "node:v8";
-import { Worker } from "node:worker_threads";
+import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
-import type { Config, NetworkConfig } from "./config.ts";
+import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { Counter, Counters, type DropReason } from "./counters.ts";
+import { Counter, Counters } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
-import { CONTROL, Fdb, LEARNED, STATIC } from "./fdb.ts";
+import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
 import {
+  adjustTap,
   bringUp,
   createBridges,
   removeIdleBridges,
@@ -27,40 +30,81 @@ import {
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
-import { LOCAL, Remotes } from "./remotes.ts";
+import type {
+  AgentEvent,
+  AgentStatus,
+  Changes,
+  Drops,
+  FdbEntryStatus,
+  FdbFilter,
+  NetworkStatus,
+  Operations,
+} from "./operations.ts";
+import { canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
 import { type Survey, survey } from "./survey.ts";
 import { monotonicSeconds, type NetworkPlan, type Opened, type Plan } from "./vtep.ts";
-import { formatMac } from "./wire/ethernet.ts";
-import type { Order, Post, Report } from "./worker.ts";
+import { formatMac, parseMac } from "./wire/ethernet.ts";
+import { Workers } from "./workers.ts";
 
 /** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
 const LARGEST_FDB = 2 ** 21;
-/** How long the forwarding threads may take to close their devices before they are ended. */
-const STOP_MS = 500;
+/** At least so many, for networks that are added while it runs. */
+const SMALLEST_FDB = 2 ** 18;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
-/** Rows of each network's FDB in a status; more are counted only. */
-const STATUS_ROWS = 1000;
+/** Rows of each network's FDB in a report; more are counted only. */
+const REPORT_ROWS = 1000;
 
 const ORIGINS = { [LEARNED]: "learned", [CONTROL]: "control", [STATIC]: "static" } as const;
 
-type Drops = Partial<Record<DropReason, number>>;
+/** A network that is forwarded. */
+interface Live {
+  readonly config: NetworkConfig;
+  readonly plan: NetworkPlan;
+  readonly link: TapLink;
+}
 
-export class Agent {
+/** What was done, last first, and how to take it back. */
+class Undo {
+  readonly #steps: (() => void | Promise<void>)[] = [];
+
+  push(step: () => void | Promise<void>): void {
+    this.#steps.push(step);
+  }
+
+  async all(onError: (error: Error) => void): Promise<void> {
+    for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
+      try {
+        await step();
+      } catch (error) {
+        onError(error as Error);
+      }
+    }
+  }
+}
+
+export class Agent implements Operations {
   /** Resolves when forwarding broke down, with the reason; never when it was stopped. */
   readonly lost: Promise<VtepError>;
+  /** Its networks are those of now. */
+  #config: Config;
   readonly #plan: Plan;
   readonly #fdb: Fdb;
   readonly #counters: Counters;
-  readonly #remotes: Remotes;
+  readonly #remotes = new Remotes();
+  readonly #workers: Workers;
   readonly #log: Logger;
-  /** What to undo, last first. */
-  readonly #undo: (() => void | Promise<void>)[] = [];
   readonly #unwanted: AbortSignal;
-  #lose!: (error: VtepError) => void;
-  #workers: Worker[] = [];
+  readonly #undo = new Undo();
+  readonly #live = new Map<string, Live>();
+  /** Bridges that were made here. */
+  readonly #bridges = new Set<string>();
+  readonly #listeners = new Set<(event: AgentEvent) => void>();
+  /** The change that is under way, and whatever waits for its end. */
+  #changing: Promise<unknown> = Promise.resolve();
   #opened: Opened | undefined;
-  #reported: Drops[] = [];
+  #readyAt = 0;
+  #reported = new Map<number, Drops>();
   /** Those in use; before it is known, those wanted. */
   #offloads: Offloads;
 
@@ -77,7 +121,7 @@ export class Agent {
     if (unwanted.aborted) return undefined;
     const agent = new Agent(config, found, log, unwanted);
     try {
-      await agent.#start(config, found);
+      await agent.#start(found);
       return agent;
     } catch (error) {
       await agent.stop();
@@ -87,22 +131,17 @@ export class Agent {
   }
 
   private constructor(config: Config, found: Survey, log: Logger, unwanted: AbortSignal) {
+    this.#config = config;
     this.#unwanted = unwanted;
-    this.lost = new Promise((resolve) => {
-      this.#lose = resolve;
-    });
     this.#log = log;
     this.#offloads = config.offloads;
-    this.#remotes = new Remotes();
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
-    const capacity = Math.min(
-      LARGEST_FDB,
-      limits.reduce((sum, limit) => sum + limit, 0),
-    );
+    const wanted = limits.reduce((sum, limit) => sum + limit, 0);
+    const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
     this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
     const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
-    this.#counters = new Counters(Counters.allocate(config.networks.length, workers), workers);
-    this.#plan = {
+    this.#counters = new Counters(Counters.allocate(NETWORKS - 1, workers), workers);
+    const endpoint = {
       workers,
       fdb: this.#fdb.memory,
       counters: this.#counters.memory,
@@ -117,218 +156,446 @@ export class Agent {
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,
-      networks: config.networks.map((network, at) =>
-        this.#planNetwork(
-          network,
-          at + 1,
-          found.mtus[at]!,
-          found.local4 ?? found.local6!,
-          config.port,
-        ),
-      ),
+      largestMtu: Math.max(...found.mtus),
     };
+    for (const [at, network] of config.networks.entries()) {
+      const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
+      this.#live.set(network.name, live);
+      this.#enterStatic(live);
+    }
+    this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
+    this.#workers = new Workers(this.#plan, unwanted);
+    this.lost = this.#workers.lost;
   }
 
-  /** What is forwarded, and how: plain data for people and programs. */
-  status() {
-    const now = monotonicSeconds();
-    const fdbs = this.#fdbRows(now);
-    const { local4, local6, port, networks } = this.#plan;
+  // what can be asked
+
+  status(): AgentStatus {
+    const { local4, local6, port } = this.#plan;
+    const entries = this.#countEntries();
     return {
+      pid: process.pid,
+      uptimeSeconds: monotonicSeconds() - this.#readyAt,
       local: [local4, local6].filter((local) => local !== undefined),
       port,
-      underlay: this.#opened?.underlay,
-      workers: this.#workers.length,
-      capabilities: this.#opened?.capabilities,
+      underlay: this.#opened!.underlay,
+      workers: this.#workers.count,
+      capabilities: this.#opened!.capabilities,
       offloads: this.#offloads,
       drops: this.#counters.drops(0),
       refused: this.#counters.get(0, Counter.refused),
       paths: this.#remotes.paths(),
-      networks: networks.map(({ vni, index, tap, mtu, flood }) => ({
-        vni,
-        tap,
-        mtu,
-        flood: flood.map((remote) => this.#remotes.address(remote)),
-        counters: this.#counters.events(index),
-        drops: this.#counters.drops(index),
-        fdbEntries: fdbs.get(index)!.entries,
-        fdb: fdbs.get(index)!.rows,
-      })),
+      networks: [...this.#live.values()].map(({ config, plan }): NetworkStatus => {
+        const { vni, index, tap, mac, mtu, flood } = plan;
+        return {
+          name: config.name,
+          vni,
+          tap,
+          bridge: config.bridge,
+          mac: formatMac(mac.high, mac.low),
+          mtu,
+          peers: flood.map((remote) => this.#remotes.address(remote)),
+          counters: this.#counters.events(index),
+          drops: this.#counters.drops(index),
+          fdb: entries.get(index) ?? { learned: 0, control: 0, static: 0 },
+        };
+      }),
     };
+  }
+
+  *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
+    const now = monotonicSeconds();
+    const names = new Map(
+      [...this.#live.values()].map(({ config, plan }) => [plan.index, config.name]),
+    );
+    for (const row of this.#fdb.rows()) {
+      const name = names.get(row.network);
+      if (name === undefined || (network !== undefined && name !== network)) continue;
+      if (origin !== undefined && ORIGINS[row.origin] !== origin) continue;
+      const entry = this.#describe(row, name, now);
+      if (mac !== undefined && entry.mac !== mac) continue;
+      if (remote !== undefined && entry.destination !== remote) continue;
+      yield entry;
+    }
+  }
+
+  putNetwork(network: NetworkConfig): Promise<boolean> {
+    return this.#exclusively(async () => {
+      const isNew = !this.#live.has(network.name);
+      await this.#apply([network], []);
+      return isNew;
+    });
+  }
+
+  removeNetwork(name: string): Promise<boolean> {
+    return this.#exclusively(async () => {
+      if (!this.#live.has(name)) return false;
+      await this.#apply([], [name]);
+      return true;
+    });
+  }
+
+  putPeer(name: string, address: string): Promise<void> {
+    const peer = canonicalAddress(address);
+    return this.#edit(name, (config) =>
+      config.peers.includes(peer) ? config : { ...config, peers: [...config.peers, peer] },
+    );
+  }
+
+  async removePeer(name: string, address: string): Promise<boolean> {
+    const peer = canonicalAddress(address);
+    let was = false;
+    await this.#edit(name, (config) => {
+      was = config.peers.includes(peer);
+      const peers = config.peers.filter((other) => other !== peer);
+      return was ? { ...config, peers } : config;
+    });
+    return was;
+  }
+
+  putFdb(name: string, mac: string, address: string): Promise<void> {
+    const entry = { ...keyOf(mac), address: canonicalAddress(address) };
+    return this.#edit(name, (config) => ({
+      ...config,
+      fdb: [...config.fdb.filter((other) => !isSameMac(other, entry)), entry],
+    }));
+  }
+
+  async removeFdb(name: string, mac: string): Promise<boolean> {
+    const key = keyOf(mac);
+    let was = false;
+    await this.#edit(name, (config) => {
+      const fdb = config.fdb.filter((other) => !isSameMac(other, key));
+      was = fdb.length < config.fdb.length;
+      if (was) return { ...config, fdb };
+      const { index } = this.#live.get(name)!.plan;
+      was = this.#fdb.delete(index, key.macHigh, key.macLow, LEARNED);
+      return config;
+    });
+    return was;
+  }
+
+  flushFdb({ network, mac, remote }: FdbFilter): Promise<number> {
+    return this.#exclusively(async () => {
+      const { index } = network === undefined ? { index: undefined } : this.#named(network).plan;
+      return this.#fdb.clear(
+        (row) =>
+          row.origin === LEARNED &&
+          (index === undefined || row.network === index) &&
+          (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
+          (remote === undefined || this.#destinationOf(row) === remote),
+      );
+    });
+  }
+
+  reload(config: Config): Promise<Changes> {
+    return this.#exclusively(async () => {
+      const wanted = new Map(config.networks.map((network) => [network.name, network]));
+      const removed = [...this.#live.keys()].filter((name) => !wanted.has(name));
+      const different = config.networks.filter(({ name, ...rest }) => {
+        const live = this.#live.get(name);
+        return live === undefined || !isDeepStrictEqual(live.config, { name, ...rest });
+      });
+      const added = different.map(({ name }) => name).filter((name) => !this.#live.has(name));
+      const changed = different.map(({ name }) => name).filter((name) => !added.includes(name));
+      await this.#apply(different, removed);
+      this.setLogLevel(config.logLevel);
+      const restart = Object.keys(config).filter(
+        (key) =>
+          key !== "networks" &&
+          !isDeepStrictEqual(config[key as never], this.#config[key as never]),
+      );
+      const changes = { added, changed, removed, restart };
+      this.#tell({ event: "reloaded", changes });
+      return changes;
+    });
+  }
+
+  setLogLevel(level: Config["logLevel"]): void {
+    this.#log.level = level;
+    this.#config = { ...this.#config, logLevel: level };
+  }
+
+  listen(listener: (event: AgentEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** The status, and the first entries of each FDB: for the log. */
+  report() {
+    const status = this.status();
+    const networks = status.networks.map((network) => {
+      const rows: FdbEntryStatus[] = [];
+      for (const row of this.fdb({ network: network.name })) {
+        if (rows.push(row) === REPORT_ROWS) break;
+      }
+      const { learned, control, static: fixed } = network.fdb;
+      return { ...network, fdbEntries: learned + control + fixed, fdb: rows };
+    });
+    return { ...status, networks };
   }
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
-    for (let undo = this.#undo.pop(); undo !== undefined; undo = this.#undo.pop()) {
-      try {
-        await undo();
-      } catch (error) {
-        this.#log.warn({ reason: (error as Error).message }, "something is left in place");
-      }
-    }
+    await this.#exclusively(() =>
+      this.#undo.all((error) => {
+        this.#log.warn({ reason: error.message }, "something is left in place");
+      }),
+    );
   }
 
-  async #start(config: Config, found: Survey): Promise<void> {
+  // starting
+
+  async #start(found: Survey): Promise<void> {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
+    this.#undo.push(() => this.#removeBridges([...this.#bridges]));
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
-    this.#undo.push(() => this.#endWorkers());
-    const taps = this.#plan.networks.map(({ tap, mac, mtu }, at): TapLink => {
-      const { bridge } = config.networks[at]!;
-      return { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
-    });
+    this.#undo.push(() => this.#workers.end());
     this.#undo.push(async () => {
       const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
-      await removeTaps(taps).catch(kept);
+      await removeTaps([...this.#live.values()].map(({ link }) => link)).catch(kept);
     });
-    await this.#openWorkers(config);
-    await bringUp(taps);
+    await this.#open();
+    await bringUp([...this.#live.values()].map(({ link }) => link));
     this.#unwanted.throwIfAborted();
-    await Promise.all(this.#workers.map((worker) => this.#forward(worker)));
+    await this.#workers.forward((inUse) => this.#noteOffloads(inUse));
+    this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
   }
 
-  #planNetwork(
-    network: NetworkConfig,
-    index: number,
-    mtu: number,
-    local: string,
-    port: number,
-  ): NetworkPlan {
-    const flood = new Set<number>();
-    const allowed = new Set<number>();
-    writeStaticRoutes(network, {
-      addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
-      setStatic: (macHigh, macLow, address) => {
-        const remote = this.#remotes.add(address, port);
-        allowed.add(remote);
-        this.#fdb.set(index, macHigh, macLow, remote, STATIC);
-      },
-    });
-    this.#fdb.setLimit(index, network.fdbLimit);
-    return {
-      vni: network.vni,
-      index,
-      tap: network.tap,
-      mac: stableMac(local, network.vni),
-      mtu,
-      clampMss: network.clampMss,
-      ageSeconds: network.ageSeconds,
-      flood: [...flood],
-      allowed: [...allowed],
-    };
-  }
-
-  /** The first thread finds out whether the port and the names are free; others join it. */
-  async #openWorkers(config: Config): Promise<void> {
-    // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
-    // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
-    setFlagsFromString("--no-memory-reducer");
+  async #open(): Promise<void> {
     try {
-      this.#opened = (await this.#reportOf(this.#spawnWorker(), "opened")).opened;
+      this.#opened = await this.#workers.open();
     } catch (error) {
-      throw await explainHeldPort(error, config.port);
+      throw await explainHeldPort(error, this.#plan.port);
     }
     if (this.#opened.fallback !== undefined) {
       this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
     }
-    if (this.#opened.underlay === "dgram") return; // sockets of Node 20 share no port
-    const others = Array.from({ length: this.#plan.workers - 1 }, () => this.#spawnWorker());
-    await Promise.all(others.map((worker) => this.#reportOf(worker, "opened")));
-  }
-
-  #spawnWorker(): Worker {
-    const workerData: Post = { plan: this.#plan, worker: this.#workers.length };
-    const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData });
-    worker.on("error", (error) => {
-      this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));
-    });
-    worker.on("exit", () => {
-      if (!this.#workers.includes(worker)) return;
-      this.#workers = this.#workers.filter((other) => other !== worker);
-      this.#lose(new VtepError("SYSTEM", "a forwarding thread ended by itself"));
-    });
-    this.#workers.push(worker);
-    return worker;
-  }
-
-  async #forward(worker: Worker): Promise<void> {
-    const reports = Promise.all([
-      this.#reportOf(worker, "offloads"),
-      this.#reportOf(worker, "forwarding"),
-    ]);
-    worker.postMessage("forward" satisfies Order);
-    const [{ inUse }] = await reports;
-    this.#noteOffloads(inUse);
-    worker.on("message", (report: Report) => {
-      if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
-      if (report.event === "offloads") this.#noteOffloads(report.inUse);
-    });
-  }
-
-  async #endWorkers(): Promise<void> {
-    const workers = this.#workers;
-    this.#workers = [];
-    // One that is still opening devices would finish first.
-    const patience = this.#opened === undefined ? 0 : STOP_MS;
-    const ends = workers.map(async (worker) => {
-      const gone = new Promise((resolve) => worker.once("exit", resolve));
-      worker.postMessage("stop" satisfies Order);
-      const impatience = setTimeout(() => void worker.terminate(), patience);
-      await gone;
-      clearTimeout(impatience);
-    });
-    await Promise.all(ends);
-  }
-
-  /** Waits for one event of the forwarding thread; throws what it failed with instead. */
-  async #reportOf<Event extends Report["event"]>(worker: Worker, event: Event) {
-    const reported = new Promise<Extract<Report, { event: Event }>>((resolve, reject) => {
-      const listen = (report: Report) => {
-        if (report.event === event) resolve(report as Extract<Report, { event: Event }>);
-        else if (report.event === "failed") reject(new VtepError(report.code, report.message));
-        else return;
-        worker.off("message", listen);
-      };
-      worker.on("message", listen);
-    });
-    const unwanted = new Promise<void>((resolve) => {
-      this.#unwanted.addEventListener("abort", () => resolve(), { once: true });
-    });
-    const report = await Promise.race([reported, this.lost, unwanted]);
-    this.#unwanted.throwIfAborted();
-    if (report instanceof VtepError) throw report;
-    return report!;
   }
 
   async #makeBridges(names: readonly string[]): Promise<void> {
     await createBridges(names);
-    this.#undo.push(async () => {
-      for (const bridge of await removeIdleBridges(names)) {
-        this.#log.warn({ bridge }, "leaving the bridge in place: other ports are joined to it");
-      }
+    for (const name of names) this.#bridges.add(name);
+  }
+
+  async #removeBridges(names: readonly string[]): Promise<void> {
+    for (const name of names) this.#bridges.delete(name);
+    for (const bridge of await removeIdleBridges(names)) {
+      this.#log.warn({ bridge }, "leaving the bridge in place: other ports are joined to it");
+    }
+  }
+
+  // changing
+
+  /** One after the other; a change that was refused keeps nobody waiting. */
+  #exclusively<T>(change: () => Promise<T>): Promise<T> {
+    const done = this.#changing.then(change);
+    this.#changing = done.catch(() => undefined);
+    return done;
+  }
+
+  #edit(name: string, change: (config: NetworkConfig) => NetworkConfig): Promise<void> {
+    return this.#exclusively(async () => {
+      const before = this.#named(name).config;
+      const after = change(before);
+      if (after !== before) await this.#apply([after], []);
     });
   }
 
-  /** By network: how many entries it has, and the first of them. */
-  #fdbRows(now: number) {
-    const networks = new Map<number, { entries: number; rows: object[] }>();
-    for (const { index } of this.#plan.networks) networks.set(index, { entries: 0, rows: [] });
-    for (const row of this.#fdb.rows()) {
-      const network = networks.get(row.network)!;
-      if (network.entries++ >= STATUS_ROWS) continue;
-      const { destination, origin } = row;
-      network.rows.push({
-        mac: formatMac(row.macHigh, row.macLow),
-        destination: destination === LOCAL ? "local" : this.#remotes.address(destination),
-        origin: ORIGINS[origin],
-        ...(origin === LEARNED && { ageSeconds: now - row.seenAt }),
-        moves: row.moves,
-      });
+  #named(name: string): Live {
+    const live = this.#live.get(name);
+    if (live !== undefined) return live;
+    const known = [...this.#live.keys()].join(", ");
+    throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
+  }
+
+  /** Makes networks be as they are given, and others not be; all of it, or nothing and throws. */
+  async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
+    const own = new Set([...this.#live.values()].map(({ plan }) => plan.tap));
+    const config = { ...this.#config, networks };
+    const found = networks.length === 0 ? undefined : await survey(config, own);
+    this.#check(networks, removed, found);
+    const undo = new Undo();
+    try {
+      for (const name of removed) await this.#remove(this.#named(name), undo);
+      await this.#makeBridges(found?.missingBridges ?? []);
+      for (const [at, network] of networks.entries()) {
+        await this.#put(network, found!.mtus[at]!, undo);
+      }
+    } catch (error) {
+      await undo.all(({ message }) => this.#log.error({ reason: message }, "cannot be taken back"));
+      throw error;
+    } finally {
+      await this.#removeUnusedBridges();
     }
-    return networks;
+    this.#config = {
+      ...this.#config,
+      networks: [...this.#live.values()].map((live) => live.config),
+    };
+  }
+
+  /** What the sockets that are open cannot do, and what two networks cannot both have. */
+  #check(
+    networks: readonly NetworkConfig[],
+    removed: readonly string[],
+    found: Survey | undefined,
+  ): void {
+    const { local4, local6, largestMtu } = this.#plan;
+    const family = found?.local6 !== undefined && local6 === undefined ? 6 : 4;
+    if (found?.[`local${family}`] !== undefined && (family === 4 ? local4 : local6) === undefined) {
+      throw new VtepError(
+        "ADDRESS",
+        `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
+      );
+    }
+    const stay = [...this.#live.values()]
+      .map(({ config }) => config)
+      .filter(({ name }) => !removed.includes(name) && !networks.some((put) => put.name === name));
+    for (const [at, network] of networks.entries()) {
+      for (const other of [...stay, ...networks.slice(0, at)]) {
+        for (const key of ["vni", "tap"] as const) {
+          if (network[key] !== other[key]) continue;
+          const what = key === "vni" ? `VNI ${network.vni}` : `TAP ${network.tap}`;
+          throw new VtepError("CONFLICT", `${what} is network ${other.name}'s: choose another`);
+        }
+      }
+      if (found!.mtus[at]! > largestMtu) {
+        throw new VtepError(
+          "MTU",
+          `network ${network.name}: MTU ${found!.mtus[at]} is more than the ${largestMtu} that the sockets were opened for: restart the agent, or use --mtu ${largestMtu}`,
+        );
+      }
+    }
+  }
+
+  async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
+    const before = this.#live.get(config.name);
+    if (before === undefined) return this.#add(config, mtu, undo);
+    if (before.config.vni === config.vni && before.config.tap === config.tap) {
+      const after = this.#liven(config, before.plan.index, mtu, this.#plan);
+      undo.push(() => this.#change(after, before));
+      return this.#change(before, after);
+    }
+    await this.#remove(before, undo);
+    await this.#add(config, mtu, undo);
+  }
+
+  async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
+    const live = this.#liven(config, this.#freeIndex(), mtu, this.#plan);
+    this.#counters.clear(live.plan.index);
+    this.#reported.delete(live.plan.index);
+    this.#live.set(config.name, live);
+    undo.push(() => this.#takeOut(live));
+    this.#enterStatic(live);
+    await this.#workers.add(live.plan);
+    await bringUp([live.link]);
+  }
+
+  async #remove(live: Live, undo: Undo): Promise<void> {
+    undo.push(() => this.#add(live.config, live.plan.mtu, new Undo()));
+    await this.#takeOut(live);
+  }
+
+  /** The TAP is deleted before it is closed: that takes the threads no time. */
+  async #takeOut({ config, plan, link }: Live): Promise<void> {
+    await this.#workers.retire(plan.index);
+    await removeTaps([link]);
+    await this.#workers.discard(plan.index);
+    this.#fdb.clear(({ network }) => network === plan.index);
+    this.#live.delete(config.name);
+  }
+
+  async #change(before: Live, after: Live): Promise<void> {
+    const { index } = after.plan;
+    this.#live.set(after.config.name, after);
+    this.#enterStatic(after);
+    await this.#workers.change(after.plan);
+    const { allowed, flood } = after.plan;
+    const may = new Set([LOCAL, ...allowed, ...flood]);
+    const kept = new Set(after.config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
+    this.#fdb.clear(
+      (row) =>
+        row.network === index &&
+        (row.origin === STATIC
+          ? !kept.has(formatMac(row.macHigh, row.macLow))
+          : row.origin === LEARNED && !may.has(row.destination)),
+    );
+    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
+  }
+
+  async #removeUnusedBridges(): Promise<void> {
+    const used = new Set([...this.#live.values()].map(({ link }) => link.bridge));
+    const idle = [...this.#bridges].filter((bridge) => !used.has(bridge));
+    if (idle.length > 0) await this.#removeBridges(idle);
+  }
+
+  #freeIndex(): number {
+    const used = new Set([...this.#live.values()].map(({ plan }) => plan.index));
+    for (let index = 1; index < NETWORKS; index++) if (!used.has(index)) return index;
+    throw new VtepError("CONFLICT", `there are ${NETWORKS - 1} networks, and no more can be had`);
+  }
+
+  /** A network as it is to be, its remotes entered; its FDB is left alone. */
+  #liven(
+    config: NetworkConfig,
+    index: number,
+    mtu: number,
+    { local4, local6, port }: Pick<Plan, "local4" | "local6" | "port">,
+  ): Live {
+    const flood = new Set<number>();
+    const allowed = new Set<number>();
+    writeStaticRoutes(config, {
+      addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
+      setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
+    });
+    const { vni, tap, bridge, clampMss, ageSeconds } = config;
+    const mac = stableMac(local4 ?? local6!, vni);
+    const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
+    const remotes = { flood: [...flood], allowed: [...allowed] };
+    return { config, link, plan: { vni, index, tap, mac, mtu, clampMss, ageSeconds, ...remotes } };
+  }
+
+  /** The FDB's part of a network's configuration. */
+  #enterStatic({ config, plan }: Live): void {
+    const { port } = this.#plan ?? this.#config;
+    writeStaticRoutes(config, {
+      addToFlood: () => undefined,
+      setStatic: (high, low, address) => {
+        this.#fdb.set(plan.index, high, low, this.#remotes.add(address, port), STATIC);
+      },
+    });
+    this.#fdb.setLimit(plan.index, config.fdbLimit);
+  }
+
+  // telling
+
+  #destinationOf({ destination }: FdbRow): string {
+    return destination === LOCAL ? "local" : this.#remotes.address(destination);
+  }
+
+  #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
+    return {
+      network,
+      mac: formatMac(row.macHigh, row.macLow),
+      destination: this.#destinationOf(row),
+      origin: ORIGINS[row.origin],
+      ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
+      moves: row.moves,
+    };
+  }
+
+  #countEntries(): Map<number, NetworkStatus["fdb"]> {
+    const counts = new Map<number, { learned: number; control: number; static: number }>();
+    for (const { network, origin } of this.#fdb.rows()) {
+      const count = counts.get(network) ?? { learned: 0, control: 0, static: 0 };
+      count[ORIGINS[origin]]++;
+      counts.set(network, count);
+    }
+    return counts;
   }
 
   /**
@@ -341,19 +608,32 @@ export class Agent {
     this.#offloads = { ...this.#offloads, ...less };
     const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
     if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
+    for (const offload of doneWithout) this.#tell({ event: "offload-demoted", offload });
   }
 
   /** Logs what was dropped since the last report, a line a network. */
   #reportDrops(): void {
-    for (const { index, vni } of [{ index: 0, vni: undefined }, ...this.#plan.networks]) {
+    const networks = [...this.#live.values()].map(({ plan, config }) => ({
+      ...plan,
+      name: config.name,
+    }));
+    for (const { index, vni, name } of [
+      { index: 0, vni: undefined, name: undefined },
+      ...networks,
+    ]) {
       const drops = this.#counters.drops(index);
-      const since = growth(drops, this.#reported[index] ?? {});
-      this.#reported[index] = drops;
+      const since = growth(drops, this.#reported.get(index) ?? {});
+      this.#reported.set(index, drops);
       if (Object.keys(since).length === 0) continue;
       const stranger =
         since.VXLAN_REMOTE_NOT_ALLOWED === undefined ? undefined : this.#counters.stranger(index);
       this.#log.warn({ vni, drops: since, stranger }, "frames were dropped");
+      this.#tell({ event: "dropped", network: name, drops: since });
     }
+  }
+
+  #tell(event: AgentEvent): void {
+    for (const listener of this.#listeners) listener(event);
   }
 }
 
@@ -380,9 +660,19 @@ function stableMac(local: string, vni: number): { high: number; low: number } {
   return { high: 0x0200 | digest.readUInt8(0), low: digest.readInt32BE(1) };
 }
 
+function keyOf(text: string): Pick<FdbEntry, "macHigh" | "macLow"> {
+  const mac = parseMac(text);
+  if (mac !== undefined) return { macHigh: mac.high, macLow: mac.low };
+  throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
+}
+
+function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {
+  return one.macHigh === other.macHigh && one.macLow === other.macLow;
+}
+
 function growth(now: Drops, before: Drops): Drops {
   const grown = Object.entries(now).map(([reason, count]) => {
-    return [reason, count - (before[reason as DropReason] ?? 0)] as const;
+    return [reason, count - (before[reason as keyof Drops] ?? 0)] as const;
   });
   return Object.fromEntries(grown.filter(([, count]) => count > 0));
 }

@@ -2,7 +2,7 @@
 /** The command line: flags in, exit code out. What runs is in `agent.ts`. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, Option } from "commander";
-import { pino } from "pino";
+import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { Agent } from "./agent.ts";
 import { type Config, configure, flags } from "./config.ts";
@@ -18,8 +18,9 @@ Examples:
       several networks from a file
 
 Signals:
-  SIGTERM, SIGINT, SIGHUP  stop and remove what was made
-  SIGUSR2                  log the FDB, the counters and the drops by reason
+  SIGTERM, SIGINT  stop and remove what was made
+  SIGHUP           read the file again and apply it: what is the same goes on undisturbed
+  SIGUSR2          log the FDB, the counters and the drops by reason
 `;
 
 function version(): string {
@@ -56,7 +57,7 @@ function runCommand(): Command {
     if (option.required && !option.variadic) option.argParser(once(option.long!, remedy));
     run.addOption(option);
   }
-  return run.addHelpText("after", EXAMPLES).action((given) => forward(configuration(given)));
+  return run.addHelpText("after", EXAMPLES).action(forward);
 }
 
 /** Takes a value as it is, and refuses a second: commander would let the last one win. */
@@ -78,25 +79,40 @@ function configuration(given: Record<string, unknown>): Config {
 }
 
 /** Runs until it is told to stop, or cannot go on. */
-async function forward(config: Config): Promise<void> {
+async function forward(given: Record<string, unknown>): Promise<void> {
+  const config = configuration(given);
   const log = pino({ level: config.logLevel }, logStream());
   const unwanted = new AbortController();
   const stopped = new Promise<NodeJS.Signals>((resolve) => {
-    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, resolve);
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, resolve);
   });
   void stopped.then(() => unwanted.abort());
   let agent: Agent | undefined;
   process.on("SIGUSR2", () => {
     if (agent === undefined) log.info("starting: there is no status yet");
-    else log.info(agent.status(), "status");
+    else log.info(agent.report(), "status");
   });
-  agent = await Agent.start(config, log, unwanted.signal);
+  const starting = Agent.start(config, log, unwanted.signal);
+  process.on("SIGHUP", () => {
+    if (given.config === undefined) log.warn("there is no file to read again: --config FILE");
+    else starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
+  });
+  agent = await starting;
   if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
   log.info(summary(agent), "ready");
   const reason = await Promise.race([stopped, agent.lost]);
   await agent.stop();
   if (reason instanceof VtepError) throw reason;
   log.info({ signal: reason }, "stopped");
+}
+
+/** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
+async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<void> {
+  try {
+    log.info(await agent.reload(configuration(given)), "reloaded");
+  } catch (error) {
+    log.error({ reason: sentenceOf(error) }, "nothing was changed");
+  }
 }
 
 /** One JSON line a message, or colours for people. A log that is full must not stop frames. */
@@ -107,7 +123,7 @@ function logStream() {
 
 function summary(agent: Agent) {
   const { local, port, underlay, networks } = agent.status();
-  const brief = networks.map(({ vni, tap, mtu, flood }) => ({ vni, tap, mtu, flood }));
+  const brief = networks.map(({ vni, tap, mtu, peers }) => ({ vni, tap, mtu, peers }));
   return { local, port, underlay, networks: brief };
 }
 

@@ -274,6 +274,7 @@ type Parsed = v.InferOutput<typeof schema>;
 
 /** One network, complete: every default applied. */
 export interface NetworkConfig {
+  readonly name: string;
   readonly vni: number;
   readonly peers: readonly string[];
   readonly tap: string;
@@ -458,6 +459,7 @@ function complete(parsed: Parsed): Config {
     strict: parsed.strict,
     logLevel: parsed["log-level"],
     networks: parsed.networks.map((network) => ({
+      name: network.tap ?? `vtep${network.vni}`,
       vni: network.vni,
       peers: [...new Set(network.peers)],
       tap: network.tap ?? `vtep${network.vni}`,

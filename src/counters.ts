@@ -97,6 +97,14 @@ export class Counters {
     this.#cells[cell] = this.#cells[cell]! + amount;
   }
 
+  /** Makes a row start anew, of all threads; none of them may be counting in it. */
+  clear(network: number): void {
+    for (let block = 0; block < this.#cells.length; block += this.#block) {
+      const row = block + network * ROW_WORDS;
+      this.#cells.fill(0, row, row + ROW_WORDS);
+    }
+  }
+
   /** The sum over all forwarding threads. */
   get(network: number, column: number): number {
     let sum = 0;

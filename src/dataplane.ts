@@ -52,7 +52,8 @@ export class Dataplane {
   readonly #remotes: Remotes;
   readonly #counters: Counters;
   readonly #underlay: Underlay;
-  readonly #networks: ReadonlyMap<number, Network>;
+  /** By VNI. */
+  readonly #networks: Map<number, Network>;
   readonly #strict: boolean;
   readonly #flowSeed: number;
   /** Of the inner TOS, what the outer one takes over; and what is added to that. */
@@ -90,6 +91,16 @@ export class Dataplane {
     this.#flowSeed = options.flowSeed;
     this.#tosMask = options.dscp === "inherit" ? 0xff : ECN_MASK;
     this.#tosBits = options.dscp === "inherit" ? 0 : options.dscp << 2;
+  }
+
+  /** From now on datagrams of this VNI are the network's. */
+  add(network: Network): void {
+    this.#networks.set(network.vni, network);
+  }
+
+  /** Neither learns nor delivers for this network any more. */
+  remove(network: Network): void {
+    this.#networks.delete(network.vni);
   }
 
   /** Takes what waits on a network's TAP to the underlay. */

@@ -205,9 +205,24 @@ export class Fdb {
     return found;
   }
 
-  /** The most learned entries a network may have. */
+  /** The most learned entries a network may have; those beyond go, the oldest first. */
   setLimit(network: number, limit: number): void {
-    this.#words[this.#networkAt(network) + LIMIT] = limit;
+    const row = this.#networkAt(network);
+    const words = this.#words;
+    this.#lock();
+    words[row + LIMIT] = limit;
+    while (words[row + LEARNED_COUNT]! > limit) this.#remove(words[row + OLDEST]!);
+    this.#unlock();
+  }
+
+  /** Removes the entries that are chosen; returns how many. May wait for a writer, but holds none up. */
+  clear(chosen: (row: FdbRow) => boolean): number {
+    let removed = 0;
+    for (const row of this.rows()) {
+      const { network, macHigh, macLow, origin } = row;
+      if (chosen(row) && this.delete(network, macHigh, macLow, origin)) removed++;
+    }
+    return removed;
   }
 
   /**

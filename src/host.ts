@@ -104,6 +104,18 @@ export async function bringUp(taps: readonly TapLink[]): Promise<void> {
   if (failed !== undefined) throw failed.error;
 }
 
+/** Gives a TAP that is up another MTU or another bridge. */
+export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
+  const master = bridge === undefined ? ["nomaster"] : ["master", bridge];
+  const failed = await batch([
+    {
+      does: `changing TAP ${name}`,
+      words: ["link", "set", "dev", name, "mtu", `${mtu}`, ...master],
+    },
+  ]);
+  if (failed !== undefined) throw failed.error;
+}
+
 /** Makes bridges and brings them up: all of them, or none and throws. */
 export async function createBridges(names: readonly string[]): Promise<void> {
   const failed = await batch([

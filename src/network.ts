@@ -12,18 +12,27 @@ import type { Tap } from "./device.ts";
 /** As many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. */
 const ANSWERS_PER_SECOND = 1000;
 
+/** What may change while a network lasts. */
+export interface Settings {
+  readonly ageSeconds: number;
+  readonly clampMtu: number;
+  /** Indices of remotes: those that get a copy of what is flooded, and others that may send. */
+  readonly flood: readonly number[];
+  readonly allowed: readonly number[];
+}
+
 export class Network {
   readonly vni: number;
   readonly tap: Tap;
   /** This network's row in the FDB and in the counters, from 1. */
   readonly index: number;
   /** Seconds after which a learned entry that is not seen again is forgotten; 0: never. */
-  readonly ageSeconds: number;
+  ageSeconds: number;
   /** The TAP's own MAC: its first 16 and its last 32 bits. */
   readonly macHigh: number;
   readonly macLow: number;
   /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
-  readonly clampMtu: number;
+  clampMtu: number;
   /** Answers to frames that were too big which may be given still. */
   answers = ANSWERS_PER_SECOND;
   /** Indices of remotes. */
@@ -45,6 +54,15 @@ export class Network {
     this.macHigh = options.mac.high;
     this.macLow = options.mac.low;
     this.clampMtu = options.clampMtu ?? 0;
+  }
+
+  apply({ ageSeconds, clampMtu, flood, allowed }: Settings): void {
+    this.ageSeconds = ageSeconds;
+    this.clampMtu = clampMtu;
+    this.#allowed = new Uint8Array(0);
+    for (const remote of allowed) this.allow(remote);
+    for (const remote of flood) this.allow(remote);
+    this.flood = Int32Array.from(flood);
   }
 
   /** Adds a remote to the flood list and allows it; once, however often it is called. */

@@ -13,7 +13,6 @@ export type Counts = Readonly<Record<keyof typeof Counter, number>>;
 export type Drops = Readonly<Partial<Record<DropReason, number>>>;
 
 export interface AgentStatus {
-  readonly version: string;
   readonly pid: number;
   /** Seconds since frames could cross. */
   readonly uptimeSeconds: number;

@@ -26,14 +26,18 @@ const SMALLEST_MTU = 68;
 /** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
 const LARGEST_MTU = 65_485;
 
-export async function survey(config: Config): Promise<Survey> {
+/** `own` are names of TAPs that are there because they are ours. */
+export async function survey(
+  config: Config,
+  own: ReadonlySet<string> = new Set(),
+): Promise<Survey> {
   const links = await linksByName();
   const routes = await routesTo([...new Set(config.networks.flatMap(reached))], links);
   const { local4, local6 } = localsOf(config, routes);
   await checkLocals([local4, local6]);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
-    checkTapName(network, links);
+    if (!own.has(network.tap)) checkTapName(network, links);
     if (network.bridge !== undefined && !bridgeExists(network, network.bridge, links)) {
       missingBridges.add(network.bridge);
     }

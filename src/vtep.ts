@@ -11,14 +11,14 @@ import { NativeTap } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
-import { Network } from "./network.ts";
+import { Network, type Settings } from "./network.ts";
 import { Remotes } from "./remotes.ts";
 import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
 import { HEADER as VXLAN_HEADER } from "./wire/vxlan.ts";
 
 export interface NetworkPlan {
   readonly vni: number;
-  /** Row in the FDB and in the counters, from 1. */
+  /** Row in the FDB and in the counters, from 1; a network keeps it for as long as it is. */
   readonly index: number;
   readonly tap: string;
   /** Address that the TAP is given. */
@@ -48,6 +48,9 @@ export interface Plan {
   readonly strict: boolean;
   readonly flowSeed: number;
   readonly dscp: number | "inherit";
+  /** What the sockets are opened for: no network's MTU is ever larger. */
+  readonly largestMtu: number;
+  /** Those to begin with. */
   readonly networks: readonly NetworkPlan[];
 }
 
@@ -66,11 +69,13 @@ export function monotonicSeconds(): number {
 
 export class Vtep {
   readonly opened: Opened;
+  readonly #plan: Plan;
   readonly #underlay: Underlay;
-  readonly #networks: readonly Network[];
+  /** By index. */
+  readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
   readonly #dataplane: Dataplane;
-  readonly #wanted: Offloads;
   #ticking: NodeJS.Timeout | undefined;
+  #onLost: ((error: VtepError) => void) | undefined;
 
   /**
    * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
@@ -79,39 +84,32 @@ export class Vtep {
   static async open(plan: Plan, worker: number): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
     const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-    const networks: Network[] = [];
-    const whole = underlay.capabilities.cutsSuperFrames;
-    const { tso, uso } = plan.offloads;
-    const offloads = { ...plan.offloads, tso: tso && whole, uso: uso && whole };
+    const vtep = new Vtep(plan, worker, remotes, opened, underlay);
     try {
-      for (const network of plan.networks) networks.push(openNetwork(network, plan, offloads));
+      for (const network of plan.networks) vtep.add(network);
     } catch (error) {
-      for (const { tap } of networks) tap.close();
-      underlay.close();
+      vtep.close();
       throw error;
     }
-    const counters = new Counters(plan.counters, plan.workers, worker);
-    return new Vtep(plan, remotes, counters, opened, underlay, networks);
+    return vtep;
   }
 
   private constructor(
     plan: Plan,
+    worker: number,
     remotes: Remotes,
-    counters: Counters,
     opened: Opened,
     underlay: Underlay,
-    networks: readonly Network[],
   ) {
     this.opened = opened;
-    this.#wanted = plan.offloads;
+    this.#plan = plan;
     this.#underlay = underlay;
-    this.#networks = networks;
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
-      counters,
+      counters: new Counters(plan.counters, plan.workers, worker),
       underlay,
-      networks,
+      networks: [],
       strict: plan.strict,
       flowSeed: plan.flowSeed,
       dscp: plan.dscp,
@@ -139,36 +137,71 @@ export class Vtep {
       onUnsent: (errno) => dataplane.unsent(errno),
       onLost,
     });
-    for (const network of this.#networks) {
-      network.tap.watch({ onReadable: () => dataplane.encap(network), onLost });
-    }
+    this.#onLost = onLost;
+    for (const { network } of this.#networks.values()) this.#watch(network);
+  }
+
+  /** Opens a queue of a network's TAP and joins it to what is forwarded. Throws VtepError. */
+  add(own: NetworkPlan): void {
+    const { offloads, busyPollUs, workers } = this.#plan;
+    const whole = this.opened.capabilities.cutsSuperFrames;
+    const { tso, uso } = offloads;
+    const tap = new NativeTap({
+      name: own.tap,
+      offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
+      busyPollUs,
+      multiQueue: workers > 1,
+    });
+    const network = new Network({ ...own, tap });
+    network.apply(settingsOf(own));
+    this.#networks.set(own.index, { network, tap });
+    this.#dataplane.add(network);
+    if (this.#onLost !== undefined) this.#watch(network);
+  }
+
+  /** Gives a network other settings, from the next burst on. */
+  change(own: NetworkPlan): void {
+    this.#networks.get(own.index)?.network.apply(settingsOf(own));
+  }
+
+  /** Forwards no more of a network; its TAP stays open, so that it can be deleted in a moment. */
+  retire(index: number): void {
+    const open = this.#networks.get(index);
+    if (open === undefined) return;
+    open.tap.unwatch();
+    this.#dataplane.remove(open.network);
+  }
+
+  /** Closes the TAP of a network that was retired. */
+  discard(index: number): void {
+    this.#networks.get(index)?.tap.close();
+    this.#networks.delete(index);
   }
 
   close(): void {
     clearInterval(this.#ticking);
-    for (const { tap } of this.#networks) tap.close();
+    for (const { tap } of this.#networks.values()) tap.close();
     this.#underlay.close();
+  }
+
+  #watch(network: Network): void {
+    const onReadable = () => this.#dataplane.encap(network);
+    network.tap.watch({ onReadable, onLost: this.#onLost! });
   }
 
   /** One that any device does without counts as not in use. */
   #offloads(): Offloads {
     const none = { gso: false, gro: false };
     const underlay = this.#underlay instanceof NativeUnderlay ? this.#underlay.offloads() : none;
-    const taps = this.#networks.map(({ tap }) => (tap as NativeTap).offloads());
-    const used = [this.#wanted, underlay, ...taps] as Partial<Offloads>[];
+    const taps = [...this.#networks.values()].map(({ tap }) => tap.offloads());
+    const used = [this.#plan.offloads, underlay, ...taps] as Partial<Offloads>[];
     const all = OFFLOADS.map((name) => [name, used.every((use) => use[name] ?? true)]);
     return Object.fromEntries(all) as Offloads;
   }
 }
 
-function openNetwork(own: NetworkPlan, plan: Plan, offloads: Offloads): Network {
-  const { busyPollUs, workers } = plan;
-  const tap = new NativeTap({ name: own.tap, offloads, busyPollUs, multiQueue: workers > 1 });
-  const clampMtu = own.clampMss ? own.mtu : 0;
-  const network = new Network({ ...own, tap, clampMtu });
-  for (const remote of own.flood) network.addToFlood(remote);
-  for (const remote of own.allowed) network.allow(remote);
-  return network;
+function settingsOf({ clampMss, mtu, ageSeconds, flood, allowed }: NetworkPlan): Settings {
+  return { clampMtu: clampMss ? mtu : 0, ageSeconds, flood, allowed };
 }
 
 async function openUnderlay(
@@ -185,7 +218,7 @@ async function openUnderlay(
     offloads: plan.offloads,
     busyPollUs: plan.busyPollUs,
     sharer: plan.workers > 1 ? worker : -1,
-    largestDatagram: largestDatagram(plan.networks),
+    largestDatagram: largestDatagram(plan.largestMtu),
   };
   let fallback: string | undefined;
   if (plan.underlay !== "dgram") {
@@ -206,7 +239,6 @@ async function openUnderlay(
 }
 
 /** A peer may tag its frames with one VLAN more than ours, and its MTU may be a little larger. */
-function largestDatagram(networks: readonly NetworkPlan[]): number {
-  const mtu = Math.max(...networks.map((network) => network.mtu));
+function largestDatagram(mtu: number): number {
   return VXLAN_HEADER + ETHERNET_HEADER + 2 * TAG + mtu;
 }

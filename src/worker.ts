@@ -1,11 +1,11 @@
 /**
- * The entry of a forwarding thread. It opens its part of a plan's devices, tells the agent, forwards when
- * told to, and ends when told to: the main thread may pause, frames go on.
+ * The entry of a forwarding thread. It opens its part of a plan's devices, tells the agent, forwards
+ * when told to, changes networks, and ends when told to: the main thread may pause, frames go on.
  */
 import { parentPort, workerData } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
-import { type Opened, type Plan, Vtep } from "./vtep.ts";
+import { type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
 
 /** What a forwarding thread is started with. */
 export interface Post {
@@ -14,16 +14,21 @@ export interface Post {
   readonly worker: number;
 }
 
-/** Agent → forwarding thread. */
-export type Order = "forward" | "stop";
+/** Agent → forwarding thread. Each but "stop" is answered by "done" or "failed" of its id. */
+export type Order =
+  | { readonly order: "forward" | "stop"; readonly id: number }
+  | { readonly order: "add" | "change"; readonly id: number; readonly network: NetworkPlan }
+  | { readonly order: "retire" | "discard"; readonly id: number; readonly index: number };
 
-/** Forwarding thread → agent. An error crosses as its code and message. */
+/** Forwarding thread → agent. An error crosses as its code and message; of the start its id is 0. */
 export type Report =
   | { readonly event: "opened"; readonly opened: Opened }
-  | { readonly event: "forwarding" }
+  | { readonly event: "done"; readonly id: number }
   | { readonly event: "offloads"; readonly inUse: Offloads }
+  | { readonly event: "lost"; readonly code: VtepError["code"]; readonly message: string }
   | {
-      readonly event: "failed" | "lost";
+      readonly event: "failed";
+      readonly id: number;
       readonly code: VtepError["code"];
       readonly message: string;
     };
@@ -34,9 +39,10 @@ function report(message: Report): void {
   port.postMessage(message);
 }
 
-function reportError(event: "failed" | "lost", error: unknown): void {
+/** An error as what can be posted. */
+function described(error: unknown): { code: VtepError["code"]; message: string } {
   const code = error instanceof VtepError ? error.code : "SYSTEM";
-  report({ event, code, message: sentenceOf(error) });
+  return { code, message: sentenceOf(error) };
 }
 
 function sentenceOf(error: unknown): string {
@@ -46,23 +52,40 @@ function sentenceOf(error: unknown): string {
   return `${error.message}: ${RAISE_FILES}`;
 }
 
+function obey(vtep: Vtep, order: Order): void {
+  switch (order.order) {
+    case "forward":
+      return vtep.forward(
+        (error) => report({ event: "lost", ...described(error) }),
+        (inUse) => report({ event: "offloads", inUse }),
+      );
+    case "add":
+      return vtep.add(order.network);
+    case "change":
+      return vtep.change(order.network);
+    case "retire":
+      return vtep.retire(order.index);
+    case "discard":
+      return vtep.discard(order.index);
+    case "stop":
+      vtep.close();
+      port.close();
+  }
+}
+
 try {
   const { plan, worker } = workerData as Post;
   const vtep = await Vtep.open(plan, worker);
   port.on("message", (order: Order) => {
-    if (order === "forward") {
-      vtep.forward(
-        (error) => reportError("lost", error),
-        (inUse) => report({ event: "offloads", inUse }),
-      );
-      report({ event: "forwarding" });
-    } else {
-      vtep.close();
-      port.close();
+    try {
+      obey(vtep, order);
+      report({ event: "done", id: order.id });
+    } catch (error) {
+      report({ event: "failed", id: order.id, ...described(error) });
     }
   });
   report({ event: "opened", opened: vtep.opened });
 } catch (error) {
-  reportError("failed", error);
+  report({ event: "failed", id: 0, ...described(error) });
   port.close();
 }

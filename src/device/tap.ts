@@ -117,6 +117,12 @@ export class NativeTap implements Tap {
     }, this.#busyPollUs);
   }
 
+  /** Hears no more, of readiness or of loss. */
+  unwatch(): void {
+    this.#watch = undefined;
+    this.#queue.unwatch();
+  }
+
   close(): void {
     this.#closed = true;
     this.#watch = undefined;

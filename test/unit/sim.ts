@@ -103,6 +103,7 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
   };
   writeStaticRoutes(
     {
+      name: "",
       vni: options.vni,
       tap: "",
       bridge: undefined,

@@ -1,0 +1,170 @@
+/**
+ * The forwarding threads of an agent, as one: what is ordered is ordered of all of them.
+ *
+ * An order is answered by every thread before the next one is given, so that a thread has time for
+ * frames in between. The first thread goes first: it finds out whether ports and names are free, and
+ * the others join it. If one refuses, the order is the caller's to take back.
+ */
+import { setFlagsFromString } from "node:v8";
+import { Worker } from "node:worker_threads";
+import type { Offloads } from "./device.ts";
+import { VtepError } from "./errors.ts";
+import type { NetworkPlan, Opened, Plan } from "./vtep.ts";
+import type { Order, Post, Report } from "./worker.ts";
+
+/** How long threads may take to close their devices before they are ended. */
+const STOP_MS = 500;
+
+export class Workers {
+  /** Resolves when forwarding broke down, with the reason; never when it was ended. */
+  readonly lost: Promise<VtepError>;
+  readonly #plan: Plan;
+  readonly #unwanted: AbortSignal;
+  #lose!: (error: VtepError) => void;
+  #threads: Worker[] = [];
+  #opened = false;
+  #orders = 0;
+
+  /** `unwanted` calls off the start, not what comes after. */
+  constructor(plan: Plan, unwanted: AbortSignal) {
+    this.#plan = plan;
+    this.#unwanted = unwanted;
+    this.lost = new Promise((resolve) => {
+      this.#lose = resolve;
+    });
+  }
+
+  get count(): number {
+    return this.#threads.length;
+  }
+
+  /** Opens the devices of the plan. Throws VtepError, or the reason of `unwanted`. */
+  async open(): Promise<Opened> {
+    // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
+    // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
+    setFlagsFromString("--no-memory-reducer");
+    const { opened } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
+    if (opened.underlay === "dgram") return opened; // sockets of Node 20 share no port
+    const others = Array.from({ length: this.#plan.workers - 1 }, () => this.#spawn());
+    await this.#wanted(Promise.all(others.map((thread) => this.#reportOf(thread, "opened"))));
+    this.#opened = true;
+    return opened;
+  }
+
+  /** Begins to forward. `onOffloads` is told which are in use: at once, and when there are fewer. */
+  async forward(onOffloads: (inUse: Offloads) => void): Promise<void> {
+    const begun = this.#threads.map((thread) => {
+      thread.on("message", (report: Report) => {
+        if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
+        if (report.event === "offloads") onOffloads(report.inUse);
+      });
+      return this.#ask(thread, { order: "forward" });
+    });
+    await this.#wanted(Promise.all(begun));
+  }
+
+  /** A network more, whose TAP the first thread makes. */
+  add(network: NetworkPlan): Promise<void> {
+    return this.#order({ order: "add", network });
+  }
+
+  /** Other settings of a network; its VNI, index, TAP and MAC stay. */
+  change(network: NetworkPlan): Promise<void> {
+    return this.#order({ order: "change", network });
+  }
+
+  /** Forwards no more of this network. Its TAP stays until `discard`, or until it is deleted. */
+  retire(index: number): Promise<void> {
+    return this.#order({ order: "retire", index });
+  }
+
+  /** Closes the TAP of a network that was retired: some 20 ms a thread if it was not deleted before. */
+  discard(index: number): Promise<void> {
+    return this.#order({ order: "discard", index });
+  }
+
+  async end(): Promise<void> {
+    const threads = this.#threads;
+    this.#threads = [];
+    // One that is still opening devices would finish first.
+    const patience = this.#opened ? STOP_MS : 0;
+    const ends = threads.map(async (thread) => {
+      const gone = new Promise((resolve) => thread.once("exit", resolve));
+      thread.postMessage({ order: "stop", id: 0 } satisfies Order);
+      const impatience = setTimeout(() => void thread.terminate(), patience);
+      await gone;
+      clearTimeout(impatience);
+    });
+    await Promise.all(ends);
+  }
+
+  #spawn(): Worker {
+    const workerData: Post = { plan: this.#plan, worker: this.#threads.length };
+    const thread = new Worker(new URL("./worker.js", import.meta.url), { workerData });
+    thread.on("error", (error) => {
+      this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));
+    });
+    thread.on("exit", () => {
+      if (!this.#threads.includes(thread)) return;
+      this.#threads = this.#threads.filter((other) => other !== thread);
+      this.#lose(new VtepError("SYSTEM", "a forwarding thread ended by itself"));
+    });
+    this.#threads.push(thread);
+    return thread;
+  }
+
+  async #order(order: WithoutId<Order>): Promise<void> {
+    const [first, ...others] = this.#threads;
+    if (first === undefined) throw new VtepError("CLOSED", "forwarding has ended: start again");
+    await this.#ask(first, order);
+    await Promise.all(others.map((thread) => this.#ask(thread, order)));
+  }
+
+  async #ask(thread: Worker, order: WithoutId<Order>): Promise<void> {
+    const id = ++this.#orders;
+    const answer = this.#answer(
+      thread,
+      (report) => report.event === "done" && report.id === id,
+      id,
+    );
+    thread.postMessage({ ...order, id } as Order);
+    await answer;
+  }
+
+  #reportOf<Event extends Report["event"]>(thread: Worker, event: Event) {
+    return this.#answer(thread, (report) => report.event === event, 0) as Promise<
+      Extract<Report, { event: Event }>
+    >;
+  }
+
+  /** Waits for a report of a thread; throws what it failed with instead, or why forwarding was lost. */
+  async #answer(thread: Worker, is: (report: Report) => boolean, id: number): Promise<Report> {
+    const reported = new Promise<Report>((resolve, reject) => {
+      const listen = (report: Report) => {
+        if (is(report)) resolve(report);
+        else if (report.event === "failed" && report.id === id) {
+          reject(new VtepError(report.code, report.message));
+        } else return;
+        thread.off("message", listen);
+      };
+      thread.on("message", listen);
+    });
+    reported.catch(() => undefined); // when nobody waits any more
+    const report = await Promise.race([reported, this.lost]);
+    if (report instanceof VtepError) throw report;
+    return report;
+  }
+
+  /** While it starts: not waited for when it is called off. */
+  async #wanted<T>(work: Promise<T>): Promise<T> {
+    work.catch(() => undefined);
+    const calledOff = new Promise<void>((resolve) => {
+      this.#unwanted.addEventListener("abort", () => resolve(), { once: true });
+    });
+    const result = await Promise.race([work, calledOff]);
+    this.#unwanted.throwIfAborted();
+    return result as T;
+  }
+}
+
+type WithoutId<T> = T extends unknown ? Omit<T, "id"> : never;

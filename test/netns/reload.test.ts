@@ -1,0 +1,196 @@
+import { readdirSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { KernelVxlan } from "../lab/host.ts";
+import { Lab } from "../lab/lab.ts";
+import { isSilent, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import type { LogLine, Vtep } from "../lab/vtep.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+const directory = await mkdtemp(join(tmpdir(), "vtep-reload-"));
+afterAll(async () => {
+  await lab[Symbol.asyncDispose]();
+  await rm(directory, { recursive: true });
+});
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const here = await ours.container();
+const there = await theirs.container();
+const blue = { bridge: "blue", number: 7 };
+const [blueHere, blueThere] = [
+  await ours.container(blue),
+  await theirs.container({ ...blue, number: 8 }),
+];
+
+const RED = { vni: 42, bridge: "br0", peers: [theirs.address] };
+const BLUE = { vni: 43, bridge: "blue", peers: [theirs.address] };
+const file = join(directory, "vtep.yaml");
+
+function write(...networks: object[]): Promise<void> {
+  return writeFile(file, JSON.stringify({ networks })); // which is YAML too
+}
+
+let vtep: Vtep;
+let kernel: KernelVxlan[];
+beforeEach(async () => {
+  kernel = [
+    await theirs.kernelVxlan({ vni: 42, peers: [ours.address] }),
+    await theirs.kernelVxlan({ vni: 43, peers: [ours.address], bridge: "blue", device: "vx43" }),
+  ];
+  await write(RED);
+  vtep = await ours.vtep("--config", file).ready();
+  await reach(here, there.address);
+});
+afterEach(async () => {
+  await vtep[Symbol.asyncDispose]();
+  for (const device of kernel) await device[Symbol.asyncDispose]();
+});
+
+/** Reads the file again; returns what the log says of it. */
+async function reload(): Promise<LogLine> {
+  const before = vtep.log.length;
+  process.kill(vtep.pid, "SIGHUP");
+  const said = () =>
+    vtep.log.slice(before).find(({ msg }) => msg === "reloaded" || msg === "nothing was changed");
+  return until("an answer to SIGHUP", said);
+}
+
+const NOTHING = { added: [], changed: [], removed: [], restart: [] };
+
+describe("a file that is read again", () => {
+  test("adds networks and removes them, while the others go on", async () => {
+    await write(RED, BLUE);
+    expect(await reload()).toMatchObject({ ...NOTHING, added: ["vtep43"] });
+    await reach(blueHere, blueThere.address);
+    await write(BLUE);
+    expect(await reload()).toMatchObject({ ...NOTHING, removed: ["vtep42"] });
+    expect(await isSilent(here, there.address)).toBe(true);
+    await reach(blueHere, blueThere.address);
+    expect(await ours.links()).not.toContain("vtep42");
+    expect((await vtep.status()).networks.map(({ vni }) => vni)).toEqual([43]);
+  });
+
+  test("changes what a network may be changed in, and keeps the rest of it", async () => {
+    const { counters } = (await vtep.status()).networks[0]!;
+    await write({
+      ...RED,
+      mtu: 1300,
+      age: 60,
+      "fdb-limit": 1,
+      fdb: { "02:00:00:00:00:63": theirs.address },
+    });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep42"] });
+    const { networks } = await vtep.status();
+    expect(networks[0]).toMatchObject({ mtu: 1300 });
+    expect(networks[0]!.counters.encapFrames).toBeGreaterThanOrEqual(counters.encapFrames);
+    expect(networks[0]!.fdb.filter(({ origin }) => origin === "learned").length).toBeLessThan(2);
+    expect(await vtep.remoteOf("02:00:00:00:00:63")).toBe(theirs.address);
+    const [{ mtu }] = JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep42"));
+    expect(mtu).toBe(1300);
+    await write(RED);
+    await reload();
+    expect(await vtep.remoteOf("02:00:00:00:00:63")).toBeUndefined();
+    await reach(here, there.address);
+  });
+
+  test("stops a peer that it names no more from sending, and forgets what is behind it", async () => {
+    await vtep.waitFor(({ networks }) => networks[0]!.fdb.some(({ mac }) => mac === there.mac));
+    await write({ ...RED, peers: ["10.0.0.77"] });
+    expect(await reload()).toMatchObject({ changed: ["vtep42"] });
+    expect(await isSilent(here, there.address)).toBe(true);
+    expect(await vtep.remoteOf(there.mac)).toBeUndefined();
+    expect(await isSilent(there, here.address)).toBe(true);
+    await vtep.waitFor(({ networks }) => networks[0]!.drops.VXLAN_REMOTE_NOT_ALLOWED! > 0);
+  });
+
+  test("has a network whose VNI changed begin anew", async () => {
+    await write({ ...RED, tap: "vtep42", vni: 43, bridge: "blue" });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep42"] });
+    await reach(blueHere, blueThere.address);
+    expect(await isSilent(here, there.address)).toBe(true);
+  });
+
+  test.each([
+    ["is no YAML", "networks: [", /^.*vtep.yaml cannot be read/],
+    ["has an unknown key", '{"networks":[{"vni":42,"colour":1}]}', /colour is no key of a network/],
+    [
+      "names an interface that exists",
+      JSON.stringify({ networks: [RED, { ...BLUE, tap: "eth0" }] }),
+      /eth0 exists already/,
+    ],
+    [
+      "asks for too large an MTU",
+      JSON.stringify({ networks: [{ ...BLUE, mtu: 1451 }] }),
+      /do not fit/,
+    ],
+  ])("changes nothing when it %s, and the log says so", async (_, text, reason) => {
+    const before = (await vtep.status()).networks[0]!;
+    await writeFile(file, text);
+    expect(await reload()).toMatchObject({
+      msg: "nothing was changed",
+      reason: expect.stringMatching(reason),
+    });
+    expect((await vtep.status()).networks[0]).toMatchObject({ tap: before.tap, mtu: before.mtu });
+    await reach(here, there.address);
+  });
+
+  test("says what only a restart changes", async () => {
+    await writeFile(file, JSON.stringify({ port: 4790, strict: true, networks: [RED] }));
+    expect(await reload()).toMatchObject({ ...NOTHING, restart: ["port", "strict"] });
+    await reach(here, there.address);
+  });
+
+  test("loses no frame of a network that stays as it is", async () => {
+    const udp = transferUdp(here, there, { count: 20_000, size: 200 });
+    const tcp = transferTcp(there, here, { bytes: 200_000_000 });
+    let done = false;
+    void Promise.all([udp, tcp]).then(() => {
+      done = true;
+    });
+    let reloads = 0;
+    while (!done) {
+      await write(RED, ...(reloads++ % 2 === 0 ? [BLUE] : []));
+      await reload();
+    }
+    expect(reloads).toBeGreaterThan(2);
+    expect(await udp).toMatchObject({ sent: 20_000, received: 20_000, reordered: 0 });
+    const { sent, received } = await tcp;
+    expect(received).toEqual(sent);
+  }, 60_000);
+
+  test("forty times leaves no link, no descriptor and no entry behind", async () => {
+    const descriptors = () => readdirSync(`/proc/${vtep.pid}/fd`).length;
+    const state = async () => ({ links: (await ours.links()).sort(), descriptors: descriptors() });
+    await write(RED, BLUE);
+    await reload();
+    await write(RED);
+    await reload();
+    const before = await state();
+    for (let turn = 0; turn < 20; turn++) {
+      await write(RED, {
+        ...BLUE,
+        bridge: `br-${turn}`,
+        fdb: { "02:00:00:00:00:63": theirs.address },
+      });
+      await reload();
+      await write(RED);
+      await reload();
+    }
+    expect(await state()).toEqual(before);
+    await write(RED, BLUE);
+    await reload();
+    const [, anew] = (await vtep.status()).networks;
+    expect(anew).toMatchObject({ vni: 43, fdbEntries: 0 });
+  }, 60_000);
+});
+
+test("without a file there is nothing to read again", async () => {
+  await vtep.stop();
+  vtep = await ours.vtep("--vni", "42", "--peer", theirs.address, "--bridge", "br0").ready();
+  process.kill(vtep.pid, "SIGHUP");
+  const said = () => vtep.log.find(({ msg }) => msg.startsWith("there is no file to read again"));
+  expect(await until("a word about it", said)).toMatchObject({ level: 40 });
+  await reach(here, there.address);
+});
