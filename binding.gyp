@@ -6,6 +6,7 @@
         "native/addon.cc",
         "native/checksum.cc",
         "native/coalesce.cc",
+        "native/notify.cc",
         "native/poll.cc",
         "native/pure.cc",
         "native/segment.cc",

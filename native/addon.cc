@@ -19,6 +19,7 @@
 #include "checksum.h"
 #include "coalesce.h"
 #include "layout.h"
+#include "notify.h"
 #include "poll.h"
 #include "pure.h"
 #include "tap.h"
@@ -460,6 +461,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("completeChecksum",
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));
   define_pure(env, exports);
+  define_notify(env, exports);
   return exports;
 }
 

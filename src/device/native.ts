@@ -97,6 +97,11 @@ export interface Addon {
     tcp: boolean,
     udp: boolean,
   ): { rows: number[]; vnet: Buffer; frame: Buffer }[];
+  /**
+   * One datagram to a socket of the service manager's (`@` begins an abstract name), with copies of
+   * descriptors. Never waits. 0, or −errno.
+   */
+  notify(path: string, message: string, descriptors: readonly number[]): number;
 }
 
 /** An error that the addon threw because the system refused something. */
