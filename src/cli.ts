@@ -7,6 +7,16 @@ import pretty from "pino-pretty";
 import { Agent } from "./agent.ts";
 import { type Config, configure, flags } from "./config.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
+import {
+  isJournal,
+  journalStream,
+  notifyReady,
+  notifyStatus,
+  notifyStopping,
+  priorityPrefix,
+} from "./systemd.ts";
+
+const ERROR = pino.levels.values.error!;
 
 const EXAMPLES = `
 Examples:
@@ -99,8 +109,11 @@ async function forward(given: Record<string, unknown>): Promise<void> {
   });
   agent = await starting;
   if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
-  log.info(summary(agent), "ready");
+  const brief = summary(agent);
+  log.info(brief, "ready");
+  notifyReady(forwarding(brief.networks));
   const reason = await Promise.race([stopped, agent.lost]);
+  notifyStopping();
   await agent.stop();
   if (reason instanceof VtepError) throw reason;
   log.info({ signal: reason }, "stopped");
@@ -118,13 +131,31 @@ async function reload(agent: Agent, given: Record<string, unknown>, log: Logger)
 /** One JSON line a message, or colours for people. A log that is full must not stop frames. */
 function logStream() {
   if (process.stdout.isTTY) return pretty({ colorize: true, ignore: "pid,hostname", sync: true });
-  return pino.destination({ sync: true }).on("error", () => undefined);
+  const lines = pino.destination({ sync: true }).on("error", () => undefined);
+  return isJournal(process.stdout.fd) ? journalStream(lines) : lines;
 }
 
 function summary(agent: Agent) {
   const { local, port, underlay, networks } = agent.status();
   const brief = networks.map(({ vni, tap, mtu, peers }) => ({ vni, tap, mtu, peers }));
   return { local, port, underlay, networks: brief };
+}
+
+/** Networks that the line of `systemctl status` names; more are counted. */
+const NAMED = 8;
+
+function forwarding(networks: readonly { vni: number; tap: string }[]): string {
+  const names = networks.map(({ vni, tap }) => `${vni} (${tap})`);
+  const more = names.length > NAMED ? ` and ${names.length - NAMED} more` : "";
+  const what = names.length === 1 ? "network" : `${names.length} networks:`;
+  return `forwarding ${what} ${names.slice(0, NAMED).join(", ")}${more}`;
+}
+
+/** Why it ends, for people and, where it is a service, for its manager and the journal. */
+function complain(sentence: string): void {
+  notifyStatus(sentence);
+  const prefix = isJournal(process.stderr.fd) ? priorityPrefix(ERROR) : "";
+  process.stderr.write(`${prefix}vtep: ${sentence}\n`);
 }
 
 /** One sentence, whoever found the fault. */
@@ -147,7 +178,7 @@ try {
   const usage = error instanceof CommanderError;
   // Help that was asked for ends with 0; commander prints it also when the command is missing.
   const said = usage && (error.exitCode === 0 || error.code === "commander.help");
-  if (!said) process.stderr.write(`vtep: ${sentenceOf(error)}\n`);
+  if (!said) complain(sentenceOf(error));
   if (!usage) process.exitCode = exitCode(error);
   else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
 }
