@@ -23,6 +23,8 @@ ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
 nft      nftables      marks and drops packets as routers do
+unshare  util-linux    isolates a systemd of the lab'"'"'s own
+systemd-analyze systemd boots in the lab, and judges the units
 '
 
 install_packages() {

@@ -5,6 +5,7 @@ import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { Agent } from "./agent.ts";
+import { addServiceCommand } from "./commands/service.ts";
 import { type Config, configure, flags } from "./config.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
 import {
@@ -47,6 +48,7 @@ function program(): Command {
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
   vtep.addCommand(runCommand().copyInheritedSettings(vtep));
+  addServiceCommand(vtep);
   return vtep;
 }
 

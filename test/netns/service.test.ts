@@ -1,0 +1,342 @@
+/**
+ * The service as operators have it: units written by `vtep service install`, started by a real systemd
+ * that was booted in a host of the lab, beside a kernel VXLAN peer.
+ */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { Machine, PACKAGE } from "../lab/systemd.ts";
+import { ping, reach, send } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const here = await ours.container();
+const there = await theirs.container();
+await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+const untouched = await ours.links();
+const machine = await Machine.boot(ours);
+afterAll(() => machine[Symbol.asyncDispose]());
+
+const vtep = (...args: string[]) => machine.run("node", `${PACKAGE}/dist/cli.js`, ...args);
+const systemctl = (...args: string[]) => machine.run("systemctl", ...args);
+const isActive = async (unit = "vtep") =>
+  (await machine.finish("systemctl", "is-active", unit)).stdout.trim();
+const mainPid = async () => Number((await machine.show("vtep", "MainPID")).MainPID);
+
+async function configure(yaml: string, path = "/etc/vtep/vtep.yaml"): Promise<void> {
+  await machine.write(path, yaml);
+}
+const crossing = `networks: [{ vni: 42, peers: [${theirs.address}], bridge: br0 }]`;
+
+describe("the service", () => {
+  beforeAll(() => vtep("service", "install"));
+
+  afterEach(async () => {
+    await systemctl("stop", "vtep.socket", "vtep", "vtep@*");
+    await machine.finish("systemctl", "reset-failed", "vtep");
+    expect(await ours.links()).toEqual(untouched);
+  });
+
+  test("is started when frames can cross, says what it forwards, and cleans up", async () => {
+    await configure(`networks: [{ vni: 42, peers: [${theirs.address}], bridge: br42 }]`);
+    await systemctl("start", "vtep");
+    expect(await isActive()).toBe("active");
+    expect(await ours.links()).toEqual([...untouched, "br42", "vtep42"].sort());
+    const said = (await machine.finish("systemctl", "status", "vtep")).stdout;
+    expect(said).toContain('Status: "forwarding network 42 (vtep42)"');
+    expect(await vtep("service", "status")).toContain(
+      "vtep.service: active (running), disabled: forwarding network 42 (vtep42)",
+    );
+    await systemctl("stop", "vtep");
+    expect(await machine.show("vtep", "ActiveState", "Result")).toEqual({
+      ActiveState: "inactive",
+      Result: "success",
+    });
+    expect(await ours.links()).toEqual(untouched);
+  });
+
+  test("crosses to a kernel VXLAN peer from its sandbox, with one capability and one device", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    await reach(here, there.address);
+    expect(await ping(here, there.address)).toMatchObject({ received: 3, duplicates: 0 });
+    const status = await machine.run("cat", `/proc/${await mainPid()}/status`);
+    const field = (name: string) => new RegExp(`^${name}:\\s+(\\S+)`, "m").exec(status)?.[1];
+    expect(Number(field("Uid"))).toBeGreaterThan(0);
+    const netAdmin = (2 ** 12).toString(16).padStart(16, "0");
+    const names = ["CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"];
+    expect(names.map(field)).toEqual([netAdmin, netAdmin, netAdmin, "1", "2"]);
+    const open = (device: string, cgroup: string) =>
+      machine.finish("sh", "-euc", `echo $$ >${cgroup}/cgroup.procs; true <${device}`);
+    const [root, its] = ["/sys/fs/cgroup/init.scope", "/sys/fs/cgroup/system.slice/vtep.service"];
+    expect(await open("/dev/net/tun", its)).toMatchObject({ code: 0 });
+    expect(await open("/dev/kmsg", root)).toMatchObject({ code: 0 });
+    expect((await open("/dev/kmsg", its)).stderr).toContain("Operation not permitted");
+  });
+
+  test("is offered no way out: exposure at most 2.0, and nothing to warn of", async () => {
+    const units = ["vtep.service", "vtep@.service", "vtep.socket"].map(
+      (name) => `/etc/systemd/system/${name}`,
+    );
+    for (const unit of units.slice(0, 2)) {
+      await machine.run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit);
+    }
+    const verified = await machine.finish("systemd-analyze", "verify", "--man=no", ...units);
+    expect(verified).toEqual({ code: 0, stdout: "", stderr: "" });
+  });
+
+  test("logs JSON whose priorities the journal knows", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    await send(theirs, { address: ours.address, port: 4789 }, [Buffer.alloc(60)]);
+    await until("the drop", async () => {
+      await systemctl("kill", "--kill-whom=main", "--signal=SIGUSR2", "vtep");
+      const lines = await messages();
+      return lines.some(({ json }) => json?.drops?.VXLAN_INVALID_HDR > 0);
+    });
+    await systemctl("stop", "vtep"); // drops are logged now at the latest
+    const lines = await messages();
+    const priorities = ["ready", "frames were dropped", "stopped"].map(
+      (msg) => lines.find(({ json }) => json?.msg === msg)?.priority,
+    );
+    expect(priorities).toEqual(["6", "4", "6"]);
+  });
+
+  test("that cannot run says why, as an error, and is not tried again", async () => {
+    await configure("networks: [{ vni: 42, pears: [192.0.2.2] }]");
+    expect((await machine.finish("systemctl", "start", "vtep")).code).toBe(1);
+    const why =
+      '/etc/vtep/vtep.yaml: networks[0].pears is no key of a network: did you mean "peers"?';
+    const state = await machine.show("vtep", "ActiveState", "NRestarts", "StatusText");
+    expect(state).toEqual({ ActiveState: "failed", NRestarts: "0", StatusText: why });
+    const line = (await messages()).findLast(({ text }) => text === `vtep: ${why}`);
+    expect(line?.priority).toBe("3");
+  });
+
+  test("is started again when it fails", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    await ours.ip("link del vtep42");
+    await until(
+      "a restart",
+      async () => (await machine.show("vtep", "NRestarts")).NRestarts === "1",
+    );
+    await until("it to be active", async () => (await isActive()) === "active");
+    await reach(here, there.address);
+  });
+
+  test("has the socket of its API from systemd, which keeps it", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep.socket");
+    const socket = () => machine.run("stat", "--format=%a %U:%G %i", "/run/vtep/vtep.sock");
+    const before = await socket();
+    expect(before).toMatch(/^660 root:vtep \d+\n$/);
+    await systemctl("start", "vtep");
+    const variables = await machine.run("cat", `/proc/${await mainPid()}/environ`);
+    expect(variables.split("\0")).toEqual(
+      expect.arrayContaining(["LISTEN_FDS=1", "LISTEN_FDNAMES=api"]),
+    );
+    await systemctl("restart", "vtep");
+    await systemctl("stop", "vtep");
+    expect(await socket()).toBe(before);
+  });
+
+  test("is one for each configuration, side by side", async () => {
+    const network = (vni: number) => `networks: [{ vni: ${vni}, peers: [${theirs.address}] }]`;
+    await configure(`${network(43)}\nport: 4790`, "/etc/vtep/blue.yaml");
+    await configure(`${network(44)}\nport: 4791`, "/etc/vtep/green.yaml");
+    await systemctl("start", "vtep@blue", "vtep@green");
+    expect((await ours.links()).filter((link) => link.startsWith("vtep"))).toEqual([
+      "vtep43",
+      "vtep44",
+    ]);
+    expect((await machine.show("vtep@blue", "StatusText")).StatusText).toBe(
+      "forwarding network 43 (vtep43)",
+    );
+    expect(await machine.run("ls", "-A", "/run/vtep", "/var/lib/vtep")).toMatch(
+      /blue\ngreen\n.*blue\ngreen\n/s,
+    );
+  });
+
+  /** What the service said so far. */
+  async function messages() {
+    return (await machine.journal("vtep.service"))
+      .filter(({ _TRANSPORT }) => _TRANSPORT === "stdout")
+      .map(({ MESSAGE = "", PRIORITY }) => {
+        const json = MESSAGE.startsWith("{") ? JSON.parse(MESSAGE) : undefined;
+        return { priority: PRIORITY, text: MESSAGE, json };
+      });
+  }
+});
+
+describe("systemd", () => {
+  const KEEPER = `
+    import { openSync } from "node:fs";
+    import * as systemd from "${PACKAGE}/dist/systemd.js";
+    const kept = systemd.handedOver().map(({ name, fd }) => name + " " + fd);
+    if (kept.length === 0) systemd.storeDescriptors("one", [openSync("/etc/hostname")]);
+    process.on("SIGHUP", () => systemd.notifyReloading());
+    process.on("SIGUSR1", () => systemd.notifyReady("reloaded"));
+    process.on("SIGUSR2", () => systemd.forgetDescriptors("one"));
+    process.on("SIGTERM", () => systemd.notifyStopping());
+    systemd.notifyReady(kept.length + " kept: " + kept);
+    setInterval(() => undefined, 1000);`;
+  const UNIT = `[Service]
+Type=notify
+ExecStart=/usr/bin/env node /run/keeper.mjs
+ExecReload=/bin/kill -HUP $MAINPID
+FileDescriptorStoreMax=4
+TimeoutStopSec=1
+`;
+  const state = async () => (await machine.show("keeper", "ActiveState")).ActiveState;
+
+  test("keeps descriptors, and knows of reloads and stops, as it is told", async () => {
+    await machine.write("/run/keeper.mjs", KEEPER);
+    await machine.write("/run/systemd/system/keeper.service", UNIT);
+    await systemctl("daemon-reload");
+    await systemctl("start", "keeper");
+    expect(await machine.show("keeper", "StatusText", "NFileDescriptorStore")).toEqual({
+      StatusText: "0 kept:",
+      NFileDescriptorStore: "1",
+    });
+    await systemctl("restart", "keeper");
+    expect((await machine.show("keeper", "StatusText")).StatusText).toBe("1 kept: one 3");
+
+    const reload = systemctl("reload", "keeper"); // which may wait for its end
+    await until("a reload", async () => (await state()) === "reloading");
+    await systemctl("kill", "--signal=SIGUSR1", "keeper");
+    await reload;
+    await until("its end", async () => (await state()) === "active");
+    expect((await machine.show("keeper", "StatusText")).StatusText).toBe("reloaded");
+
+    await systemctl("kill", "--signal=SIGUSR2", "keeper");
+    await until("an empty store", async () => {
+      const { NFileDescriptorStore } = await machine.show("keeper", "NFileDescriptorStore");
+      return NFileDescriptorStore === "0";
+    });
+
+    await systemctl("kill", "--signal=SIGTERM", "keeper");
+    await until("it to be stopping", async () => (await state()) === "deactivating");
+    await systemctl("kill", "--signal=SIGKILL", "keeper");
+  });
+});
+
+describe("vtep service", () => {
+  const unit = "/etc/systemd/system/vtep.service";
+  const refusal = async (...args: string[]) =>
+    await machine.finish("node", `${PACKAGE}/dist/cli.js`, "service", ...args);
+
+  test("installs once, and changes nothing when there is nothing to change", async () => {
+    await vtep("service", "uninstall");
+    await machine.run("rm", "-rf", "/etc/vtep");
+    const none = await refusal("status");
+    expect(none).toEqual({
+      code: 1,
+      stderr: "",
+      stdout: "no service is installed; run: vtep service install\n",
+    });
+    const wrote = [
+      `wrote ${unit}`,
+      "wrote /etc/systemd/system/vtep@.service",
+      "wrote /etc/systemd/system/vtep.socket",
+      "wrote /etc/sysusers.d/vtep.conf",
+      "wrote /etc/tmpfiles.d/vtep.conf",
+    ];
+    const next = "next: edit /etc/vtep/vtep.yaml, then systemctl enable --now vtep";
+    expect((await vtep("service", "install")).trim().split("\n")).toEqual([
+      ...wrote,
+      "wrote /etc/vtep/vtep.yaml",
+      next,
+    ]);
+    await configure(crossing);
+    const again = wrote.map((line) => line.replace("wrote", "unchanged"));
+    expect((await vtep("service", "install")).trim().split("\n")).toEqual([...again, next]);
+    expect(await machine.run("cat", "/etc/vtep/vtep.yaml")).toBe(crossing);
+  });
+
+  test("renews what another version wrote, and says where that is", async () => {
+    await vtep("service", "install");
+    await machine.run("sed", "-i", "s/RestartSec=1/RestartSec=2/", unit);
+    const outdated = await refusal("status");
+    expect(outdated.code).toBe(1);
+    expect(outdated.stdout).toContain(
+      `of another version or place (run: vtep service install): ${unit}\n`,
+    );
+    expect(await vtep("service", "install")).toMatch(new RegExp(`^wrote ${unit}\nunchanged `));
+    expect(await systemctl("cat", "vtep")).toContain("RestartSec=1\n");
+  });
+
+  test("leaves alone what it did not write", async () => {
+    await vtep("service", "install");
+    await machine.write(unit, "[Service]\nExecStart=/bin/true\n");
+    for (const act of ["install", "uninstall"]) {
+      expect(await refusal(act)).toEqual({
+        code: 2,
+        stdout: "",
+        stderr: `vtep: ${unit} was not written by "vtep service install": move it away first, and keep what you need in a drop-in (systemctl edit)\n`,
+      });
+    }
+    expect(await machine.run("cat", unit)).toContain("/bin/true");
+    await machine.run("rm", unit);
+  });
+
+  test("stops and removes what it installed, but no configuration", async () => {
+    await vtep("service", "install");
+    await configure(crossing);
+    await configure(
+      `networks: [{ vni: 43, peers: [${theirs.address}] }]\nport: 4790`,
+      "/etc/vtep/blue.yaml",
+    );
+    await systemctl("enable", "--now", "vtep", "vtep@blue");
+    const said = await vtep("service", "uninstall");
+    expect(said).toContain(`removed ${unit}\n`);
+    expect(said).toContain("left in place: /etc/vtep, /var/lib/vtep, the user vtep\n");
+    expect(await ours.links()).toEqual(untouched);
+    const left = await machine.run(
+      "find",
+      "/etc/systemd",
+      "/run/systemd/system",
+      "/etc/sysusers.d",
+      "/etc/tmpfiles.d",
+      "-name",
+      "vtep*",
+    );
+    expect(left).toBe("");
+    expect(await machine.run("cat", "/etc/vtep/vtep.yaml")).toBe(crossing);
+    expect(await vtep("service", "uninstall")).toBe("no service is installed\n");
+  });
+
+  test("prepares another root without touching this system", async () => {
+    await machine.run(
+      "sh",
+      "-euc",
+      "mkdir -p /tmp/root/etc; cp /etc/passwd /etc/group /tmp/root/etc",
+    );
+    await vtep("service", "install", "--root", "/tmp/root");
+    expect(await machine.run("grep", "-c", "^vtep:", "/tmp/root/etc/passwd")).toBe("1\n");
+    expect((await machine.finish("test", "-e", unit)).code).toBe(1);
+    expect(await vtep("service", "status", "--root", "/tmp/root")).toContain(
+      "systemd does not run here",
+    );
+  });
+
+  test("refuses to be the service of somebody's home, and needs root", async () => {
+    await machine.run(
+      "sh",
+      "-euc",
+      `mkdir -p /home/me/vtep; mount --bind ${PACKAGE} /home/me/vtep`,
+    );
+    const hidden = await machine.finish("node", "/home/me/vtep/dist/cli.js", "service", "install");
+    expect(hidden.code).toBe(2);
+    expect(hidden.stderr).toMatch(
+      /^vtep: \/home\/me\/vtep is hidden from the service[^\n]*npm install --global[^\n]*\n$/,
+    );
+    const command = `node ${PACKAGE}/dist/cli.js service install`;
+    const plain = await machine.finish("setpriv", "--reuid=65534", "sh", "-c", command);
+    expect(plain).toMatchObject({
+      code: 1,
+      stderr: `vtep: writing ${unit} needs root: run it with sudo\n`,
+    });
+  });
+});
