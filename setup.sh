@@ -23,6 +23,7 @@ ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
 nft      nftables      marks and drops packets as routers do
+dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
 unshare  util-linux    isolates a systemd of the lab'"'"'s own
 systemd-analyze systemd boots in the lab, and judges the units
 '

@@ -1,0 +1,75 @@
+#!/bin/sh
+# Builds the Debian package of this checkout, which is built itself already, and prints its path.
+#
+# debhelper would build from a source package with every npm module packaged; here the modules that run
+# are taken along. Tools beyond dpkg's own are npm, to leave out what only builds and tests.
+set -eu
+umask 022
+cd "$(dirname "$0")/.."
+
+version=$(node -p 'require("./package.json").version')
+architecture=$(dpkg --print-architecture)
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+root=$stage/root
+home=$root/usr/lib/vtep
+
+# Times within are those of the last commit, so that the same source makes the same package.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
+
+# what there is, and where it goes
+mkdir -p "$home/build/Release" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/vtep" \
+  "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/usr/share/doc/vtep" "$root/DEBIAN"
+cp -a package.json package-lock.json node_modules dist systemd "$home"
+strip --strip-unneeded -o "$home/build/Release/vtep.node" build/Release/vtep.node
+ln -s ../lib/vtep/dist/cli.js "$root/usr/bin/vtep"
+cp systemd/*.service systemd/*.socket "$root/lib/systemd/system"
+cp systemd/sysusers.conf "$root/usr/lib/sysusers.d/vtep.conf"
+cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"
+cp systemd/vtep.yaml "$root/etc/vtep/vtep.yaml"
+cp README.md "$root/usr/share/doc/vtep"
+cp LICENSE "$root/usr/share/doc/vtep/copyright"
+
+# what only builds and tests; TypeScript stays behind npm as the optional peer of a module that runs
+(
+  cd "$home"
+  npm prune --omit=dev --omit=peer --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+  rm -rf node_modules/typescript node_modules/@typescript node_modules/node-addon-api
+  rm -rf node_modules/.bin node_modules/.package-lock.json package-lock.json
+  find dist -name '*.d.ts' -delete -o -name '*.map' -delete
+  find . -type d -empty -delete
+)
+
+# the libraries that the addon needs
+mkdir "$stage/debian"
+printf 'Source: vtep\n\nPackage: vtep\nArchitecture: any\n' >"$stage/debian/control"
+(cd "$stage" && dpkg-shlibdeps --warnings=0 -Tsubstvars "$home/build/Release/vtep.node")
+libraries=$(sed -n 's/^shlibs:Depends=//p' "$stage/substvars")
+
+cat >"$root/DEBIAN/control" <<END
+Package: vtep
+Version: $version
+Architecture: $architecture
+Maintainer: The vtep authors <root@localhost>
+Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
+Depends: nodejs (>= 20), iproute2, systemd | systemd-standalone-sysusers, $libraries
+Section: net
+Priority: optional
+Description: VXLAN tunnel endpoint in user space
+ A VXLAN tunnel endpoint (RFC 7348) over a TAP device. It joins the Layer 2 of
+ several hosts over UDP, beside kernel VXLAN, Open vSwitch or a switch at the
+ other end. It learns, keeps strangers out, and has a reason for every drop.
+ .
+ Debian 13 has the Node.js that it needs. That of Debian 12 is 18: install
+ version 20 or newer from its makers first.
+END
+echo /etc/vtep/vtep.yaml >"$root/DEBIAN/conffiles"
+cp packaging/postinst packaging/prerm packaging/postrm "$root/DEBIAN"
+(cd "$root" && find usr lib -type f -exec md5sum {} + | LC_ALL=C sort -k 2 >DEBIAN/md5sums)
+chmod -R u=rwX,go=rX "$root"
+chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm" "$root/DEBIAN/postrm"
+
+package=build/vtep_${version}_$architecture.deb
+dpkg-deb --root-owner-group --build "$root" "$package" >/dev/null
+echo "$package"
