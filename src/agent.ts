@@ -21,6 +21,7 @@ import { Counter, Counters } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
+import { Heartbeats } from "./heartbeats.ts";
 import {
   adjustTap,
   bringUp,
@@ -91,6 +92,7 @@ export class Agent implements Operations {
   readonly #plan: Plan;
   readonly #fdb: Fdb;
   readonly #counters: Counters;
+  readonly #heartbeats: Heartbeats;
   readonly #remotes = new Remotes();
   readonly #workers: Workers;
   readonly #log: Logger;
@@ -104,6 +106,7 @@ export class Agent implements Operations {
   #changing: Promise<unknown> = Promise.resolve();
   #opened: Opened | undefined;
   #readyAt = 0;
+  #forwarded = true;
   #reported = new Map<number, Drops>();
   /** Those in use; before it is known, those wanted. */
   #offloads: Offloads;
@@ -141,8 +144,10 @@ export class Agent implements Operations {
     this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
     const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
     this.#counters = new Counters(Counters.allocate(NETWORKS - 1, workers), workers);
+    this.#heartbeats = new Heartbeats(Heartbeats.allocate(workers));
     const endpoint = {
       workers,
+      heartbeats: this.#heartbeats.memory,
       fdb: this.#fdb.memory,
       counters: this.#counters.memory,
       remotes: this.#remotes.words.buffer as SharedArrayBuffer,
@@ -333,6 +338,15 @@ export class Agent implements Operations {
       return { ...network, fdbEntries: learned + control + fixed, fdb: rows };
     });
     return { ...status, networks };
+  }
+
+  /** Whether every forwarding thread still comes round; those that do not are logged, once. */
+  forwards(): boolean {
+    const threads = this.#heartbeats.stale(monotonicSeconds());
+    const forwards = threads.length === 0;
+    if (this.#forwarded && !forwards) this.#log.error({ threads }, "forwarding threads are stuck");
+    this.#forwarded = forwards;
+    return forwards;
   }
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */

@@ -9,6 +9,7 @@ import { addServiceCommand } from "./commands/service.ts";
 import { type Config, configure, flags } from "./config.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
 import {
+  feedWatchdog,
   isJournal,
   journalStream,
   notifyReady,
@@ -114,7 +115,9 @@ async function forward(given: Record<string, unknown>): Promise<void> {
   const brief = summary(agent);
   log.info(brief, "ready");
   notifyReady(forwarding(brief.networks));
+  const leaveWatchdog = feedWatchdog(() => agent?.forwards() ?? false);
   const reason = await Promise.race([stopped, agent.lost]);
+  leaveWatchdog();
   notifyStopping();
   await agent.stop();
   if (reason instanceof VtepError) throw reason;

@@ -11,6 +11,7 @@ import { NativeTap } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
+import { Heartbeats } from "./heartbeats.ts";
 import { Network, type Settings } from "./network.ts";
 import { Remotes } from "./remotes.ts";
 import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
@@ -36,6 +37,7 @@ export interface Plan {
   readonly workers: number;
   readonly fdb: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
+  readonly heartbeats: SharedArrayBuffer;
   readonly remotes: SharedArrayBuffer;
   readonly underlay: "auto" | "native" | "dgram";
   readonly local4: string | undefined;
@@ -74,6 +76,7 @@ export class Vtep {
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
   readonly #dataplane: Dataplane;
+  readonly #beat: (now: number) => void;
   #ticking: NodeJS.Timeout | undefined;
   #onLost: ((error: VtepError) => void) | undefined;
 
@@ -103,6 +106,8 @@ export class Vtep {
   ) {
     this.opened = opened;
     this.#plan = plan;
+    const heartbeats = new Heartbeats(plan.heartbeats);
+    this.#beat = (now) => heartbeats.beat(worker, now);
     this.#underlay = underlay;
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
@@ -124,7 +129,9 @@ export class Vtep {
     const dataplane = this.#dataplane;
     let told = "";
     const tick = () => {
-      dataplane.tick(monotonicSeconds());
+      const now = monotonicSeconds();
+      dataplane.tick(now);
+      this.#beat(now);
       const inUse = this.#offloads();
       if (JSON.stringify(inUse) === told) return;
       told = JSON.stringify(inUse);

@@ -2,7 +2,11 @@
  * The service as operators have it: units written by `vtep service install`, started by a real systemd
  * that was booted in a host of the lab, beside a kernel VXLAN peer.
  */
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
 import { Machine, PACKAGE } from "../lab/systemd.ts";
 import { ping, reach, send } from "../lab/traffic.ts";
@@ -28,6 +32,17 @@ async function configure(yaml: string, path = "/etc/vtep/vtep.yaml"): Promise<vo
   await machine.write(path, yaml);
 }
 const crossing = `networks: [{ vni: 42, peers: [${theirs.address}], bridge: br0 }]`;
+
+/** Settings on top of the unit's, for one test. */
+async function override(...settings: string[]): Promise<void> {
+  const directory = "/run/systemd/system/vtep.service.d";
+  await machine.write(`${directory}/test.conf`, `[Service]\n${settings.join("\n")}\n`);
+  await systemctl("daemon-reload");
+  onTestFinished(async () => {
+    await machine.run("rm", "-r", directory);
+    await systemctl("daemon-reload");
+  });
+}
 
 describe("the service", () => {
   beforeAll(() => vtep("service", "install"));
@@ -157,6 +172,88 @@ describe("the service", () => {
     expect(await machine.run("ls", "-A", "/run/vtep", "/var/lib/vtep")).toMatch(
       /blue\ngreen\n.*blue\ngreen\n/s,
     );
+  });
+
+  describe("under its watchdog", () => {
+    const FAST = "WatchdogSec=4";
+
+    test("lives on while it forwards, idle or not", async () => {
+      await configure(crossing);
+      await override(FAST);
+      await systemctl("start", "vtep");
+      const pid = await mainPid();
+      await reach(here, there.address);
+      const began = performance.now();
+      await until(
+        "one and a half of its intervals",
+        () => performance.now() - began > 6_000,
+        8_000,
+      );
+      expect(await mainPid()).toBe(pid);
+      await reach(here, there.address);
+    });
+
+    test("is killed and started again when all of it stands still", async () => {
+      await configure(crossing);
+      await override(FAST);
+      await systemctl("start", "vtep");
+      const before = await machine.show("vtep", "MainPID", "NRestarts");
+      process.kill(machine.outerPid(Number(before.MainPID)), "SIGSTOP");
+      await barked(before.NRestarts!);
+      await reach(here, there.address);
+    });
+
+    test("is killed and started again when only its forwarding thread stands still", async () => {
+      await configure(crossing);
+      await override(FAST);
+      await systemctl("start", "vtep");
+      const before = await machine.show("vtep", "MainPID", "NRestarts");
+      await reach(here, there.address);
+      const pid = machine.outerPid(Number(before.MainPID));
+      const held = await hold(await forwardingThread(pid));
+      expect(held).not.toBe(pid);
+      const stuck = async () =>
+        (await messages()).find(({ json }) => json?.msg === "forwarding threads are stuck");
+      expect((await until("it to say so", stuck, 15_000)).priority).toBe("3");
+      await barked(before.NRestarts!);
+      await reach(here, there.address);
+    });
+
+    async function barked(restarts: string): Promise<void> {
+      const again = async () => (await machine.show("vtep", "NRestarts")).NRestarts !== restarts;
+      await until("a restart", again, 15_000);
+      const journal = await machine.journal("vtep.service");
+      expect(journal.some(({ MESSAGE }) => MESSAGE?.includes("Watchdog timeout"))).toBe(true);
+      await until("it to be active", async () => (await isActive()) === "active");
+    }
+
+    /** The thread that waits for its TAP: in a call whose first argument is what polls that. */
+    function forwardingThread(pid: number): Promise<number> {
+      const file = (fd: string) => readlinkSync(`/proc/${pid}/fd/${fd}`);
+      const polled = (fd: string) => {
+        const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
+        return [...info.matchAll(/^tfd:\s*(\d+)/gm)].map((match) => match[1]!);
+      };
+      const poll = readdirSync(`/proc/${pid}/fd`).find(
+        (fd) =>
+          file(fd) === "anon_inode:[eventpoll]" &&
+          polled(fd).some((other) => file(other) === "/dev/net/tun"),
+      );
+      const call = (tid: string) => readFileSync(`/proc/${pid}/task/${tid}/syscall`, "utf8");
+      const waits = new RegExp(`^\\d+ 0x${Number(poll).toString(16)} `);
+      return until("a thread that waits for its TAP", () => {
+        const thread = readdirSync(`/proc/${pid}/task`).find((tid) => waits.test(call(tid)));
+        return thread === undefined ? undefined : Number(thread);
+      });
+    }
+
+    async function hold(tid: number): Promise<number> {
+      const script = fileURLToPath(new URL("../lab/hold.py", import.meta.url));
+      const holder = spawn("python3", [script, `${tid}`], { stdio: ["pipe", "pipe", "inherit"] });
+      onTestFinished(() => void holder.kill());
+      await once(holder.stdout, "data");
+      return tid;
+    }
   });
 
   /** What the service said so far. */
