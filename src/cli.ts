@@ -13,6 +13,7 @@ import {
   isJournal,
   journalStream,
   notifyReady,
+  notifyReloading,
   notifyStatus,
   notifyStopping,
   priorityPrefix,
@@ -126,11 +127,13 @@ async function forward(given: Record<string, unknown>): Promise<void> {
 
 /** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
 async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<void> {
+  notifyReloading();
   try {
     log.info(await agent.reload(configuration(given)), "reloaded");
   } catch (error) {
     log.error({ reason: sentenceOf(error) }, "nothing was changed");
   }
+  notifyReady(forwarding(agent.status().networks));
 }
 
 /** One JSON line a message, or colours for people. A log that is full must not stop frames. */
