@@ -5,9 +5,12 @@ import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { Agent } from "./agent.ts";
+import { addConfigCommand } from "./commands/config.ts";
 import { addServiceCommand } from "./commands/service.ts";
-import { type Config, configure, flags } from "./config.ts";
+import type { Config } from "./config.ts";
+import { DEFAULT_FILE, defaultFile, load } from "./config-file.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
+import { addFlags, once, valuesByKey } from "./flags.ts";
 import {
   feedWatchdog,
   isJournal,
@@ -27,8 +30,10 @@ Examples:
       joins this host to network 100 through the TAP vtep100
   vtep run --vni 100 --peer 192.0.2.2 192.0.2.3 --bridge br100
       the same with two peers, for whatever is joined to the bridge br100
-  vtep run --config /etc/vtep/vtep.yaml
-      several networks from a file
+  vtep run --config vtep.yaml
+      several networks from a file ("vtep config example" prints one to begin with)
+  vtep run
+      what /etc/vtep/vtep.yaml says
 
 Signals:
   SIGTERM, SIGINT  stop and remove what was made
@@ -50,6 +55,7 @@ function program(): Command {
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
   vtep.addCommand(runCommand().copyInheritedSettings(vtep));
+  addConfigCommand(vtep);
   addServiceCommand(vtep);
   return vtep;
 }
@@ -60,36 +66,18 @@ function runCommand(): Command {
     .addOption(
       new Option(
         "--config <FILE>",
-        "take the configuration from a YAML file; flags of a network add one",
+        `take the configuration from a YAML file; flags of a network add one (default: ${DEFAULT_FILE}, unless flags give a network)`,
       ).argParser(once("--config", "one file holds all networks")),
     );
-  for (const { key, syntax, help, otherwise } of flags()) {
-    const text = otherwise === undefined ? help : `${help} (default: ${otherwise})`;
-    const option = new Option(syntax, text);
-    const remedy =
-      key === "vni" ? "several networks go into a file (--config FILE)" : "give it once";
-    if (option.required && !option.variadic) option.argParser(once(option.long!, remedy));
-    run.addOption(option);
-  }
-  return run.addHelpText("after", EXAMPLES).action(forward);
+  return addFlags(run).addHelpText("after", EXAMPLES).action(forward);
 }
 
-/** Takes a value as it is, and refuses a second: commander would let the last one win. */
-function once(flag: string, remedy: string) {
-  return (value: string, before: string | undefined): string => {
-    if (before === undefined) return value;
-    throw new VtepError("USAGE", `${flag} is given twice: ${remedy}`);
-  };
-}
-
-/** commander names values in camel case and by flag; the schema goes by key. */
 function configuration(given: Record<string, unknown>): Config {
-  const { config, ...values } = given;
-  const byKey = flags().flatMap(({ key, syntax }) => {
-    const value = values[new Option(syntax).attributeName()];
-    return value === undefined ? [] : [[key, value] as const];
-  });
-  return configure(config as string | undefined, Object.fromEntries(byKey));
+  return load(fileOf(given), valuesByKey(given)).config;
+}
+
+function fileOf(given: Record<string, unknown>): string | undefined {
+  return (given.config as string | undefined) ?? defaultFile(valuesByKey(given));
 }
 
 /** Runs until it is told to stop, or cannot go on. */
@@ -108,7 +96,7 @@ async function forward(given: Record<string, unknown>): Promise<void> {
   });
   const starting = Agent.start(config, log, unwanted.signal);
   process.on("SIGHUP", () => {
-    if (given.config === undefined) log.warn("there is no file to read again: --config FILE");
+    if (fileOf(given) === undefined) log.warn("there is no file to read again: --config FILE");
     else starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
   });
   agent = await starting;

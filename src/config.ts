@@ -1,18 +1,17 @@
 /**
- * The configuration: one schema, from which flags, `--help`, the checking of YAML files and of the
- * command line all follow.
+ * The configuration: one schema, from which flags, `--help`, the reference, the example and the checks
+ * of files, of the command line and of the API all follow.
  *
  * A key has one name: `fdb-limit` in a file is `--fdb-limit` as a flag (lists are singular as
  * flags: `peers` is `--peer`). Keys of the endpoint stand at the top of a file; keys of a network in
- * its `networks` list. Flags of a network describe one network, which joins those of the file.
+ * its `networks` list.
  *
- * Everything that can be known without asking the host is checked here; `survey.ts` asks the host.
+ * Everything that can be known without asking the host is checked here; `survey.ts` asks the host, and
+ * `config-file.ts` reads files.
  */
-import { readFileSync } from "node:fs";
 import { closest, distance } from "fastest-levenshtein";
 import ipaddr from "ipaddr.js";
 import * as v from "valibot";
-import { parse as parseYaml } from "yaml";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { canonicalAddress } from "./remotes.ts";
@@ -22,14 +21,16 @@ import { DEFAULT_PORT, MAX_VNI } from "./wire/vxlan.ts";
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
 export const UNDERLAYS = ["auto", "native", "dgram"] as const;
 
-/** What a key needs besides its schema to be a flag. */
-interface Flag {
-  /** Placeholder of its value in `--help`; absent: a switch. */
+/** What a key needs besides its schema to be a flag, and to be shown. */
+interface Traits {
+  /** Placeholder of its value in `--help`, with dots where several may follow; absent: a switch. */
   readonly value?: string;
   /** Name of the flag where it is not the key's. */
   readonly name?: string;
-  /** The default, for people. */
+  /** The default, for people, where it is not a plain value of the schema. */
   readonly otherwise?: string;
+  /** A value that shows how it is written, where no default does. */
+  readonly sample?: unknown;
 }
 
 /** A number written as such or as text, as flags are. */
@@ -40,6 +41,7 @@ function integer(low: number, high: number) {
     v.integer(message),
     v.minValue(low, message),
     v.maxValue(high, message),
+    v.title(`${low} to ${high}`),
   );
 }
 
@@ -53,6 +55,7 @@ const address = v.pipe(
     (issue) =>
       `${issue.input} is link-local, so it means nothing without an interface: give another address of that VTEP`,
   ),
+  v.title("ADDR"),
 );
 
 const interfaceName = v.pipe(
@@ -67,9 +70,58 @@ const interfaceName = v.pipe(
     (issue) =>
       `${JSON.stringify(issue.input)} cannot name an interface: the kernel keeps it for settings (/proc/sys/net), choose another`,
   ),
+  v.title("NAME of at most 15 characters"),
 );
 
-const ONE_PLACE = "a MAC is behind one VTEP, and more that get what is flooded are peers";
+/** Safe in the path of a URL, as the name of a file, and as the label of a metric. */
+const NETWORK_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
+
+const networkName = v.pipe(
+  v.string("must be a name"),
+  v.regex(
+    NETWORK_NAME,
+    (issue) =>
+      `${JSON.stringify(issue.input)} cannot name a network: at most 63 letters, digits, "-", "_" and ".", a letter or digit first`,
+  ),
+  v.title('NAME of at most 63 letters, digits, "-", "_" and "."'),
+);
+
+/** Longer ones do not fit into a sockaddr_un. */
+const LONGEST_SOCKET_PATH = 107;
+
+const socketPath = v.pipe(
+  v.string("must be the path of a socket"),
+  v.check(
+    (path) => /^\/[^\0]*[^\0/]$/.test(path) && Buffer.byteLength(path) <= LONGEST_SOCKET_PATH,
+    (issue) =>
+      `${JSON.stringify(issue.input)} cannot be the path of a socket: absolute, and at most ${LONGEST_SOCKET_PATH} bytes`,
+  ),
+  v.title("PATH"),
+);
+
+/** Where to listen: what `ADDR:PORT` means. */
+export interface ListenAddress {
+  readonly address: string;
+  readonly port: number;
+}
+
+const listenAddress = v.pipe(
+  v.string("must be ADDR:PORT"),
+  v.rawTransform(({ dataset, addIssue, NEVER }): ListenAddress => {
+    const [, inBrackets, plain, port] =
+      /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(dataset.value) ?? [];
+    const text = inBrackets ?? plain ?? "";
+    const bracketed = inBrackets !== undefined;
+    if (isAddress(text) && text.includes(":") === bracketed && isPort(Number(port))) {
+      return { address: canonicalAddress(text), port: Number(port) };
+    }
+    addIssue({ message: `must be ADDR:PORT, as in 127.0.0.1:9469 or [::1]:9469` });
+    return NEVER;
+  }),
+  v.title("ADDR:PORT"),
+);
+
+export const ONE_PLACE = "a MAC is behind one VTEP, and more that get what is flooded are peers";
 
 /** One entry of the FDB as configuration gives it. */
 export interface FdbEntry {
@@ -86,6 +138,7 @@ const portRange = v.pipe(
     ([low, high]) => low >= 1024 && high <= 65535 && low <= high,
     "must be LOW-HIGH within 1024-65535",
   ),
+  v.title("LOW-HIGH within 1024-65535"),
 );
 
 const onOff = v.union(
@@ -110,10 +163,9 @@ const offloads = v.pipe(
     );
     for (const [name, value] of Object.entries(dataset.value)) {
       const wanted = v.safeParse(onOff, value);
-      const fault =
-        name in switches
-          ? wanted.issues?.[0].message
-          : `no ${JSON.stringify(name)}${nearest(name, OFFLOADS)}`;
+      const fault = Object.hasOwn(switches, name)
+        ? wanted.issues?.[0].message
+        : `no ${JSON.stringify(name)}${nearest(name, OFFLOADS)}`;
       if (fault !== undefined) {
         addIssue({ message: `has ${fault}` });
         return NEVER;
@@ -122,6 +174,7 @@ const offloads = v.pipe(
     }
     return switches as Offloads;
   }),
+  v.title("{ NAME: on or off, ... }"),
 );
 
 const fdb = v.pipe(
@@ -145,52 +198,70 @@ const fdb = v.pipe(
     (entries) => repeatedMac(entries) === undefined,
     (issue) => `has ${repeatedMac(issue.input)} twice: ${ONE_PLACE}`,
   ),
+  v.title("{ MAC: ADDR, ... }"),
 );
 
-function key<const Schema extends v.GenericSchema>(help: string, flag: Flag, schema: Schema) {
-  return v.pipe(schema, v.description(help), v.metadata({ ...flag }));
+const directory = v.pipe(
+  v.string("must be the path of a directory"),
+  v.nonEmpty("names no directory: give the path of one"),
+  v.title("PATH"),
+);
+
+const aSwitch = v.boolean("must be true or false");
+
+function key<const Schema extends v.GenericSchema>(help: string, traits: Traits, schema: Schema) {
+  return v.pipe(schema, v.description(help), v.metadata({ ...traits }));
 }
 
 const networkEntries = {
-  vni: key("VXLAN network identifier", { value: "N" }, integer(0, MAX_VNI)),
+  vni: key("VXLAN network identifier", { value: "N", sample: 100 }, integer(0, MAX_VNI)),
+  name: key(
+    "name of the network for the API, the command line and metrics",
+    {
+      value: "NAME",
+      otherwise: "the TAP's, or vtep<VNI> where that has other characters",
+      sample: "blue",
+    },
+    v.optional(networkName),
+  ),
   peers: key(
-    "VTEP that gets a copy of broadcast, unknown and multicast frames; several may follow",
-    { name: "peer", value: "ADDR..." },
+    "VTEPs that get a copy of broadcast, unknown and multicast frames",
+    { name: "peer", value: "ADDR...", sample: ["192.0.2.2", "2001:db8::3"] },
     v.optional(v.array(address, "must be a list of addresses"), []),
   ),
   tap: key(
     "name of the TAP device to create",
-    { value: "NAME", otherwise: "vtep<VNI>" },
+    { value: "NAME", otherwise: "vtep<VNI>", sample: "vtep100" },
     v.optional(interfaceName),
   ),
   bridge: key(
     "bridge that the TAP joins, created if it is missing",
-    { value: "NAME" },
+    { value: "NAME", sample: "br100" },
     v.optional(interfaceName),
   ),
   mtu: key(
     "MTU of the TAP; auto: what the paths to all peers carry",
-    { value: "N|auto", otherwise: "auto" },
+    { value: "N|auto" },
     v.optional(v.union([v.literal("auto"), integer(68, 65_521)], mtuMessage), "auto"),
   ),
   "clamp-mss": key(
     "lower the segment size that TCP connections ask for to what the MTU, or a narrower path, carries",
     {},
-    v.optional(v.boolean("must be true or false"), false),
+    v.optional(aSwitch, false),
   ),
   fdb: key(
-    "static entry: frames for MAC go to the VTEP at ADDR, which 00:00:00:00:00:00 makes a peer; several may follow",
-    { value: "MAC=ADDR..." },
+    "static entries: frames for MAC go to the VTEP at ADDR, which 00:00:00:00:00:00 makes a peer",
+    { value: "MAC=ADDR...", sample: { "00:00:5e:00:53:07": "192.0.2.9" } },
     v.optional(fdb, {}),
   ),
   age: key(
     "seconds after which a learned MAC that is not seen again is forgotten; 0: never",
-    { value: "SECONDS", otherwise: "300" },
+    { value: "SECONDS" },
     v.optional(integer(0, 86_400 * 365), 300),
   ),
   "fdb-limit": key(
     "most learned MACs; at the limit the one not seen for longest makes room",
-    { value: "N", otherwise: "65536" },
+    { value: "N" },
     v.optional(integer(1, 2 ** 21), 65_536),
   ),
 };
@@ -202,27 +273,27 @@ function mtuMessage(): string {
 const endpointEntries = {
   local: key(
     "address of this VTEP",
-    { value: "ADDR", otherwise: "source of the route to the first peer" },
+    { value: "ADDR", otherwise: "source of the route to the first peer", sample: "192.0.2.1" },
     v.optional(address),
   ),
   port: key(
     "UDP port of this VTEP and of its peers",
-    { value: "N", otherwise: String(DEFAULT_PORT) },
+    { value: "N" },
     v.optional(integer(1, 65_535), DEFAULT_PORT),
   ),
   underlay: key(
     "how datagrams are sent and received: auto and native use batched sockets, dgram node:dgram",
-    { value: UNDERLAYS.join("|"), otherwise: "auto" },
+    { value: UNDERLAYS.join("|") },
     v.optional(v.picklist(UNDERLAYS, `must be one of ${UNDERLAYS.join(", ")}`), "auto"),
   ),
   "source-ports": key(
     "range of outer source ports, chosen by inner flow; native underlay only",
-    { value: "LOW-HIGH", otherwise: "49152-65535" },
+    { value: "LOW-HIGH" },
     v.optional(portRange, "49152-65535"),
   ),
   dscp: key(
     "DSCP of what is sent, 0 to 63, or inherit: the inner packet's; ECN always crosses (native only)",
-    { value: "N|inherit", otherwise: "0" },
+    { value: "N|inherit" },
     v.optional(
       v.union(
         [v.literal("inherit"), integer(0, 63)],
@@ -233,12 +304,12 @@ const endpointEntries = {
   ),
   offload: key(
     `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}`,
-    { value: "NAME=off,..." },
+    { value: "NAME=off,...", sample: { tso: "off" } },
     v.optional(offloads, {}),
   ),
   workers: key(
     "threads that forward, each with a queue of every TAP; auto: one for every two cores (native only)",
-    { value: "N|auto", otherwise: "auto" },
+    { value: "N|auto" },
     v.optional(
       v.union([v.literal("auto"), integer(1, 64)], "must be auto or a whole number from 1 to 64"),
       "auto",
@@ -246,31 +317,63 @@ const endpointEntries = {
   ),
   "busy-poll": key(
     "once frames have come, keep asking for more for so long before sleeping: quicker, but it takes a core",
-    { value: "MICROSECONDS", otherwise: "0" },
+    { value: "MICROSECONDS" },
     v.optional(integer(0, 1_000_000), 0),
   ),
   strict: key(
     "drop datagrams whose reserved VXLAN bits are set, as Linux does, instead of ignoring the bits",
     {},
-    v.optional(v.boolean("must be true or false"), false),
+    v.optional(aSwitch, false),
   ),
   "log-level": key(
     "least level that is logged",
-    { value: LOG_LEVELS.join("|"), otherwise: "info" },
+    { value: LOG_LEVELS.join("|") },
     v.optional(v.picklist(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(", ")}`), "info"),
+  ),
+  socket: key(
+    "path of the socket through which the agent is asked and told",
+    { value: "PATH" },
+    v.optional(socketPath, "/run/vtep/vtep.sock"),
+  ),
+  "metrics-listen": key(
+    "where metrics are served over TCP as well",
+    { value: "ADDR:PORT", sample: "127.0.0.1:9469" },
+    v.optional(listenAddress),
   ),
 };
 
-const networkSchema = v.strictObject(networkEntries, "must be a mapping with a vni");
+/** What only a file can say. `config-file.ts` acts on it. */
+const fileEntries = {
+  include: key(
+    "directory whose *.yaml and *.yml files are read as well, from where this file is: networks are added, any other key is set once",
+    { sample: "conf.d" },
+    v.optional(directory),
+  ),
+};
+
+/** What is wrong with `networks` that are none. */
+export const NOT_A_LIST = "must be a list of networks";
+
+const networkSchema = v.pipe(
+  v.custom<Record<string, unknown>>(isMapping, "must be a mapping with a vni"),
+  v.strictObject(networkEntries),
+);
 const schema = v.strictObject({
   ...endpointEntries,
+  ...fileEntries,
   networks: v.pipe(
-    v.array(networkSchema, "must be a list of networks"),
+    v.array(networkSchema, NOT_A_LIST),
     v.minLength(1, "is empty: give one there, or with --vni N --peer ADDR"),
   ),
 });
 
+export type NetworkKey = keyof typeof networkEntries;
+export type EndpointKey = keyof typeof endpointEntries;
+const NETWORK_KEYS = Object.keys(networkEntries) as NetworkKey[];
+const TOP_KEYS = Object.keys(schema.entries);
+
 type Parsed = v.InferOutput<typeof schema>;
+type ParsedNetwork = v.InferOutput<typeof networkSchema>;
 
 /** One network, complete: every default applied. */
 export interface NetworkConfig {
@@ -298,7 +401,27 @@ export interface Config {
   readonly busyPollUs: number;
   readonly strict: boolean;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly socket: string;
+  readonly metricsListen: ListenAddress | undefined;
   readonly networks: readonly NetworkConfig[];
+}
+
+// ---- Keys, as people are told of them
+
+/** A key of the configuration, for help, reference and example. */
+export interface Key {
+  readonly key: string;
+  /** Where it stands: at the top of a file, with or without a flag, or in a network. */
+  readonly of: "network" | "endpoint" | "file";
+  /** What it may be, as a file has it. */
+  readonly values: string;
+  readonly required: boolean;
+  /** The default, for people; undefined: without it, there is none of it. */
+  readonly otherwise: string | undefined;
+  /** A value that shows how it is written: the default where there is one. */
+  readonly sample: unknown;
+  /** One sentence, without a full stop. */
+  readonly help: string;
 }
 
 /** A key as a flag of `vtep run`. */
@@ -310,129 +433,237 @@ export interface FlagHelp {
   readonly otherwise: string | undefined;
 }
 
-/** The flags of a network, then those of the endpoint, in the order of the schema. */
-export function flags(): FlagHelp[] {
-  return Object.entries({ ...networkEntries, ...endpointEntries }).map(([key, entry]) => {
-    const { name = key, value, otherwise }: Flag = v.getMetadata(entry);
-    const syntax = value === undefined ? `--${name}` : `--${name} <${value}>`;
-    return { key, syntax, help: v.getDescription(entry) ?? "", otherwise };
-  });
-}
+type Entry = v.GenericSchema & { readonly default?: unknown };
 
-/** What the command line gives: values by key, as text. */
-export type FlagValues = Record<string, unknown>;
-
-/**
- * The configuration from a file's text (if there is one) and flags. Flags of the endpoint override
- * the file; flags of a network add one. Throws VtepError USAGE with one sentence.
- */
-export function configure(file: string | undefined, given: FlagValues): Config {
-  const raw = file === undefined ? {} : readYaml(file);
-  const fromFile = raw.networks ?? [];
-  const network = only(given, networkEntries);
-  const networks =
-    Object.keys(network).length === 0 || !Array.isArray(fromFile)
-      ? fromFile
-      : [...fromFile, flagNetwork(network)];
-  const merged = { ...raw, ...flagEndpoint(only(given, endpointEntries)), networks };
-  const parsed = v.safeParse(schema, merged, { abortPipeEarly: true });
-  if (parsed.success) return complete(parsed.output);
-  const fileNetworks = Array.isArray(fromFile) ? fromFile.length : 0;
-  // A key that is misspelt is missing too, and its near name helps more.
-  const issue = parsed.issues.find(isUnknownKey) ?? parsed.issues[0];
-  throw new VtepError("USAGE", sentence(issue, file, fileNetworks, given));
-}
-
-function readYaml(file: string): Record<string, unknown> {
-  const content = parsedYaml(file);
-  if (isMapping(content)) return content;
-  throw new VtepError("USAGE", `${file} must hold a mapping with a list of networks`);
-}
-
-function parsedYaml(file: string): unknown {
-  if (file === "") throw new VtepError("USAGE", "--config names no file: give the path of one");
-  try {
-    return parseYaml(readFileSync(file, "utf8"));
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const fault = code === "ENOENT" ? "there is no such file" : message.split("\n")[0];
-    throw new VtepError("USAGE", `${file} cannot be read: ${fault?.replace(/:$/, "")}`, error);
-  }
-}
-
-function only(given: FlagValues, entries: object): FlagValues {
-  return Object.fromEntries(Object.entries(given).filter(([name]) => name in entries));
-}
-
-/** The flags of the endpoint in the shape that a file has: only `--offload` is written differently. */
-function flagEndpoint(endpoint: FlagValues): FlagValues {
-  const { offload, ...rest } = endpoint;
-  if (typeof offload !== "string") return endpoint;
-  const pairs = offload.split(",").map((pair) => pair.split("="));
-  const wrong = pairs.find(([name, value, ...more]) => !name || !value || more.length > 0);
-  if (wrong === undefined) return { ...rest, offload: Object.fromEntries(pairs) };
-  throw new VtepError(
-    "USAGE",
-    `--offload ${JSON.stringify(wrong.join("="))} must be NAME=on or NAME=off`,
+/** Every key, in the order of the schema. */
+export function keys(): Key[] {
+  const sections = { network: networkEntries, endpoint: endpointEntries, file: fileEntries };
+  return Object.entries(sections).flatMap(([of, entries]) =>
+    Object.entries<Entry>(entries).map(([key, entry]): Key => {
+      const { otherwise, sample }: Traits = v.getMetadata(entry);
+      return {
+        key,
+        of: of as Key["of"],
+        values: valuesOf(entry),
+        required: entry.type !== "optional",
+        otherwise: otherwise ?? (isPlain(entry.default) ? String(entry.default) : undefined),
+        sample: sample ?? entry.default,
+        help: v.getDescription(entry) ?? "",
+      };
+    }),
   );
 }
 
-/** The flags of a network in the shape that a file has: only `--fdb` is written differently. */
-function flagNetwork(network: FlagValues): FlagValues {
-  const { fdb: pairs, ...rest } = network;
-  return pairs === undefined ? rest : { ...rest, fdb: fdbFromFlag(pairs as string[]) };
+/** The flags of a network, then those of the endpoint, in the order of the schema. */
+export function flags(): FlagHelp[] {
+  const entries: Record<string, Entry> = { ...networkEntries, ...endpointEntries };
+  return keys().flatMap(({ key, help, otherwise }) => {
+    const entry = entries[key];
+    if (entry === undefined) return [];
+    const { name = key, value }: Traits = v.getMetadata(entry);
+    const syntax = value === undefined ? `--${name}` : `--${name} <${value}>`;
+    const several = value?.endsWith("...") && !value.endsWith(",...");
+    const isSwitch = otherwise === "false";
+    return {
+      key,
+      syntax,
+      help: several ? `${help}; several may follow` : help,
+      otherwise: isSwitch ? undefined : otherwise,
+    };
+  });
 }
 
-function fdbFromFlag(pairs: readonly string[]): Record<string, string> {
-  const entries: Record<string, string> = {};
-  for (const pair of pairs) {
-    const [mac, to, ...more] = pair.split("=");
-    if (!mac || !to || more.length > 0) {
-      throw new VtepError("USAGE", `--fdb ${JSON.stringify(pair)} must be MAC=ADDR`);
-    }
-    if (mac in entries) throw new VtepError("USAGE", `--fdb has ${mac} twice: ${ONE_PLACE}`);
-    entries[mac] = to;
+function isPlain(value: unknown): boolean {
+  return ["string", "number", "boolean"].includes(typeof value);
+}
+
+/** What a schema accepts, in a few words. Numbers as text are for flags only, so they are not told. */
+function valuesOf(schema: v.GenericSchema): string {
+  const title = v.getTitle(schema);
+  if (title !== undefined) return title;
+  const { wrapped, item, options, literal } = schema as Partial<{
+    wrapped: v.GenericSchema;
+    item: v.GenericSchema;
+    options: readonly (v.GenericSchema | string)[];
+    literal: string;
+  }>;
+  if (wrapped !== undefined) return valuesOf(wrapped);
+  if (item !== undefined) return `[${valuesOf(item)}, ...]`;
+  if (options !== undefined) {
+    const said = options.map((each) => (typeof each === "string" ? each : valuesOf(each)));
+    return `${said.slice(0, -1).join(", ")} or ${said.at(-1)}`;
   }
-  return entries;
+  return literal ?? (schema.type === "boolean" ? "true or false" : schema.type);
 }
 
-function isUnknownKey(issue: v.InferIssue<typeof schema>): boolean {
-  return issue.type === "strict_object" && issue.expected === "never";
+// ---- Checks
+
+/** Steps from the top of a configuration to one of its values: `networks`, 1, `peers`, 0. */
+export type Path = readonly (string | number)[];
+
+/** What is wrong with a value by itself. */
+export interface Fault {
+  readonly path: Path;
+  readonly kind: "missing" | "unknown" | "wrong";
+  /** What follows the place or the name of the value: "is missing". */
+  readonly message: string;
 }
 
-/** One sentence for what the schema found, naming the flag or the place in the file. */
-function sentence(
-  issue: v.InferIssue<typeof schema>,
-  file: string | undefined,
-  fileNetworks: number,
-  given: FlagValues,
-): string {
-  const path = (issue.path ?? []).map((item) => item.key as string | number);
-  const name = String(path[2] ?? path[0] ?? "");
-  const byFlag = path[0] === "networks" ? Number(path[1]) >= fileNetworks : name in given;
-  const where = byFlag || file === undefined ? flagOf(name) : `${file}: ${placeOf(path)}`;
-  if (isUnknownKey(issue)) {
-    const known = Object.keys(
-      path.length > 1 ? networkEntries : { ...endpointEntries, networks: 0 },
-    );
-    return `${where} is no key of ${path.length > 1 ? "a network" : "the configuration"}${nearest(name, known)}`;
+/** What is wrong with values that are each fine, or with what is between them. */
+export interface Conflict {
+  readonly path: Path;
+  /** The other place, of two that have what only one may have. */
+  readonly other?: Path;
+  readonly message: string;
+  readonly remedy: string | undefined;
+}
+
+/** One network in the shape that a file has, complete. Throws VtepError USAGE with one sentence. */
+export function networkConfig(value: unknown): NetworkConfig {
+  if (!isMapping(value)) throw new VtepError("USAGE", "a network must be a mapping with a vni");
+  const { output, faults } = examine(networkSchema, value, () => NETWORK_KEYS);
+  if (output === undefined) {
+    const { path, message } = faults[0]!;
+    throw new VtepError("USAGE", `${placeOf(path)} ${message}`);
   }
-  if (issue.type === "min_length" && file === undefined) {
-    return "no network is given: name one with --vni N --peer ADDR, or a file with --config FILE";
-  }
-  if (issue.received === "undefined") {
-    const needs = `${where} is missing`;
-    return byFlag || file === undefined ? `${needs}: vtep run --vni N --peer ADDR` : needs;
-  }
-  return `${where} ${issue.message}`;
+  const network = completeNetwork(output);
+  refuseConflicts(networkConflicts(network, new Set([network.bridge]), undefined, []));
+  return network;
 }
 
-function flagOf(name: string): string {
-  const flag = flags().find(({ key }) => key === name);
-  return flag === undefined ? name : flag.syntax.split(" ")[0]!;
+/** What is wrong with the value of `include`. */
+export function includeFault(value: unknown): string | undefined {
+  return v.safeParse(fileEntries.include, value).issues?.[0].message;
 }
 
-function placeOf(path: readonly (string | number)[]): string {
+/** A whole configuration in the shape that a file has, or all that is wrong with its values. */
+export function parse(raw: unknown): { config: Config } | { faults: readonly Fault[] } {
+  const { output, faults } = examine(schema, raw, (mapping) =>
+    mapping.length === 0 ? TOP_KEYS : NETWORK_KEYS,
+  );
+  return output === undefined ? { faults } : { config: complete(output) };
+}
+
+/** Throws VtepError USAGE unless what it has goes together. */
+export function checkConfig(config: Config): void {
+  refuseConflicts(conflicts(config));
+}
+
+/** What no single key can know: names and VNIs used twice, a network that reaches nobody. */
+export function conflicts({ networks, local, underlay, workers }: Config): Conflict[] {
+  const found: Conflict[] = [];
+  if (underlay === "dgram" && Number(workers) > 1) {
+    const message = "--workers above 1 needs the native underlay";
+    found.push({ path: ["workers"], message, remedy: "leave out --underlay dgram" });
+  }
+  const bridges = new Set(networks.map(({ bridge }) => bridge));
+  const all = networks.map((network, at) =>
+    networkConflicts(network, bridges, local, ["networks", at]),
+  );
+  return [...found, ...repetitions(networks), ...all.flat()];
+}
+
+function networkConflicts(
+  { vni, peers, fdb, tap }: NetworkConfig,
+  bridges: ReadonlySet<string | undefined>,
+  local: string | undefined,
+  path: Path,
+): Conflict[] {
+  const found: Conflict[] = [];
+  const refuse = (key: NetworkKey | undefined, message: string, remedy?: string) => {
+    const where = key === undefined ? path : [...path, key];
+    found.push({ path: where, message: `network ${vni}${message}`, remedy });
+  };
+  if (bridges.has(tap)) {
+    refuse("tap", `: ${tap} cannot name both a TAP and a bridge`);
+  }
+  if (peers.length + fdb.length === 0) {
+    refuse(undefined, " has no peer", "give one with --peer ADDR (peers:)");
+  }
+  if (local !== undefined && reached({ peers, fdb }).includes(local)) {
+    const message = `: peer ${local} is this VTEP's own local address`;
+    refuse(peers.includes(local) ? "peers" : "fdb", message, "name the other end");
+  }
+  return found;
+}
+
+/**
+ * Networks that have what one before them has: of one VNI, TAP and name, because the others follow from
+ * it where they are not given.
+ */
+function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
+  const first = new Map<string, number>();
+  return networks.flatMap((network, at) => {
+    const own = [
+      ["vni", `VNI ${network.vni}`],
+      ["tap", `TAP ${network.tap}`],
+      ["name", `the name ${network.name}`],
+    ] as const;
+    const repeated = own.find(([, said]) => first.has(said));
+    for (const [, said] of own) if (!first.has(said)) first.set(said, at);
+    if (repeated === undefined) return [];
+    const [key, said] = repeated;
+    return {
+      path: ["networks", at, key],
+      other: ["networks", first.get(said)!, key],
+      message: `${said} is given to two networks`,
+      remedy: "each needs its own",
+    };
+  });
+}
+
+function refuseConflicts([first]: readonly Conflict[]): void {
+  if (first === undefined) return;
+  const { message, remedy } = first;
+  throw new VtepError("USAGE", remedy === undefined ? message : `${message}: ${remedy}`);
+}
+
+/** Every address that a network's frames may go to: its peers first. */
+export function reached(network: Pick<NetworkConfig, "peers" | "fdb">): string[] {
+  return [...new Set([...network.peers, ...network.fdb.map((entry) => entry.address)])];
+}
+
+/** What the schema makes of a value, or all that it finds. `known` are the keys of a mapping. */
+function examine<Schema extends v.GenericSchema>(
+  schema: Schema,
+  value: unknown,
+  known: (mapping: Path) => readonly string[],
+) {
+  const parsed = v.safeParse(schema, value, { abortPipeEarly: true });
+  if (parsed.success) return { output: parsed.output, faults: [] };
+  const faults = parsed.issues.flatMap((issue) => faultsOf(issue, known));
+  // A key that is misspelt is missing too, and its near name helps more.
+  const mappingOf = ({ path }: Fault) => placeOf(path.slice(0, -1));
+  const misspelt = new Set(faults.filter(({ kind }) => kind === "unknown").map(mappingOf));
+  const told = faults.filter((each) => each.kind !== "missing" || !misspelt.has(mappingOf(each)));
+  return { output: undefined, faults: told };
+}
+
+function faultsOf(
+  issue: v.BaseIssue<unknown>,
+  known: (mapping: Path) => readonly string[],
+): Fault[] {
+  const path = (issue.path ?? []).map(({ key }) => key as string | number);
+  if (issue.received === "undefined") return [{ path, kind: "missing", message: "is missing" }];
+  if (issue.type !== "strict_object" || issue.expected !== "never") {
+    return [{ path, kind: "wrong", message: issue.message }];
+  }
+  // The schema names the first of several.
+  const mapping = path.slice(0, -1);
+  const names = known(mapping);
+  const whose = names === NETWORK_KEYS ? "a network" : "the configuration";
+  const strange = Object.keys(issue.path!.at(-1)!.input as object);
+  return strange
+    .filter((key) => !names.includes(key))
+    .map((key) => ({
+      path: [...mapping, key],
+      kind: "unknown",
+      message: `is no key of ${whose}${nearest(key, names)}`,
+    }));
+}
+
+/** `networks[1].peers[0]` */
+export function placeOf(path: Path): string {
   return path
     .map((at) => (typeof at === "number" ? `[${at}]` : `.${at}`))
     .join("")
@@ -446,8 +677,10 @@ function nearest(name: string, known: readonly string[]): string {
   return `: known are ${known.join(", ")}`;
 }
 
+// ---- Between the shape of a file and that of the program
+
 function complete(parsed: Parsed): Config {
-  const config: Config = {
+  return {
     local: parsed.local,
     port: parsed.port,
     underlay: parsed.underlay,
@@ -458,66 +691,74 @@ function complete(parsed: Parsed): Config {
     busyPollUs: parsed["busy-poll"],
     strict: parsed.strict,
     logLevel: parsed["log-level"],
-    networks: parsed.networks.map((network) => ({
-      name: network.tap ?? `vtep${network.vni}`,
-      vni: network.vni,
-      peers: [...new Set(network.peers)],
-      tap: network.tap ?? `vtep${network.vni}`,
-      bridge: network.bridge,
-      mtu: network.mtu,
-      clampMss: network["clamp-mss"],
-      fdb: network.fdb,
-      ageSeconds: network.age,
-      fdbLimit: network["fdb-limit"],
-    })),
+    socket: parsed.socket,
+    metricsListen: parsed["metrics-listen"],
+    networks: parsed.networks.map(completeNetwork),
   };
-  if (config.underlay === "dgram" && Number(config.workers) > 1) {
-    throw new VtepError(
-      "USAGE",
-      "--workers above 1 needs the native underlay: leave out --underlay dgram",
-    );
-  }
-  checkNetworks(config);
-  return config;
 }
 
-/** What no single key can know: names and VNIs used twice, a network that reaches nobody. */
-function checkNetworks({ networks, local }: Config): void {
-  refuseTwice(networks.map(({ vni }) => `VNI ${vni}`));
-  refuseTwice(networks.map(({ tap }) => `TAP ${tap}`));
-  for (const { vni, peers, fdb, tap } of networks) {
-    if (networks.some(({ bridge }) => bridge === tap)) {
-      throw new VtepError("USAGE", `network ${vni}: ${tap} cannot name both a TAP and a bridge`);
-    }
-    if (peers.length + fdb.length === 0) {
-      throw new VtepError(
-        "USAGE",
-        `network ${vni} has no peer: give one with --peer ADDR (peers:)`,
-      );
-    }
-    if (local !== undefined && reached({ peers, fdb }).includes(local)) {
-      throw new VtepError(
-        "USAGE",
-        `network ${vni}: peer ${local} is this VTEP's own local address: name the other end`,
-      );
-    }
-  }
+function completeNetwork(parsed: ParsedNetwork): NetworkConfig {
+  const tap = parsed.tap ?? `vtep${parsed.vni}`;
+  return {
+    name: parsed.name ?? (NETWORK_NAME.test(tap) ? tap : `vtep${parsed.vni}`),
+    vni: parsed.vni,
+    peers: [...new Set(parsed.peers)],
+    tap,
+    bridge: parsed.bridge,
+    mtu: parsed.mtu,
+    clampMss: parsed["clamp-mss"],
+    fdb: parsed.fdb,
+    ageSeconds: parsed.age,
+    fdbLimit: parsed["fdb-limit"],
+  };
 }
 
-/** Every address that a network's frames may go to: its peers first. */
-export function reached(network: Pick<NetworkConfig, "peers" | "fdb">): string[] {
-  return [...new Set([...network.peers, ...network.fdb.map((entry) => entry.address)])];
+/** The keys of the endpoint as a file would give them; undefined where there is no value. */
+export function asWritten(config: Config): Record<EndpointKey, unknown> {
+  const { metricsListen: listen, offloads } = config;
+  const host = listen?.address.includes(":") ? `[${listen.address}]` : listen?.address;
+  return {
+    local: config.local,
+    port: config.port,
+    underlay: config.underlay,
+    "source-ports": config.sourcePorts.join("-"),
+    dscp: config.dscp,
+    offload: Object.fromEntries(OFFLOADS.map((name) => [name, offloads[name] ? "on" : "off"])),
+    workers: config.workers,
+    "busy-poll": config.busyPollUs,
+    strict: config.strict,
+    "log-level": config.logLevel,
+    socket: config.socket,
+    "metrics-listen": listen && `${host}:${listen.port}`,
+  };
 }
 
-function refuseTwice(names: readonly string[]): void {
-  const twice = names.find((name, at) => names.indexOf(name) !== at);
-  if (twice === undefined) return;
-  throw new VtepError("USAGE", `${twice} is given to two networks: each needs its own`);
+/** A network as a file would give it; undefined where there is no value. */
+export function networkAsWritten(network: NetworkConfig): Record<NetworkKey, unknown> {
+  const entries = network.fdb.map(({ macHigh, macLow, address }) => {
+    return [formatMac(macHigh, macLow), address];
+  });
+  return {
+    vni: network.vni,
+    name: network.name,
+    peers: network.peers,
+    tap: network.tap,
+    bridge: network.bridge,
+    mtu: network.mtu,
+    "clamp-mss": network.clampMss,
+    fdb: Object.fromEntries(entries),
+    age: network.ageSeconds,
+    "fdb-limit": network.fdbLimit,
+  };
 }
 
 function isUnicast(text: string): boolean {
   const range = ipaddr.process(text).range();
   return !["unspecified", "broadcast", "multicast"].includes(range);
+}
+
+function isPort(port: number): boolean {
+  return port >= 1 && port <= 65_535;
 }
 
 /** Needs an interface beside it; IPv4's link-local addresses are routed like any other. */
@@ -527,7 +768,7 @@ function isScoped(text: string): boolean {
 }
 
 /** A list is none, although YAML's and JavaScript's objects would let it pass for one. */
-function isMapping(value: unknown): value is Record<string, unknown> {
+export function isMapping(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 

@@ -172,7 +172,7 @@ describe.concurrent("asked for help", () => {
     const { code, stdout, stderr } = await vtep("run", "--help");
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
     const contract =
-      "config vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict clamp-mss";
+      "config socket metrics-listen name vni peer local tap bridge mtu port underlay fdb age log-level fdb-limit source-ports strict clamp-mss";
     for (const flag of contract.split(" ")) expect(stdout).toContain(`--${flag}`);
   });
 
@@ -189,6 +189,135 @@ describe.concurrent("asked for help", () => {
     const { code, stdout } = await vtep("--version");
     const { default: manifest } = await import("../../package.json", { with: { type: "json" } });
     expect({ code, stdout }).toEqual({ code: 0, stdout: `${manifest.version}\n` });
+  });
+});
+
+describe("vtep config", () => {
+  const written = async (name: string, text: string) => {
+    const file = join(directory, name);
+    await writeFile(file, text);
+    return file;
+  };
+
+  test("check tells every fault, a line each, and ends with 2", async () => {
+    const file = await written(
+      "three.yaml",
+      "port: high\nnetworks:\n  - vni: 7\n    peer: []\n  -",
+    );
+    const { code, stdout, stderr } = await vtep("config", "check", file);
+    expect(stderr.split("\n")).toEqual([
+      `vtep: ${file}:1:7: port must be a whole number from 1 to 65535`,
+      `vtep: ${file}:4:5: networks[0].peer is no key of a network: did you mean "peers"?`,
+      `vtep: ${file}:5:4: networks[1] must be a mapping with a vni`,
+      "",
+    ]);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expectRefused(await vtep("config", "show", file), 2, [`${file}:1:7: port`]);
+    expectRefused(await run(`--config ${file}`), 2, [`${file}:1:7: port`]);
+  });
+
+  test("check says of a good one what is in it, and ends with 0", async () => {
+    const file = await written("good.yaml", `networks: [{ vni: 7, peers: [${peer.address}] }]`);
+    expect(await vtep("config", "check", file)).toMatchObject({
+      ...{ code: 0, stderr: "", stdout: `${file}: fine, 1 network\n` },
+    });
+    expectRefused(await vtep("config", "check", file, "--port", "0"), 2, ["--port", "65535"]);
+  });
+
+  test("show prints what would be run with, and for programs where it came from", async () => {
+    const file = await written(
+      "shown.yaml",
+      `port: 4790\nnetworks:\n  - { vni: 7, peers: [${peer.address}] }`,
+    );
+    const args = ["config", "show", file, "--dscp", "inherit"];
+    const shown = await vtep(...args);
+    expect(shown).toMatchObject({ code: 0, stderr: "" });
+    expect(shown.stdout).toContain(`# ${file}:1\n`);
+    const again = await written("again.yaml", shown.stdout);
+    expect(await vtep("config", "check", again)).toMatchObject({ code: 0, stderr: "" });
+    const json = await vtep(...args, "--json");
+    expect(json).toMatchObject({ code: 0, stderr: "" });
+    expect(JSON.parse(json.stdout)).toMatchObject({
+      local: { value: null, source: { from: "default" } },
+      port: { value: 4790, source: { from: "file", file, line: 1, column: 1 } },
+      dscp: { value: "inherit", source: { from: "flag", flag: "--dscp" } },
+      networks: [
+        {
+          vni: { value: 7, source: { from: "file", file, line: 3, column: 7 } },
+          name: { value: "vtep7", source: { from: "default" } },
+        },
+      ],
+    });
+  });
+
+  test("example and reference are there to be redirected", async () => {
+    const example = await vtep("config", "example");
+    expect(example).toMatchObject({ code: 0, stderr: "" });
+    const file = await written("example.yaml", example.stdout);
+    expect(await vtep("config", "check", file)).toMatchObject({ code: 0, stderr: "" });
+    const reference = await vtep("config", "reference");
+    expect(reference).toMatchObject({ code: 0, stderr: "" });
+    expect(reference.stdout).toContain("| `vni` | 0 to 16777215 | required |");
+  });
+
+  test.each([
+    [
+      ["config", "chek"],
+      ["chek", "check"],
+    ],
+    [
+      ["config", "check", "a", "b"],
+      ["check", "1 argument"],
+    ],
+    [["config", "check", ""], ["names no file"]],
+    [["config", "check", "/nonexistent.yaml"], ["/nonexistent.yaml"]],
+    [["config", "example", "--jsn"], ["--jsn"]],
+  ])("%j ends with 2", async (args, words) => {
+    expectRefused(await vtep(...args), 2, words);
+  });
+
+  test("alone says how it is used", async () => {
+    const { code, stdout, stderr } = await vtep("config");
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expect(stderr).toMatch(/^Usage: vtep config/);
+  });
+});
+
+describe("/etc/vtep/vtep.yaml", () => {
+  /** Runs vtep where this is in /etc, and nothing else. */
+  const within = (yaml: string | undefined, ...args: string[]) => {
+    const write =
+      yaml === undefined ? "" : `&& mkdir /etc/vtep && echo '${yaml}' >/etc/vtep/vtep.yaml`;
+    const script = `mount -t tmpfs none /etc ${write} && exec "$@"`;
+    // Nothing of the environment leads to files that are gone.
+    const command = ["env", "--ignore-environment", process.execPath, cli, ...args];
+    return host.finish(["unshare", "--mount", "sh", "-c", script, "sh", ...command], {
+      timeoutMs: 15_000,
+    });
+  };
+  const BAD = "networks: [{ vni: 7, peers: [nobody] }]";
+
+  test("is read where no other file and no network is given", async () => {
+    const words = ["vtep: /etc/vtep/vtep.yaml:1:30: networks[0].peers[0]", "nobody"];
+    expectRefused(await within(BAD, "run"), 2, words);
+    expectRefused(await within(BAD, "run", "--port", "4790"), 2, words);
+    expectRefused(await within(BAD, "config", "check"), 2, words);
+    const fine = await within(BAD.replace("nobody", peer.address), "config", "check");
+    expect(fine.stdout).toBe("/etc/vtep/vtep.yaml: fine, 1 network\n");
+  });
+
+  test("is not read where either is", async () => {
+    const flags = ["--vni", "7", "--peer", peer.address];
+    const shown = await within(BAD, "config", "show", ...flags);
+    expect(shown).toMatchObject({ code: 0, stderr: "" });
+    expectRefused(await within(BAD, "run", "--config", "/none.yaml"), 2, ["/none.yaml"]);
+  });
+
+  test("is one of two ways that are named where there is nothing", async () => {
+    for (const command of [["run"], ["config", "check"]]) {
+      const words = ["--vni N --peer ADDR", "/etc/vtep/vtep.yaml", "--config FILE"];
+      expectRefused(await within(undefined, ...command), 2, words);
+    }
   });
 });
 

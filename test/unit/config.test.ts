@@ -2,7 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { configure, type FlagValues, flags, reached } from "../../src/config.ts";
+import { type Config, flags, reached } from "../../src/config.ts";
+import { type FlagValues, load } from "../../src/config-file.ts";
 import type { Offloads } from "../../src/device.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "../../src/errors.ts";
 
@@ -11,6 +12,8 @@ beforeAll(() => {
   directory = mkdtempSync(join(tmpdir(), "vtep-config-"));
 });
 afterAll(() => rmSync(directory, { recursive: true }));
+
+const configure = (path: string | undefined, given: FlagValues): Config => load(path, given).config;
 
 function file(yaml: string): string {
   const path = join(directory, "vtep.yaml");
@@ -26,7 +29,7 @@ function network(more: FlagValues = {}) {
   return configure(undefined, { ...FLAGS, ...more }).networks[0]!;
 }
 
-/** The sentence with which this is refused; FILE stands for the file's path. */
+/** The sentence with which this is refused; FILE stands for the file's path and the place in it. */
 function refusal(yaml: string | undefined, given: FlagValues = {}): string {
   try {
     configure(yaml === undefined ? undefined : file(yaml), given);
@@ -34,7 +37,8 @@ function refusal(yaml: string | undefined, given: FlagValues = {}): string {
     expect(error).toBeInstanceOf(VtepError);
     expect((error as VtepError).code).toBe("USAGE");
     expect(exitCode(error)).toBe(EXIT_USAGE);
-    return (error as VtepError).message.replace(directory, "").replace("/vtep.yaml", "FILE");
+    const { message } = error as VtepError;
+    return message.replaceAll(`${directory}/vtep.yaml`, "FILE").replace(/^FILE:\d+:\d+:/, "FILE:");
   }
   throw new Error("it was accepted");
 }
@@ -62,8 +66,11 @@ describe("defaults", () => {
       busyPollUs: 0,
       strict: false,
       logLevel: "info",
+      socket: "/run/vtep/vtep.sock",
+      metricsListen: undefined,
       networks: [
         {
+          name: "vtep7",
           vni: 7,
           peers: ["192.0.2.2"],
           tap: "vtep7",
@@ -127,6 +134,7 @@ describe("the flags", () => {
     const config = configure(undefined, {
       vni: "16777215",
       peers: ["192.0.2.2", "2001:db8::2", "192.0.2.2"],
+      name: "Blue-1.x_y",
       tap: "tap0",
       bridge: "br0",
       mtu: "1400",
@@ -144,6 +152,8 @@ describe("the flags", () => {
       "busy-poll": "50",
       strict: true,
       "log-level": "debug",
+      socket: "/run/../run/other.sock",
+      "metrics-listen": "[0:0::1]:9469",
     });
     expect(config).toEqual({
       local: "192.0.2.1",
@@ -156,8 +166,11 @@ describe("the flags", () => {
       busyPollUs: 50,
       strict: true,
       logLevel: "debug",
+      socket: "/run/other.sock",
+      metricsListen: { address: "::1", port: 9469 },
       networks: [
         {
+          name: "Blue-1.x_y",
           vni: 16_777_215,
           peers: ["192.0.2.2", "2001:db8::2"],
           tap: "tap0",
@@ -305,7 +318,7 @@ describe("the flags", () => {
 
   it("are asked for where there are none", () => {
     const none =
-      "no network is given: name one with --vni N --peer ADDR, or a file with --config FILE";
+      "no network is given: name one with --vni N --peer ADDR, or some in /etc/vtep/vtep.yaml or another file (--config FILE)";
     expect(refusal(undefined)).toBe(none);
     expect(refusal(undefined, { port: "4790" })).toBe(none);
     expect(refusal(undefined, { peers: ["192.0.2.2"] })).toBe(
@@ -354,6 +367,7 @@ describe("a file", () => {
     });
     expect(config.networks).toEqual([
       {
+        name: "green",
         vni: 100,
         peers: ["192.0.2.2", "2001:db8::2"],
         tap: "green",
@@ -364,14 +378,20 @@ describe("a file", () => {
         ageSeconds: 10,
         fdbLimit: 1000,
       },
-      expect.objectContaining({ vni: 200, tap: "vtep200", mtu: "auto", bridge: undefined }),
+      expect.objectContaining({
+        name: "vtep200",
+        vni: 200,
+        tap: "vtep200",
+        mtu: "auto",
+        bridge: undefined,
+      }),
     ]);
   });
 
   it("can be written in terms of the flags: every key but `networks` is one", () => {
     const keys = flags().map(({ key }) => key);
     const values: Record<string, string> = {
-      ...{ vni: "1", peers: "[192.0.2.2]", tap: "t", bridge: "b", mtu: "1400" },
+      ...{ vni: "1", name: "n", peers: "[192.0.2.2]", tap: "t", bridge: "b", mtu: "1400" },
       ...{ fdb: "{}", age: "1", "fdb-limit": "1", "clamp-mss": "true" },
     };
     const inNetwork = keys.filter((key) => key in values);
@@ -382,8 +402,10 @@ describe("a file", () => {
       "dscp",
       "local",
       "log-level",
+      "metrics-listen",
       "offload",
       "port",
+      "socket",
       "source-ports",
       "strict",
       "underlay",
@@ -410,7 +432,7 @@ describe("a file", () => {
     ["networks: 5", "FILE: networks must be a list of networks"],
     ["networks: [5]", "FILE: networks[0] must be a mapping with a vni"],
     ["networks: [{}]", "FILE: networks[0].vni is missing"],
-    ["networks: [{vni: 1}]", "network 1 has no peer: give one with --peer ADDR (peers:)"],
+    ["networks: [{vni: 1}]", "FILE: network 1 has no peer: give one with --peer ADDR (peers:)"],
     [
       "networks: [{vni: 1, peer: [192.0.2.2]}]",
       'FILE: networks[0].peer is no key of a network: did you mean "peers"?',
@@ -429,11 +451,11 @@ describe("a file", () => {
     ],
     [
       `colour: green\n${ONE_NETWORK}`,
-      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, workers, busy-poll, strict, log-level, networks",
+      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, workers, busy-poll, strict, log-level, socket, metrics-listen, include, networks",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",
-      "FILE: networks[0].colour is no key of a network: known are vni, peers, tap, bridge, mtu, clamp-mss, fdb, age, fdb-limit",
+      "FILE: networks[0].colour is no key of a network: known are vni, name, peers, tap, bridge, mtu, clamp-mss, fdb, age, fdb-limit",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2]}, {vni: .nan, peers: [192.0.2.2]}]",
@@ -471,15 +493,19 @@ describe("a file", () => {
     [`port: high\n${ONE_NETWORK}`, "FILE: port must be a whole number from 1 to 65535"],
     [
       "networks: [{vni: 1, peers: [192.0.2.2]}, {vni: 1, tap: b, peers: [192.0.2.2]}]",
-      "VNI 1 is given to two networks: each needs its own",
+      "FILE: VNI 1 is given to two networks, here and at FILE:1:18: each needs its own",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2]}, {vni: 2, tap: vtep1, peers: [192.0.2.2]}]",
-      "TAP vtep1 is given to two networks: each needs its own",
+      "FILE: TAP vtep1 is given to two networks, here and at FILE:1:12: each needs its own",
+    ],
+    [
+      "networks: [{vni: 1, name: vtep2, peers: [192.0.2.2]}, {vni: 2, peers: [192.0.2.2]}]",
+      "FILE: the name vtep2 is given to two networks, here and at FILE:1:27: each needs its own",
     ],
     [
       "networks: [{vni: 1, tap: br0, peers: [192.0.2.2]}, {vni: 2, bridge: br0, peers: [192.0.2.2]}]",
-      "network 1: br0 cannot name both a TAP and a bridge",
+      "FILE: network 1: br0 cannot name both a TAP and a bridge",
     ],
     [
       `port: 1\nport: 2\n${ONE_NETWORK}`,
@@ -526,13 +552,13 @@ describe("a file and flags", () => {
 
   it("may not contradict each other about a network, nor leave one half told", () => {
     expect(refusal(ONE_NETWORK, { ...FLAGS, vni: "1", tap: "other" })).toBe(
-      "VNI 1 is given to two networks: each needs its own",
+      "VNI 1 is given to two networks, by --vni and at FILE:2:10: each needs its own",
     );
     expect(refusal(ONE_NETWORK, { mtu: "1400" })).toBe(
       "--vni is missing: vtep run --vni N --peer ADDR",
     );
     expect(refusal(ONE_NETWORK, { local: "192.0.2.2" })).toBe(
-      "network 1: peer 192.0.2.2 is this VTEP's own local address: name the other end",
+      "FILE: network 1: peer 192.0.2.2 is this VTEP's own local address: name the other end",
     );
   });
 });

@@ -21,6 +21,7 @@ const NOTHING = /^$/;
 const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
   { name: "commands", files: /^commands\//, mutual: false, outside: ANYTHING },
+  { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
@@ -35,7 +36,7 @@ const LAYERS: readonly Layer[] = [
   { name: "native addon", files: /^device\/native\.ts$/, mutual: false, outside: ANYTHING },
   { name: "dataplane", files: /^dataplane\.ts$/, mutual: false, outside: NOTHING },
   // The shape of a configuration is known to those who act on it.
-  { name: "configuration", files: /^config\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "configuration", files: /^config(-file)?\.ts$/, mutual: true, outside: ANYTHING },
   {
     name: "memory and contracts",
     files: /^(network|fdb|batch|remotes|counters|heartbeats|device|errors)\.ts$/,
