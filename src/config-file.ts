@@ -275,7 +275,7 @@ function endpointOf({ offload, socket, ...rest }: Record<string, unknown>) {
 }
 
 /** In the shape that a file has: only `--fdb` is written differently. */
-function networkOf({ fdb, ...rest }: Record<string, unknown>): Record<string, unknown> {
+export function networkOf({ fdb, ...rest }: Record<string, unknown>): Record<string, unknown> {
   if (fdb === undefined) return rest;
   const entries: Record<string, string> = {};
   for (const pair of fdb as string[]) {

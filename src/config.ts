@@ -45,7 +45,7 @@ function integer(low: number, high: number) {
   );
 }
 
-const address = v.pipe(
+export const address = v.pipe(
   v.string("must be an IPv4 or IPv6 address"),
   v.check(isAddress, (issue) => `${JSON.stringify(issue.input)} is not an IPv4 or IPv6 address`),
   v.transform(canonicalAddress),
@@ -213,7 +213,7 @@ function key<const Schema extends v.GenericSchema>(help: string, traits: Traits,
   return v.pipe(schema, v.description(help), v.metadata({ ...traits }));
 }
 
-const networkEntries = {
+export const networkEntries = {
   vni: key("VXLAN network identifier", { value: "N", sample: 100 }, integer(0, MAX_VNI)),
   name: key(
     "name of the network for the API, the command line and metrics",
@@ -454,9 +454,11 @@ export function keys(): Key[] {
   );
 }
 
-/** The flags of a network, then those of the endpoint, in the order of the schema. */
-export function flags(): FlagHelp[] {
-  const entries: Record<string, Entry> = { ...networkEntries, ...endpointEntries };
+/** The flags of a network, then those of the endpoint, or one of both, in the order of the schema. */
+export function flags(of?: "network" | "endpoint"): FlagHelp[] {
+  const kinds = { network: networkEntries, endpoint: endpointEntries };
+  const entries: Record<string, Entry> =
+    of === undefined ? { ...networkEntries, ...endpointEntries } : kinds[of];
   return keys().flatMap(({ key, help, otherwise }) => {
     const entry = entries[key];
     if (entry === undefined) return [];
@@ -671,7 +673,7 @@ export function placeOf(path: Path): string {
 }
 
 /** `: did you mean "peers"?`, or the list of what is known when nothing is near. */
-function nearest(name: string, known: readonly string[]): string {
+export function nearest(name: string, known: readonly string[]): string {
   const match = closest(name, known);
   if (distance(name, match) <= Math.max(2, name.length / 3)) return `: did you mean "${match}"?`;
   return `: known are ${known.join(", ")}`;

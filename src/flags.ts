@@ -4,9 +4,9 @@ import { flags } from "./config.ts";
 import type { FlagValues } from "./config-file.ts";
 import { VtepError } from "./errors.ts";
 
-/** Gives a command a flag for every key. */
-export function addFlags(command: Command): Command {
-  for (const { key, syntax, help, otherwise } of flags()) {
+/** Gives a command a flag for every key, or for those of one kind. */
+export function addFlags(command: Command, of?: "network" | "endpoint"): Command {
+  for (const { key, syntax, help, otherwise } of flags(of)) {
     const text = otherwise === undefined ? help : `${help} (default: ${otherwise})`;
     const option = new Option(syntax, text);
     const remedy =
@@ -26,8 +26,11 @@ export function once(flag: string, remedy: string) {
 }
 
 /** What was given, by key: commander names values in camel case and by flag. */
-export function valuesByKey(options: Readonly<Record<string, unknown>>): FlagValues {
-  const byKey = flags().flatMap(({ key, syntax }) => {
+export function valuesByKey(
+  options: Readonly<Record<string, unknown>>,
+  of?: "network" | "endpoint",
+): FlagValues {
+  const byKey = flags(of).flatMap(({ key, syntax }) => {
     const value = options[new Option(syntax).attributeName()];
     return value === undefined ? [] : [[key, value] as const];
   });
