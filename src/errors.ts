@@ -16,12 +16,18 @@ export class VtepError extends Error {
 /** Exit codes of the command: bad usage is the caller's to mend, failure the host's. */
 export const EXIT_FAILURE = 1;
 export const EXIT_USAGE = 2;
+/** There is no agent to be asked: a script may want to start one, or to wait. */
+export const EXIT_UNREACHABLE = 3;
 
 export type ErrorCode =
   | "USAGE" // unknown flag or key, value out of range, contradiction: exit code 2
   | "ADDON" // native addon missing, or built for another memory layout
   | "PERMISSION" // a capability is missing
   | "TUN_MISSING" // no /dev/net/tun
+  | "NOT_FOUND" // no network, peer, entry or path of that name
+  | "CONFLICT" // another network has it already
+  | "UNREACHABLE" // no agent answers at the socket: exit code 3
+  | "SOCKET_IN_USE" // a live agent, or another file, is where the API's socket is to be
   | "NAME_IN_USE" // an interface of that name exists
   | "ADDRESS" // not an address of this host, or no route to a peer
   | "PORT_IN_USE" // another program or a kernel VXLAN device holds the UDP port
@@ -35,7 +41,9 @@ export type ErrorCode =
 
 /** The exit code that goes with an error. */
 export function exitCode(error: unknown): number {
-  return error instanceof VtepError && error.code === "USAGE" ? EXIT_USAGE : EXIT_FAILURE;
+  const code = error instanceof VtepError ? error.code : undefined;
+  if (code === "USAGE") return EXIT_USAGE;
+  return code === "UNREACHABLE" ? EXIT_UNREACHABLE : EXIT_FAILURE;
 }
 
 /** What helps against EMFILE and ENFILE, whatever it was that could not be opened. */

@@ -20,7 +20,7 @@ const NOTHING = /^$/;
 
 const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
-  { name: "commands", files: /^commands\//, mutual: false, outside: ANYTHING },
+  { name: "commands", files: /^commands\//, mutual: true, outside: ANYTHING },
   { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },

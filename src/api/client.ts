@@ -1,0 +1,181 @@
+/**
+ * Asks and tells a running agent, over its socket. Every call throws VtepError: with the agent's own
+ * code and sentence when it refuses, UNREACHABLE when there is none or it does not answer.
+ */
+import { type IncomingMessage, request } from "node:http";
+import { createInterface } from "node:readline";
+import { text } from "node:stream/consumers";
+import { type ErrorCode, VtepError } from "../errors.ts";
+import type {
+  AgentStatus,
+  Changes,
+  FdbEntryStatus,
+  FdbFilter,
+  NetworkStatus,
+} from "../operations.ts";
+import type { ApiEvent } from "./feed.ts";
+
+/** An agent's status, with the version of the program that it runs. */
+export type ApiStatus = AgentStatus & { readonly version: string };
+
+/** How long an agent may keep silent over a call. */
+const PATIENCE_MS = 30_000;
+
+export class Client {
+  readonly socket: string;
+  readonly #patienceMs: number;
+
+  constructor(socket: string, patienceMs = PATIENCE_MS) {
+    this.socket = socket;
+    this.#patienceMs = patienceMs;
+  }
+
+  status(): Promise<ApiStatus> {
+    return this.#call("GET", "/v1/status");
+  }
+
+  networks(): Promise<NetworkStatus[]> {
+    return this.#call("GET", "/v1/networks");
+  }
+
+  network(name: string): Promise<NetworkStatus> {
+    return this.#call("GET", at`/v1/networks/${name}`);
+  }
+
+  /** `described` in the shape that a configuration file has. */
+  putNetwork(name: string, described: object): Promise<NetworkStatus> {
+    return this.#call("PUT", at`/v1/networks/${name}`, described);
+  }
+
+  removeNetwork(name: string): Promise<void> {
+    return this.#call("DELETE", at`/v1/networks/${name}`);
+  }
+
+  putPeer(network: string, address: string): Promise<NetworkStatus> {
+    return this.#call("PUT", at`/v1/networks/${network}/peers/${address}`);
+  }
+
+  removePeer(network: string, address: string): Promise<void> {
+    return this.#call("DELETE", at`/v1/networks/${network}/peers/${address}`);
+  }
+
+  putFdb(network: string, mac: string, remote: string): Promise<FdbEntryStatus> {
+    return this.#call("PUT", at`/v1/networks/${network}/fdb/${mac}`, { remote });
+  }
+
+  removeFdb(network: string, mac: string): Promise<void> {
+    return this.#call("DELETE", at`/v1/networks/${network}/fdb/${mac}`);
+  }
+
+  fdb(filter: FdbFilter = {}): Promise<FdbEntryStatus[]> {
+    return this.#call("GET", `/v1/fdb${queryOf(filter)}`);
+  }
+
+  /** The same as JSON, as it comes. */
+  fdbText(filter: FdbFilter = {}): Promise<IncomingMessage> {
+    return this.#answer("GET", `/v1/fdb${queryOf(filter)}`);
+  }
+
+  flushFdb(filter: Omit<FdbFilter, "origin"> = {}): Promise<{ readonly flushed: number }> {
+    return this.#call("DELETE", `/v1/fdb${queryOf(filter)}`);
+  }
+
+  reload(): Promise<Changes> {
+    return this.#call("POST", "/v1/reload");
+  }
+
+  setLogLevel(level: string): Promise<{ readonly level: string }> {
+    return this.#call("PUT", "/v1/log-level", { level });
+  }
+
+  /** Everything that happens from now on. Ends by throwing UNREACHABLE, when the agent does. */
+  async *events(): AsyncGenerator<ApiEvent> {
+    const answer = await this.#answer("GET", "/v1/events");
+    try {
+      for await (const line of createInterface(answer)) {
+        if (line.startsWith("data: ")) yield JSON.parse(line.slice("data: ".length)) as ApiEvent;
+      }
+    } catch (error) {
+      throw this.#unreachable(error as NodeJS.ErrnoException);
+    } finally {
+      answer.destroy();
+    }
+    throw this.#unreachable({ code: "ECONNRESET" });
+  }
+
+  async #call<Answer>(method: string, path: string, body?: object): Promise<Answer> {
+    const answer = await this.#answer(method, path, body);
+    try {
+      const content = await text(answer);
+      return (content === "" ? undefined : JSON.parse(content)) as Answer;
+    } catch (error) {
+      throw this.#unreachable(error as NodeJS.ErrnoException);
+    }
+  }
+
+  /** The answer, once its headers say that the call came to something. */
+  async #answer(method: string, path: string, body?: object): Promise<IncomingMessage> {
+    const content = body === undefined ? "" : JSON.stringify(body);
+    const length = Buffer.byteLength(content);
+    const headers = { "Content-Type": "application/json", "Content-Length": length };
+    const answer = await new Promise<IncomingMessage>((resolve, reject) => {
+      const asked = request({
+        socketPath: this.socket,
+        method,
+        path,
+        agent: false,
+        timeout: this.#patienceMs,
+        headers: body === undefined ? {} : headers,
+      });
+      asked.on("response", resolve);
+      asked.on("error", (error) => reject(this.#unreachable(error)));
+      asked.on("timeout", () => asked.destroy(Object.assign(new Error(), { code: "ETIMEDOUT" })));
+      asked.end(content);
+    });
+    if (answer.statusCode! < 300) return answer;
+    throw refusal(answer.statusCode!, await text(answer));
+  }
+
+  #unreachable(error: {
+    readonly code?: string | undefined;
+    readonly message?: string;
+  }): VtepError {
+    const instead = "or name its socket with --socket PATH";
+    const why = WHY[error.code ?? ""] ?? [error.message ?? "it failed", "start it with vtep run,"];
+    const message = `the agent is not reachable at ${this.socket} (${why[0]}): ${why[1]} ${instead}`;
+    return new VtepError("UNREACHABLE", message, error);
+  }
+}
+
+const START = "start it with vtep run (systemctl start vtep),";
+const WHY: Record<string, readonly [why: string, remedy: string]> = {
+  ENOENT: ["there is no such socket", START],
+  ENOTDIR: ["there is no such socket", START],
+  ECONNREFUSED: ["nobody listens there", START],
+  ENOTSOCK: ["that is no socket", START],
+  EACCES: ["not permitted", "run as root or as a member of the socket's group,"],
+  EPERM: ["not permitted", "run as root or as a member of the socket's group,"],
+  ECONNRESET: ["it has ended", START],
+  EPIPE: ["it has ended", START],
+  ETIMEDOUT: ["it does not answer", "look into its log,"],
+};
+
+function refusal(status: number, content: string): VtepError {
+  try {
+    const { code, message } = JSON.parse(content) as { code: ErrorCode; message: string };
+    return new VtepError(code, message);
+  } catch (error) {
+    return new VtepError("SYSTEM", `the agent answered ${status}: ${content.slice(0, 200)}`, error);
+  }
+}
+
+/** A path with its parts escaped. */
+function at(parts: TemplateStringsArray, ...names: readonly string[]): string {
+  return String.raw({ raw: parts }, ...names.map(encodeURIComponent));
+}
+
+function queryOf(filter: object): string {
+  const given = Object.entries(filter).filter(([, value]) => value !== undefined);
+  const query = new URLSearchParams(given as [string, string][]).toString();
+  return query === "" ? "" : `?${query}`;
+}

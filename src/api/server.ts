@@ -1,0 +1,84 @@
+/**
+ * Serves the API at a unix socket, for as long as the agent runs.
+ *
+ * It must never come into the way of forwarding, which is done by other threads: what a caller may hold of
+ * this one is bounded in size and in time. The framework is loaded once the socket listens, which takes
+ * longer than all else about it; callers that are that early wait for it.
+ */
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { Socket } from "node:net";
+import type { Served } from "./routes.ts";
+import { listen, type Place } from "./socket.ts";
+
+/** How long a caller may take over its question. */
+const HEADERS_MS = 5_000;
+const REQUEST_MS = 10_000;
+/** How long it may not read on, or not ask again, while it holds a connection. */
+const IDLE_MS = 30_000;
+const MOST_CONNECTIONS = 2048;
+
+/** What Node itself finds wrong with a request, before there is one. */
+const FAULTS: Record<string, [status: string, message: string]> = {
+  ERR_HTTP_REQUEST_TIMEOUT: ["408 Request Timeout", "the request did not arrive in time"],
+  HPE_HEADER_OVERFLOW: [
+    "431 Request Header Fields Too Large",
+    "the headers are larger than 16 KiB",
+  ],
+};
+
+/** Serves until it is disposed of. Throws VtepError when it cannot listen. */
+export async function serve(place: Place, served: Served): Promise<AsyncDisposable> {
+  const { log } = served;
+  let answer: Promise<Listener>;
+  const server = createServer(
+    {
+      headersTimeout: HEADERS_MS,
+      requestTimeout: REQUEST_MS,
+      connectionsCheckingInterval: 1_000,
+      keepAliveTimeout: HEADERS_MS,
+    },
+    async (request, response) => (await answer)(request, response),
+  );
+  server.timeout = IDLE_MS;
+  server.maxConnections = MOST_CONNECTIONS;
+  server.on("clientError", turnAway);
+  await listen(server, place);
+  server.on("error", (error) => log.warn({ reason: error.message }, "the API refused a caller"));
+  answer = load(served);
+  answer.catch((error: Error) => log.error({ err: error }, "the API could not be loaded"));
+  return {
+    async [Symbol.asyncDispose]() {
+      const closed = new Promise((resolve) => server.close(resolve));
+      server.closeAllConnections();
+      await closed;
+    },
+  };
+}
+
+type Listener = (request: IncomingMessage, response: ServerResponse) => unknown;
+
+async function load(served: Served): Promise<Listener> {
+  const [{ getRequestListener }, { routes }] = await Promise.all([
+    import("@hono/node-server"),
+    import("./routes.ts"),
+  ]);
+  const { fetch } = routes(served);
+  return getRequestListener(fetch, { hostname: "localhost", errorHandler: misunderstood });
+}
+
+/** What the framework makes no request of: its target or its host is none. */
+function misunderstood(error: unknown): Response {
+  const message = `this is no request: ${(error as Error).message}`;
+  return Response.json({ code: "USAGE", message }, { status: 400 });
+}
+
+function turnAway({ code }: NodeJS.ErrnoException, socket: Socket): void {
+  if (code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  const [status, message] = FAULTS[code ?? ""] ?? [
+    "400 Bad Request",
+    "this is no HTTP/1.1 request",
+  ];
+  const body = `${JSON.stringify({ code: "USAGE", message })}\n`;
+  const headers = `Content-Type: application/json\r\nContent-Length: ${body.length}\r\nConnection: close`;
+  socket.end(`HTTP/1.1 ${status}\r\n${headers}\r\n\r\n${body}`);
+}

@@ -1,0 +1,93 @@
+/**
+ * The path that the agent is asked at: one live agent holds it, and a dead one's is taken over.
+ *
+ * A socket file outlives its process, and tells nothing of it; whether somebody listens is found out
+ * by connecting. The file is made with mode 0660 from its first moment: who is in its group may ask.
+ */
+import { once } from "node:events";
+import { chmodSync, lstatSync, mkdirSync, rmSync, type Stats } from "node:fs";
+import { connect, type Server } from "node:net";
+import { dirname } from "node:path";
+import { VtepError } from "../errors.ts";
+
+/** Not for others: umask while the file is made. */
+const MASK = 0o117;
+/** Callers that may wait for their turn; net.core.somaxconn has the last word (4096 by default). */
+const BACKLOG = 4096;
+
+/** A descriptor that already listens (systemd's socket activation), or a path to listen at. */
+export type Place = { readonly fd: number } | { readonly path: string };
+
+/** Throws VtepError unless the path is free, or a dead agent's. */
+export async function refuseHeld(path: string): Promise<void> {
+  const file = found(path);
+  if (file === undefined) return;
+  if (!file.isSocket()) {
+    throw new VtepError(
+      "SOCKET_IN_USE",
+      `${path} exists and is no socket: remove it, or name another with --socket PATH`,
+    );
+  }
+  const fault = await knock(path);
+  if (fault?.code === "ECONNREFUSED" || fault?.code === "ENOENT") return;
+  throw new VtepError(
+    "SOCKET_IN_USE",
+    fault?.code === "EACCES"
+      ? `${path} belongs to somebody else: run as root, or name another with --socket PATH`
+      : `an agent already listens at ${path}: stop it, or name another with --socket PATH`,
+    fault,
+  );
+}
+
+/** Makes a server listen there. Throws VtepError. */
+export async function listen(server: Server, place: Place): Promise<void> {
+  const where = "fd" in place ? `descriptor ${place.fd}` : place.path;
+  try {
+    if ("path" in place) await makeRoom(place.path);
+    const listening = once(server, "listening");
+    const mask = process.umask(MASK);
+    try {
+      server.listen({ ...place, backlog: BACKLOG });
+    } finally {
+      process.umask(mask);
+    }
+    await listening;
+  } catch (error) {
+    if (error instanceof VtepError) throw error;
+    throw new VtepError("SYSTEM", explained(where, error as NodeJS.ErrnoException), error);
+  }
+}
+
+async function makeRoom(path: string): Promise<void> {
+  await refuseHeld(path);
+  rmSync(path, { force: true });
+  const made = mkdirSync(dirname(path), { recursive: true });
+  if (made !== undefined) chmodSync(dirname(path), 0o755); // whatever the umask
+}
+
+function explained(where: string, { code, message }: NodeJS.ErrnoException): string {
+  const denied = code === "EACCES" || code === "EPERM" || code === "EROFS";
+  const why = denied ? "not permitted" : message;
+  return `the API cannot listen at ${where} (${why}): run as root, or name another path with --socket PATH`;
+}
+
+function found(path: string): Stats | undefined {
+  try {
+    return lstatSync(path);
+  } catch {
+    return undefined; // or its directory cannot be looked into: listening will say so
+  }
+}
+
+/** Undefined when somebody listens, or the error of connecting. */
+async function knock(path: string): Promise<NodeJS.ErrnoException | undefined> {
+  const socket = connect(path);
+  try {
+    await once(socket, "connect");
+    return undefined;
+  } catch (error) {
+    return error as NodeJS.ErrnoException;
+  } finally {
+    socket.destroy();
+  }
+}

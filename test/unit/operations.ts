@@ -1,0 +1,155 @@
+import type { Config, NetworkConfig } from "../../src/config.ts";
+import { Counter } from "../../src/counters.ts";
+import { VtepError } from "../../src/errors.ts";
+import type {
+  AgentEvent,
+  AgentStatus,
+  Changes,
+  Counts,
+  FdbEntryStatus,
+  FdbFilter,
+  NetworkStatus,
+  Operations,
+} from "../../src/operations.ts";
+import { formatMac } from "../../src/wire/ethernet.ts";
+
+const NOTHING = Object.fromEntries(Object.keys(Counter).map((name) => [name, 0])) as Counts;
+
+/** What can be asked of an agent, of one that forwards nothing: networks and entries in memory. */
+export class MemoryOperations implements Operations {
+  readonly configs = new Map<string, NetworkConfig>();
+  readonly entries: FdbEntryStatus[] = [];
+  logLevel: Config["logLevel"] = "info";
+  readonly listeners = new Set<(event: AgentEvent) => void>();
+
+  status(): AgentStatus {
+    return {
+      pid: process.pid,
+      uptimeSeconds: 1,
+      local: ["192.0.2.1"],
+      port: 4789,
+      underlay: "native",
+      workers: 1,
+      capabilities: {
+        sourcePortEntropy: true,
+        dontFragment: true,
+        zeroChecksum6: true,
+        countsOverflows: true,
+        carriesTos: true,
+        cutsSuperFrames: true,
+      },
+      offloads: {
+        csum: true,
+        tso: true,
+        uso: true,
+        gso: true,
+        gro: true,
+        "coalesce-tcp": true,
+        "coalesce-udp": true,
+      },
+      drops: { VXLAN_VNI_NOT_FOUND: 3 },
+      refused: 0,
+      paths: [{ address: "192.0.2.2", mtu: 1400 }],
+      networks: [...this.configs.values()].map((config) => this.#status(config)),
+    };
+  }
+
+  #status({ name, vni, tap, bridge, mtu, peers }: NetworkConfig): NetworkStatus {
+    return {
+      name,
+      vni,
+      tap,
+      bridge,
+      mac: "02:00:00:00:00:01",
+      mtu: mtu === "auto" ? 1450 : mtu,
+      peers,
+      counters: NOTHING,
+      drops: {},
+      fdb: { learned: this.entries.length, control: 0, static: 0 }, // the agent tells them apart
+    };
+  }
+
+  *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
+    for (const entry of this.entries) {
+      if (network !== undefined && entry.network !== network) continue;
+      if (mac !== undefined && entry.mac !== mac) continue;
+      if (remote !== undefined && entry.destination !== remote) continue;
+      if (origin !== undefined && entry.origin !== origin) continue;
+      yield entry;
+    }
+  }
+
+  async putNetwork(network: NetworkConfig): Promise<boolean> {
+    for (const [name, { vni }] of this.configs) {
+      if (vni === network.vni && name !== network.name) {
+        throw new VtepError("CONFLICT", `VNI ${vni} is given to two networks: each needs its own`);
+      }
+    }
+    const isNew = !this.configs.has(network.name);
+    this.configs.set(network.name, network);
+    return isNew;
+  }
+
+  async removeNetwork(name: string): Promise<boolean> {
+    return this.configs.delete(name);
+  }
+
+  async putPeer(network: string, address: string): Promise<void> {
+    const config = this.configs.get(network)!;
+    this.configs.set(network, { ...config, peers: [...new Set([...config.peers, address])] });
+  }
+
+  async removePeer(network: string, address: string): Promise<boolean> {
+    const config = this.configs.get(network)!;
+    this.configs.set(network, {
+      ...config,
+      peers: config.peers.filter((peer) => peer !== address),
+    });
+    return config.peers.includes(address);
+  }
+
+  async putFdb(network: string, mac: string, address: string): Promise<void> {
+    await this.removeFdb(network, mac);
+    this.entries.push({ network, mac, destination: address, origin: "static", moves: 0 });
+  }
+
+  async removeFdb(network: string, mac: string): Promise<boolean> {
+    const at = this.entries.findIndex((entry) => entry.network === network && entry.mac === mac);
+    return at >= 0 && this.entries.splice(at, 1).length > 0;
+  }
+
+  async flushFdb(filter: FdbFilter): Promise<number> {
+    const gone = [...this.fdb({ ...filter, origin: "learned" })];
+    for (const entry of gone) this.entries.splice(this.entries.indexOf(entry), 1);
+    return gone.length;
+  }
+
+  async reload(): Promise<Changes> {
+    const changes = { added: ["blue"], changed: [], removed: [], restart: ["port"] };
+    this.tell({ event: "reloaded", changes });
+    return changes;
+  }
+
+  setLogLevel(level: Config["logLevel"]): void {
+    this.logLevel = level;
+  }
+
+  listen(listener: (event: AgentEvent) => void): () => void {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  // ---- What a test makes happen
+
+  tell(event: AgentEvent): void {
+    for (const listener of this.listeners) listener(event);
+  }
+
+  learn(network: string, count: number): void {
+    for (let at = 0; at < count; at++) {
+      const mac = formatMac(0x0200, at);
+      const destination = `192.0.2.${2 + (at % 2)}`;
+      this.entries.push({ network, mac, destination, origin: "learned", ageSeconds: 5, moves: 0 });
+    }
+  }
+}
