@@ -5,14 +5,22 @@ import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { Agent } from "./agent.ts";
+import { serve } from "./api/server.ts";
+import { type Place, refuseHeld } from "./api/socket.ts";
+import { addCompletionCommand } from "./commands/completion.ts";
 import { addConfigCommand } from "./commands/config.ts";
+import { addControlCommands } from "./commands/control.ts";
+import { addFdbCommands } from "./commands/fdb.ts";
+import { addNetworkCommands } from "./commands/network.ts";
 import { addServiceCommand } from "./commands/service.ts";
 import type { Config } from "./config.ts";
 import { DEFAULT_FILE, defaultFile, load } from "./config-file.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "./errors.ts";
 import { addFlags, once, valuesByKey } from "./flags.ts";
+import type { Changes } from "./operations.ts";
 import {
   feedWatchdog,
+  handedOver,
   isJournal,
   journalStream,
   notifyReady,
@@ -55,7 +63,11 @@ function program(): Command {
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
   vtep.addCommand(runCommand().copyInheritedSettings(vtep));
+  addNetworkCommands(vtep);
+  addFdbCommands(vtep);
+  addControlCommands(vtep);
   addConfigCommand(vtep);
+  addCompletionCommand(vtep);
   addServiceCommand(vtep);
   return vtep;
 }
@@ -94,34 +106,64 @@ async function forward(given: Record<string, unknown>): Promise<void> {
     if (agent === undefined) log.info("starting: there is no status yet");
     else log.info(agent.report(), "status");
   });
+  const socket = handedOver().find(({ name }) => name === "api");
+  const place = socket ?? { path: config.socket };
+  if ("path" in place) await refuseHeld(place.path);
   const starting = Agent.start(config, log, unwanted.signal);
   process.on("SIGHUP", () => {
-    if (fileOf(given) === undefined) log.warn("there is no file to read again: --config FILE");
-    else starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
+    starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
   });
   agent = await starting;
   if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
-  const brief = summary(agent);
-  log.info(brief, "ready");
-  notifyReady(forwarding(brief.networks));
-  const leaveWatchdog = feedWatchdog(() => agent?.forwards() ?? false);
-  const reason = await Promise.race([stopped, agent.lost]);
-  leaveWatchdog();
-  notifyStopping();
-  await agent.stop();
+  const reason = await ready(agent, place, given, log, stopped).finally(() => {
+    notifyStopping();
+    return agent?.stop();
+  });
   if (reason instanceof VtepError) throw reason;
   log.info({ signal: reason }, "stopped");
 }
 
+/** While frames can cross: until it is told to stop, or cannot go on. */
+async function ready(
+  agent: Agent,
+  place: Place,
+  given: Record<string, unknown>,
+  log: Logger,
+  stopped: Promise<NodeJS.Signals>,
+): Promise<NodeJS.Signals | VtepError> {
+  const reread = () => apply(agent, given);
+  const served = { version: version(), operations: agent, reload: reread, log };
+  await using _ = await serve(place, served);
+  const brief = summary(agent);
+  log.info(brief, "ready");
+  notifyReady(forwarding(brief.networks));
+  const leaveWatchdog = feedWatchdog(() => agent.forwards());
+  try {
+    return await Promise.race([stopped, agent.lost]);
+  } finally {
+    leaveWatchdog();
+  }
+}
+
 /** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
 async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<void> {
-  notifyReloading();
   try {
-    log.info(await agent.reload(configuration(given)), "reloaded");
+    log.info(await apply(agent, given), "reloaded");
   } catch (error) {
     log.error({ reason: sentenceOf(error) }, "nothing was changed");
   }
-  notifyReady(forwarding(agent.status().networks));
+}
+
+/** Reads the file again. Throws where there is none, for then nothing can be new. */
+async function apply(agent: Agent, given: Record<string, unknown>): Promise<Changes> {
+  notifyReloading();
+  try {
+    if (fileOf(given) !== undefined) return await agent.reload(configuration(given));
+    const message = "the agent was started by flags alone: there is no file to read again";
+    throw new VtepError("CONFLICT", `${message}, so add and remove networks, peers and entries`);
+  } finally {
+    notifyReady(forwarding(agent.status().networks));
+  }
 }
 
 /** One JSON line a message, or colours for people. A log that is full must not stop frames. */

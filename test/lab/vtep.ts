@@ -1,4 +1,7 @@
 import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import type { Endpoint, Host } from "./host.ts";
@@ -6,6 +9,11 @@ import type { Child } from "./namespace.ts";
 import { until } from "./until.ts";
 
 export const cli = fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
+
+/** Paths are not of a network namespace: the agents of a lab share the machine's. */
+const sockets = mkdtempSync(join(tmpdir(), "vtep-lab-"));
+process.once("exit", () => rmSync(sockets, { recursive: true, force: true }));
+let started = 0;
 
 /** One line of the log. */
 export interface LogLine {
@@ -72,11 +80,16 @@ export class Vtep implements Endpoint {
   stderr = "";
   /** Its exit code, null if a signal ended it. */
   readonly exited: Promise<number | null>;
+  /** Where it is asked: a path of its own, unless the arguments say otherwise. */
+  readonly socket: string;
   readonly #child: Child;
   #running = true;
 
   constructor(host: Host, args: string[]) {
-    this.#child = host.spawn("node", cli, "run", ...args);
+    const given = args.indexOf("--socket");
+    this.socket = given < 0 ? join(sockets, `${++started}.sock`) : args[given + 1]!;
+    const place = given < 0 ? ["--socket", this.socket] : [];
+    this.#child = host.spawn("node", cli, "run", ...args, ...place);
     this.#child.stdin.end();
     this.#child.stderr.setEncoding("utf8").on("data", (text) => {
       this.stderr += text;

@@ -17,7 +17,8 @@ await host.ip("link add taken type bridge", "link add plain type veth peer name 
 const links = await host.links();
 
 const vtep = (...args: string[]) => host.finish(["node", cli, ...args], { timeoutMs: 15_000 });
-const run = (args: string) => vtep("run", ...args.split(" "));
+const socket = ["--socket", join(directory, "vtep.sock")];
+const run = (args: string) => vtep("run", ...args.split(" "), ...socket);
 const good = `--vni 42 --peer ${peer.address}`;
 
 /** One sentence on standard error with these words in it, and nothing on standard output. */
@@ -133,7 +134,7 @@ describe.concurrent("what the system refuses ends with 1", () => {
     expectRefused(await run(args), 1, words);
   });
 
-  const start = ["node", cli, "run", ...good.split(" ")];
+  const start = ["node", cli, "run", ...good.split(" "), ...socket];
   const nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
   test.each([
     ["root without CAP_NET_ADMIN", ["setpriv", "--bounding-set=-net_admin"]],
@@ -327,7 +328,7 @@ test("vtep run with too few open files allowed", async () => {
   const vnis = Array.from({ length: 60 }, (_, at) => at + 1);
   const networks = vnis.map((vni) => `{ vni: ${vni}, peers: [${peer.address}] }`);
   await writeFile(file, `networks: [${networks}]`);
-  const wrapper = ["prlimit", "--nofile=64", "node", cli, "run", "--config", file];
+  const wrapper = ["prlimit", "--nofile=64", "node", cli, "run", "--config", file, ...socket];
   const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
   expectRefused(refused, 1, ["EMFILE", "ulimit -n"]);
 });

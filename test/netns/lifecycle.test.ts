@@ -17,6 +17,7 @@ const [ours, theirs] = [lab.host(1), lab.host(2)];
 const here = await ours.container();
 const there = await theirs.container();
 const network = ["--vni", "42", "--peer", theirs.address];
+const socket = join(tmpdir(), `vtep-lifecycle-${process.pid}.sock`);
 
 /** What a run must leave as it was. */
 async function state(): Promise<{ links: string[]; sockets: string }> {
@@ -209,7 +210,7 @@ describe("twenty networks with a bridge each", () => {
     const path = await pathWithIp(
       `if [ "$*" = "-batch -" ]; then ${edit} | real "$@"; else real "$@"; fi`,
     );
-    const child = ours.spawn("env", path, "node", cli, "run", "--config", file);
+    const child = ours.spawn("env", path, "node", cli, "run", "--config", file, "--socket", socket);
     child.stdout.resume();
     const [[code], stderr] = await Promise.all([once(child, "close"), text(child.stderr)]);
     expect(stderr).toMatch(/^vtep: creating bridge br20 failed: [^\n]+\n$/);
@@ -239,7 +240,18 @@ describe("an ip that fails while vtep stops", () => {
     ],
   ])("%s costs no bridge that has ports, and is logged", async (_, refuses, ports) => {
     const path = await pathWithIp(`if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`);
-    const child = ours.spawn("env", path, "node", cli, "run", ...network, "--bridge", "br42");
+    const child = ours.spawn(
+      "env",
+      path,
+      "node",
+      cli,
+      "run",
+      ...network,
+      "--bridge",
+      "br42",
+      "--socket",
+      socket,
+    );
     const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
     for (let line = ""; !line.includes('"ready"'); ) line = (await lines.next()).value;
     await ours.ip("link add port42 type veth peer name port43");

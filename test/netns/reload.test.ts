@@ -190,7 +190,7 @@ test("without a file there is nothing to read again", async () => {
   await vtep.stop();
   vtep = await ours.vtep("--vni", "42", "--peer", theirs.address, "--bridge", "br0").ready();
   process.kill(vtep.pid, "SIGHUP");
-  const said = () => vtep.log.find(({ msg }) => msg.startsWith("there is no file to read again"));
-  expect(await until("a word about it", said)).toMatchObject({ level: 40 });
+  const said = () => vtep.log.find(({ msg }) => msg === "nothing was changed");
+  expect(await until("a word about it", said)).toMatchObject({ reason: expect.stringMatching(/no file to read again/) });
   await reach(here, there.address);
 });
