@@ -17,7 +17,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { Counter, Counters } from "./counters.ts";
+import { Counter, Counters, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
@@ -92,6 +92,7 @@ export class Agent implements Operations {
   readonly #plan: Plan;
   readonly #fdb: Fdb;
   readonly #counters: Counters;
+  readonly #traffic: Traffic;
   readonly #heartbeats: Heartbeats;
   readonly #remotes = new Remotes();
   readonly #workers: Workers;
@@ -144,12 +145,14 @@ export class Agent implements Operations {
     this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
     const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
     this.#counters = new Counters(Counters.allocate(NETWORKS - 1, workers), workers);
+    this.#traffic = new Traffic(Traffic.allocate(workers), workers);
     this.#heartbeats = new Heartbeats(Heartbeats.allocate(workers));
     const endpoint = {
       workers,
       heartbeats: this.#heartbeats.memory,
       fdb: this.#fdb.memory,
       counters: this.#counters.memory,
+      traffic: this.#traffic.memory,
       remotes: this.#remotes.words.buffer as SharedArrayBuffer,
       underlay: config.underlay,
       local4: found.local4,

@@ -168,17 +168,34 @@ export class Batch {
     this.outError = column(OUT_ERROR, OUT_ROWS);
   }
 
+  /** Whether a frame that was read is to be cut into segments. */
+  isSuperFrame(row: number): boolean {
+    return this.#gsoType(row) !== VNET_GSO_NONE;
+  }
+
+  /** Segments that a super-frame makes; 1 of what has no such headers, or no size to cut it to. */
+  segments(row: number): number {
+    const length = this.inLength[row]!;
+    const size = this.inVnet.getUint16(row * VNET_WORDS * 4 + GSO_SIZE, LITTLE_ENDIAN);
+    const headers = headersLength(this.view, this.inOffset[row]!, length, this.#gsoType(row));
+    return size === 0 || headers >= length ? 1 : ((length - headers + size - 1) / size) | 0;
+  }
+
   /**
    * Bytes of the longest frame that a row leaves as: of itself, or of a segment where it is a
    * super-frame. (Its virtio_net_hdr does not tell how long its headers are, or not reliably.)
    */
   longestFrame(row: number): number {
-    const vnet = row * VNET_WORDS * 4;
     const length = this.inLength[row]!;
-    const type = this.inVnet.getUint8(vnet + GSO_TYPE) & ~VNET_GSO_ECN;
+    const type = this.#gsoType(row);
     if (type === VNET_GSO_NONE) return length;
     const headers = headersLength(this.view, this.inOffset[row]!, length, type);
-    return Math.min(length, headers + this.inVnet.getUint16(vnet + GSO_SIZE, LITTLE_ENDIAN));
+    const size = this.inVnet.getUint16(row * VNET_WORDS * 4 + GSO_SIZE, LITTLE_ENDIAN);
+    return Math.min(length, headers + size);
+  }
+
+  #gsoType(row: number): number {
+    return this.inVnet.getUint8(row * VNET_WORDS * 4 + GSO_TYPE) & ~VNET_GSO_ECN;
   }
 
   /** Whether the checksum of a frame that was read is left to us still. */

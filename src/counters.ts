@@ -1,14 +1,14 @@
 /**
  * What forwarding threads count: a row a network, of doubles in shared memory (exact to 2^53), and
- * row 0 for what happens before a datagram's network is known. Every forwarding thread has rows of
- * its own, which it alone writes; any thread reads the sum of all.
+ * row 0 for what happens before a datagram's network is known; and a row a remote (`Traffic`). Every
+ * forwarding thread has rows of its own, which it alone writes; any thread reads the sum of all.
  *
  * The reasons for drops are one fixed list. Where the kernel has, or had, a name for a reason, that is
  * the name (include/net/dropreason-core.h, which has since renamed VXLAN_NO_REMOTE to NO_TX_TARGET).
  */
 import { constants } from "node:os";
 import { ADDRESS_WORDS } from "./batch.ts";
-import { formatAddress } from "./remotes.ts";
+import { formatAddress, REMOTE_ROWS } from "./remotes.ts";
 
 /** Columns of a row: events. */
 export const Counter = {
@@ -66,6 +66,31 @@ export const Drop = {
 
 export type DropReason = keyof typeof Drop;
 
+/**
+ * Columns of row 0: how the forwarding threads work, whatever network it is for. Of these, what is a
+ * mean (rows a batch, segments a super-frame, datagrams a train) is for the reader to divide.
+ */
+export const Work = {
+  /** Reads of TAPs that found something, and the frames that they found. */
+  encapBatches: 31,
+  encapRows: 32,
+  /** Reads of the underlay that found something, and the datagrams or trains that they found. */
+  decapBatches: 33,
+  decapRows: 34,
+  /** Frames of those read from TAPs that are to be cut, and the segments that makes. */
+  superFrames: 35,
+  segments: 36,
+  /** Those received that the kernel had joined, and the datagrams in them. */
+  trains: 37,
+  datagrams: 38,
+} as const;
+
+/** Bounds in seconds of the classes that `late` sorts into; above the last is one more. */
+export const LATENESS_BOUNDS = [0.005, 0.01, 0.05, 0.1, 1] as const;
+/** Columns of row 0: how often a thread was so late, in the classes; then the sum of seconds. */
+const LATENESS = 39;
+const LATENESS_SUM = LATENESS + LATENESS_BOUNDS.length + 1;
+
 const ROW_WORDS = 48;
 /** The last two doubles of a row: an address, as ADDRESS_WORDS words of int32. */
 const STRANGER = 46;
@@ -114,6 +139,20 @@ export class Counters {
     return sum;
   }
 
+  /** Notes by how many seconds this thread came late to what it does once a second. */
+  late(seconds: number): void {
+    const above = LATENESS_BOUNDS.findIndex((bound) => seconds <= bound);
+    this.add(0, LATENESS + (above < 0 ? LATENESS_BOUNDS.length : above), 1);
+    this.add(0, LATENESS_SUM, seconds);
+  }
+
+  /** How often a thread was late, by class (LATENESS_BOUNDS), and by how many seconds in all. */
+  lateness(worker: number): { classes: number[]; sum: number } {
+    const cell = worker * this.#block + LATENESS;
+    const sum = cell + LATENESS_BOUNDS.length + 1;
+    return { classes: [...this.#cells.subarray(cell, sum)], sum: this.#cells[sum]! };
+  }
+
   /** Remembers the address at `words[at…at + 3]` as the one that was refused last in a network. */
   setStranger(network: number, words: Int32Array, at: number): void {
     const cell = (this.#own + network * ROW_WORDS + STRANGER) * 2;
@@ -148,6 +187,50 @@ export class Counters {
     const names = Object.keys(columns) as Name[];
     const counts = names.map((name) => [name, this.get(network, columns[name])]);
     return Object.fromEntries(counts) as Record<Name, number>;
+  }
+}
+
+/** Columns of a remote's row; each has the bytes behind the frames. */
+export const TO_REMOTE = 0;
+export const FROM_REMOTE = 2;
+export type Way = typeof TO_REMOTE | typeof FROM_REMOTE;
+const TRAFFIC_COLUMNS = 4;
+
+/** Frames and bytes that crossed, by remote: as many in all as the networks' rows have. */
+export class Traffic {
+  readonly memory: SharedArrayBuffer;
+  readonly #cells: Float64Array;
+  readonly #block: number;
+  readonly #own: number;
+
+  /** Pages are taken from the system when they are first written: with the remotes that there are. */
+  static allocate(workers: number): SharedArrayBuffer {
+    return new SharedArrayBuffer(workers * REMOTE_ROWS * TRAFFIC_COLUMNS * 8);
+  }
+
+  /** As of `Counters`. */
+  constructor(memory: SharedArrayBuffer, workers: number, worker = 0) {
+    this.memory = memory;
+    this.#cells = new Float64Array(memory);
+    this.#block = this.#cells.length / workers;
+    this.#own = worker * this.#block;
+  }
+
+  add(remote: number, way: Way, frames: number, bytes: number): void {
+    const cell = this.#own + remote * TRAFFIC_COLUMNS + way;
+    this.#cells[cell] = this.#cells[cell]! + frames;
+    this.#cells[cell + 1] = this.#cells[cell + 1]! + bytes;
+  }
+
+  /** The sums over all forwarding threads. */
+  get(remote: number, way: Way): { frames: number; bytes: number } {
+    let [frames, bytes] = [0, 0];
+    const first = remote * TRAFFIC_COLUMNS + way;
+    for (let cell = first; cell < this.#cells.length; cell += this.#block) {
+      frames += this.#cells[cell]!;
+      bytes += this.#cells[cell + 1]!;
+    }
+    return { frames, bytes };
   }
 }
 

@@ -24,7 +24,17 @@
  * and knows no address families (an address is 16 bytes).
  */
 import { ADDRESS_WORDS, Batch, HEADROOM, OUT_ROWS, TRUNCATED } from "./batch.ts";
-import { Counter, type Counters, Drop, dropOfErrno } from "./counters.ts";
+import {
+  Counter,
+  type Counters,
+  Drop,
+  dropOfErrno,
+  FROM_REMOTE,
+  TO_REMOTE,
+  type Traffic,
+  type Way,
+  Work,
+} from "./counters.ts";
 import type { Underlay } from "./device.ts";
 import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
 import type { Network } from "./network.ts";
@@ -51,6 +61,7 @@ export class Dataplane {
   readonly #fdb: Fdb;
   readonly #remotes: Remotes;
   readonly #counters: Counters;
+  readonly #traffic: Traffic;
   readonly #underlay: Underlay;
   /** By VNI. */
   readonly #networks: Map<number, Network>;
@@ -74,6 +85,7 @@ export class Dataplane {
     fdb: Fdb;
     remotes: Remotes;
     counters: Counters;
+    traffic: Traffic;
     underlay: Underlay;
     networks: readonly Network[];
     /** Drop datagrams with reserved bits set, as Linux does, instead of ignoring the bits. */
@@ -85,6 +97,7 @@ export class Dataplane {
     this.#fdb = options.fdb;
     this.#remotes = options.remotes;
     this.#counters = options.counters;
+    this.#traffic = options.traffic;
     this.#underlay = options.underlay;
     this.#networks = new Map(options.networks.map((network) => [network.vni, network]));
     this.#strict = options.strict;
@@ -109,6 +122,7 @@ export class Dataplane {
       const rows = network.tap.read(this.#batch);
       if (rows === 0) return;
       this.#answered = NO_ROW;
+      this.#countRead(rows);
       for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
       this.#send(network);
     }
@@ -119,6 +133,7 @@ export class Dataplane {
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#underlay.receive(this.#batch);
       if (rows === 0) return;
+      this.#countReceived(rows);
       this.#decapBurst(rows);
     }
   }
@@ -148,6 +163,21 @@ export class Dataplane {
   }
 
   // encap
+
+  #countRead(rows: number): void {
+    this.#counters.add(NO_NETWORK, Work.encapBatches, 1);
+    this.#counters.add(NO_NETWORK, Work.encapRows, rows);
+    let superFrames = 0;
+    let segments = 0;
+    for (let row = 0; row < rows; row++) {
+      if (!this.#batch.isSuperFrame(row)) continue;
+      superFrames++;
+      segments += this.#batch.segments(row);
+    }
+    if (superFrames === 0) return;
+    this.#counters.add(NO_NETWORK, Work.superFrames, superFrames);
+    this.#counters.add(NO_NETWORK, Work.segments, segments);
+  }
 
   #encapFrame(network: Network, row: number): void {
     const { view, inOffset, inLength, inFlags } = this.#batch;
@@ -206,9 +236,8 @@ export class Dataplane {
   #send(network: Network): void {
     if (this.#out === 0) return;
     const failed = this.#underlay.send(this.#batch, this.#out);
-    const frames = this.#out - failed;
-    const bytes = this.#writtenBytes(network, failed) - frames * vxlan.HEADER;
-    this.#counters.add(network.index, Counter.encapFrames, frames);
+    const bytes = this.#countWritten(network, TO_REMOTE, vxlan.HEADER, failed);
+    this.#counters.add(network.index, Counter.encapFrames, this.#out - failed);
     this.#counters.add(network.index, Counter.encapBytes, bytes);
     if (failed > 0) this.#tellOfFailed(network);
     this.#out = 0;
@@ -255,6 +284,22 @@ export class Dataplane {
 
   // decap
 
+  #countReceived(rows: number): void {
+    const { inLength, inSegment } = this.#batch;
+    this.#counters.add(NO_NETWORK, Work.decapBatches, 1);
+    this.#counters.add(NO_NETWORK, Work.decapRows, rows);
+    let trains = 0;
+    let datagrams = 0;
+    for (let row = 0; row < rows; row++) {
+      if (inLength[row]! <= inSegment[row]!) continue;
+      trains++;
+      datagrams += this.#datagramsIn(row);
+    }
+    if (trains === 0) return;
+    this.#counters.add(NO_NETWORK, Work.trains, trains);
+    this.#counters.add(NO_NETWORK, Work.datagrams, datagrams);
+  }
+
   #decapBurst(rows: number): void {
     const { inFlags, inAddress } = this.#batch;
     let filling: Network | undefined;
@@ -298,7 +343,7 @@ export class Dataplane {
           const mtu = this.#clampMtu(network, remote);
           tcp.clampMss(view, offset + vxlan.HEADER, length - vxlan.HEADER, mtu, false);
         }
-        this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER);
+        this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER, remote);
         current = network;
       }
       offset += segment;
@@ -355,16 +400,18 @@ export class Dataplane {
     return false;
   }
 
-  #toTap(offset: number, length: number): void {
+  #toTap(offset: number, length: number, remote: number): void {
     const out = this.#out++;
     this.#batch.outOffset[out] = offset;
     this.#batch.outLength[out] = length;
+    this.#batch.outRemote[out] = remote; // who it came from
   }
 
   #deliver(network: Network): void {
     const failed = network.tap.write(this.#batch, 0, this.#out);
+    const bytes = this.#countWritten(network, FROM_REMOTE, 0, failed);
     this.#counters.add(network.index, Counter.decapFrames, this.#out - failed);
-    this.#counters.add(network.index, Counter.decapBytes, this.#writtenBytes(network, failed));
+    this.#counters.add(network.index, Counter.decapBytes, bytes);
     this.#out = 0;
   }
 
@@ -387,15 +434,33 @@ export class Dataplane {
     return Math.min(network.clampMtu, this.#remotes.longestFrame(remote) - ethernet.HEADER);
   }
 
-  /** Bytes of the out rows that were written; those that were not are counted by their reason. */
-  #writtenBytes(network: Network, failed: number): number {
-    const { outLength, outError } = this.#batch;
+  /**
+   * Counts the out rows that were written by remote, which a run of them has in common, and those that
+   * were not by their reason. Returns the bytes of the former's frames, each behind a header.
+   */
+  #countWritten(network: Network, way: Way, header: number, failed: number): number {
+    const { outLength, outError, outRemote } = this.#batch;
     let bytes = 0;
+    let remote = outRemote[0]!;
+    let runFrames = 0;
+    let runBytes = 0;
     for (let out = 0; out < this.#out; out++) {
-      if (failed === 0 || outError[out] === 0) bytes += outLength[out]!;
-      else this.#drop(network.index, dropOfErrno(outError[out]!));
+      if (failed > 0 && outError[out] !== 0) {
+        this.#drop(network.index, dropOfErrno(outError[out]!));
+        continue;
+      }
+      if (outRemote[out] !== remote) {
+        this.#traffic.add(remote, way, runFrames, runBytes);
+        bytes += runBytes;
+        remote = outRemote[out]!;
+        runFrames = 0;
+        runBytes = 0;
+      }
+      runFrames++;
+      runBytes += outLength[out]! - header;
     }
-    return bytes;
+    this.#traffic.add(remote, way, runFrames, runBytes);
+    return bytes + runBytes;
   }
 
   #refuse(network: number, reason: number): undefined {

@@ -3,7 +3,7 @@
  * and shared memory and so can be handed to a worker thread, it opens the devices and wires them to
  * a dataplane on the event loop of the thread it is called in.
  */
-import { Counters } from "./counters.ts";
+import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { NativeUnderlay } from "./device/native-underlay.ts";
@@ -37,6 +37,7 @@ export interface Plan {
   readonly workers: number;
   readonly fdb: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
+  readonly traffic: SharedArrayBuffer;
   readonly heartbeats: SharedArrayBuffer;
   readonly remotes: SharedArrayBuffer;
   readonly underlay: "auto" | "native" | "dgram";
@@ -113,6 +114,7 @@ export class Vtep {
       fdb: new Fdb(plan.fdb),
       remotes,
       counters: new Counters(plan.counters, plan.workers, worker),
+      traffic: new Traffic(plan.traffic, plan.workers, worker),
       underlay,
       networks: [],
       strict: plan.strict,

@@ -2,7 +2,7 @@ import { constants } from "node:os";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { OUT_ROWS, TRUNCATED } from "../../src/batch.ts";
-import type { DropReason } from "../../src/counters.ts";
+import { type DropReason, FROM_REMOTE, TO_REMOTE } from "../../src/counters.ts";
 import { STATIC } from "../../src/fdb.ts";
 import {
   address,
@@ -767,6 +767,23 @@ describe("any number of VTEPs, wired at random", () => {
         for (const one of world.hosts) {
           for (const vni of [100, 200]) {
             expect(one.events(vni).decapFrames).toBe(one.tap(vni).receivedCount);
+          }
+        }
+        // What each remote had is what the networks had.
+        for (const one of world.hosts) {
+          const remotes = [...Array(HOSTS + 2).keys()];
+          for (const [way, event] of [
+            [TO_REMOTE, "encap"],
+            [FROM_REMOTE, "decap"],
+          ] as const) {
+            const each = remotes.map((remote) => one.traffic.get(remote, way));
+            const both = [100, 200].map((vni) => one.events(vni));
+            for (const unit of ["Frames", "Bytes"] as const) {
+              const by = unit === "Frames" ? "frames" : "bytes";
+              expect(each.reduce((total, row) => total + row[by], 0)).toBe(
+                both.reduce((total, row) => total + row[`${event}${unit}`], 0),
+              );
+            }
           }
         }
         const injected = steps.filter(({ kind }) => kind === "inject").length;

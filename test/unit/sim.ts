@@ -10,7 +10,7 @@
  */
 import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { writeStaticRoutes } from "../../src/control/static.ts";
-import { Counters } from "../../src/counters.ts";
+import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
 import { MemoryTap, MemoryUnderlay, MemoryWire } from "../../src/device/memory.ts";
 import type { Tap, Underlay, Watch } from "../../src/device.ts";
@@ -72,6 +72,7 @@ interface Parts {
   readonly fdb: Fdb;
   readonly remotes: Remotes;
   readonly counters: Counters;
+  readonly traffic: Traffic;
 }
 
 function parts(networks: number): Parts {
@@ -79,6 +80,7 @@ function parts(networks: number): Parts {
     fdb: new Fdb(Fdb.allocate(4096, 0x5eed)),
     remotes: new Remotes(),
     counters: new Counters(Counters.allocate(networks, 1), 1),
+    traffic: new Traffic(Traffic.allocate(1), 1),
   };
 }
 
@@ -229,16 +231,18 @@ export class Host implements Parts {
   readonly fdb: Fdb;
   readonly remotes: Remotes;
   readonly counters: Counters;
+  readonly traffic: Traffic;
   readonly underlay: MemoryUnderlay;
   readonly networks: readonly Network[];
   readonly dataplane: Dataplane;
 
   constructor(wire: MemoryWire, options: Parameters<World["host"]>[0]) {
     this.address = options.address;
-    const { fdb, remotes, counters } = parts(options.networks.length);
+    const { fdb, remotes, counters, traffic } = parts(options.networks.length);
     this.fdb = fdb;
     this.remotes = remotes;
     this.counters = counters;
+    this.traffic = traffic;
     this.underlay = new MemoryUnderlay({
       wire,
       local4: options.address,
@@ -255,6 +259,7 @@ export class Host implements Parts {
       fdb,
       remotes,
       counters,
+      traffic,
       underlay: this.underlay,
       networks: this.networks,
       strict: options.strict ?? false,

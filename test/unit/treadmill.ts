@@ -3,7 +3,7 @@
  * written, and neither cost nor allocate anything worth measuring. What is left is the dataplane.
  */
 import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
-import { Counters } from "../../src/counters.ts";
+import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
 import type { Tap, Underlay, Watch } from "../../src/device.ts";
 import { Fdb } from "../../src/fdb.ts";
@@ -96,6 +96,7 @@ export function treadmill(options: {
   const fdb = new Fdb(Fdb.allocate(4096, 0x5eed));
   const remotes = new Remotes();
   const counters = new Counters(Counters.allocate(1, 1), 1);
+  const traffic = new Traffic(Traffic.allocate(1), 1);
   const { tap, underlay, peers, limit = 1024 } = options;
   const mac = parseMac("00:00:5e:00:53:f0")!;
   const network = new Network({ vni: 100, tap, index: 1, ageSeconds: 300, mac });
@@ -106,6 +107,7 @@ export function treadmill(options: {
     fdb,
     remotes,
     counters,
+    traffic,
     underlay,
     networks,
     strict: false,
