@@ -67,6 +67,10 @@ const OLDEST = 0;
 const NEWEST = 1;
 const LEARNED_COUNT = 2;
 const LIMIT = 3;
+/** Entries of the control plane, and of the configuration. */
+const CONTROL_COUNT = 4;
+const STATIC_COUNT = 5;
+const COUNTS = { [LEARNED]: LEARNED_COUNT, [CONTROL]: CONTROL_COUNT, [STATIC]: STATIC_COUNT };
 
 const ENTRY_WORDS = 8;
 const KEY_LOW = 0;
@@ -184,12 +188,18 @@ export class Fdb {
     if (entry === 0) {
       entry = this.#take(network);
       if (entry === 0) done = false;
-      else this.#enter(entry, network, macHigh, macLow, (destination << 2) | origin);
+      else {
+        this.#enter(entry, network, macHigh, macLow, (destination << 2) | origin);
+        this.#tally(network, origin, 1);
+      }
     } else if ((words[entry + ROUTE]! & 3) > origin) {
       done = false;
     } else {
-      if ((words[entry + ROUTE]! & 3) === LEARNED) this.#unlist(entry, network);
+      const before = (words[entry + ROUTE]! & 3) as Origin;
+      if (before === LEARNED) this.#unlist(entry, network);
+      else this.#tally(network, before, -1);
       this.#reroute(entry, destination, origin);
+      this.#tally(network, origin, 1);
     }
     this.#unlock();
     return done;
@@ -203,6 +213,15 @@ export class Fdb {
     if (found) this.#remove(entry);
     this.#unlock();
     return found;
+  }
+
+  /** How many entries of an origin a network has. */
+  count(network: number, origin: Origin): number {
+    return this.#words[this.#networkAt(network) + COUNTS[origin]]!;
+  }
+
+  limit(network: number): number {
+    return this.#words[this.#networkAt(network) + LIMIT]!;
   }
 
   /** The most learned entries a network may have; those beyond go, the oldest first. */
@@ -401,7 +420,9 @@ export class Fdb {
   #remove(entry: number): void {
     const words = this.#words;
     const keyHigh = words[entry + KEY_HIGH]!;
-    if ((words[entry + ROUTE]! & 3) === LEARNED) this.#unlist(entry, keyHigh & 0xffff);
+    const origin = (words[entry + ROUTE]! & 3) as Origin;
+    if (origin === LEARNED) this.#unlist(entry, keyHigh & 0xffff);
+    else this.#tally(keyHigh & 0xffff, origin, -1);
     let link = this.#bucketOf(keyHigh, words[entry + KEY_LOW]!);
     while (words[link] !== entry) link = words[link]! + CHAIN;
     Atomics.store(words, link, words[entry + CHAIN]!);
@@ -434,6 +455,12 @@ export class Fdb {
     if (newer === 0) words[row + NEWEST] = older;
     else words[newer + OLDER] = older;
     words[row + LEARNED_COUNT] = words[row + LEARNED_COUNT]! - 1;
+  }
+
+  /** Learned entries are counted where they are listed. */
+  #tally(network: number, origin: Origin, change: number): void {
+    const count = this.#networkAt(network) + COUNTS[origin];
+    this.#words[count] = this.#words[count]! + change;
   }
 
   #tryLock(): boolean {

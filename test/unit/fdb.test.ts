@@ -572,6 +572,14 @@ describe("random operations", () => {
   });
 
   function expectEqual(fdb: Fdb, model: Model): void {
+    for (const network of [NET, OTHER_NET]) {
+      for (const origin of [LEARNED, CONTROL, STATIC] as const) {
+        const those = [...fdb.rows()].filter((row) => {
+          return row.network === network && row.origin === origin;
+        });
+        expect(fdb.count(network, origin)).toBe(those.length);
+      }
+    }
     const rows = [...fdb.rows()].map(
       ({ network, macLow, destination: to, origin, seenAt, moves }) => {
         const key = `${network} ${macLow - LOW}`;
