@@ -70,12 +70,16 @@ export function monotonicSeconds(): number {
   return process.hrtime()[0];
 }
 
+/** How often a thread does what is not done per frame. */
+const TICK_MS = 1000;
+
 export class Vtep {
   readonly opened: Opened;
   readonly #plan: Plan;
   readonly #underlay: Underlay;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
+  readonly #counters: Counters;
   readonly #dataplane: Dataplane;
   readonly #beat: (now: number) => void;
   #ticking: NodeJS.Timeout | undefined;
@@ -110,10 +114,11 @@ export class Vtep {
     const heartbeats = new Heartbeats(plan.heartbeats);
     this.#beat = (now) => heartbeats.beat(worker, now);
     this.#underlay = underlay;
+    this.#counters = new Counters(plan.counters, plan.workers, worker);
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
-      counters: new Counters(plan.counters, plan.workers, worker),
+      counters: this.#counters,
       traffic: new Traffic(plan.traffic, plan.workers, worker),
       underlay,
       networks: [],
@@ -140,7 +145,13 @@ export class Vtep {
       onOffloads(inUse);
     };
     tick();
-    this.#ticking = setInterval(tick, 1000);
+    let last = performance.now();
+    this.#ticking = setInterval(() => {
+      const now = performance.now();
+      this.#counters.late(Math.max(0, now - last - TICK_MS) / 1000);
+      last = now;
+      tick();
+    }, TICK_MS);
     this.#underlay.watch({
       onReadable: () => dataplane.decap(),
       onUnsent: (errno) => dataplane.unsent(errno),
