@@ -58,6 +58,25 @@ END
   rm -f "$log"
 }
 
+# Prometheus checks the metrics, the alerts and the dashboard. Its package would start a service, now
+# and at every boot, so it is unpacked here instead of installed.
+unpack_prometheus() {
+  command -v prometheus >/dev/null && command -v promtool >/dev/null && return
+  [ ! -e build/prometheus/usr/bin/promtool ] || return 0
+  command -v apt-get >/dev/null || fail "this is not Debian; install by hand: prometheus and promtool"
+  say "unpacking Debian's prometheus to build/prometheus; it checks metrics, alerts and the dashboard"
+  scratch=$(mktemp -d)
+  if ! (cd "$scratch" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; }) \
+    >"$scratch/log" 2>&1 || ! dpkg-deb -x "$scratch"/prometheus_*.deb "$scratch/tree"; then
+    tail -n 20 "$scratch/log" >&2
+    rm -rf "$scratch"
+    fail "could not download Debian's package prometheus"
+  fi
+  mkdir -p build/prometheus/usr/bin
+  mv "$scratch"/tree/usr/bin/* build/prometheus/usr/bin
+  rm -rf "$scratch"
+}
+
 install_modules() {
   if [ ! -e node_modules/.package-lock.json ] ||
     [ package-lock.json -nt node_modules/.package-lock.json ]; then
@@ -98,5 +117,6 @@ build() {
 command -v node >/dev/null && command -v npm >/dev/null ||
   fail "Node.js 20 or newer, with npm, has to be installed first"
 install_packages
+unpack_prometheus
 install_modules
 build
