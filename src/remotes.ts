@@ -111,6 +111,11 @@ export class Remotes {
     return formatAddress(this.words, row);
   }
 
+  /** Those that there are have the indices 1 to this. */
+  get count(): number {
+    return this.words[COUNT]!;
+  }
+
   port(index: number): number {
     return this.words[index * REMOTE_WORDS + PORT]!;
   }

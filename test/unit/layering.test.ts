@@ -25,6 +25,7 @@ const LAYERS: readonly Layer[] = [
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
+  { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
