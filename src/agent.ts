@@ -12,6 +12,7 @@
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { createHash, randomInt } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
@@ -31,6 +32,7 @@ import {
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
+import type { Metrics } from "./metrics.ts";
 import type {
   AgentEvent,
   AgentStatus,
@@ -105,6 +107,7 @@ export class Agent implements Operations {
   readonly #listeners = new Set<(event: AgentEvent) => void>();
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
+  #metrics: Promise<Metrics> | undefined;
   #opened: Opened | undefined;
   #readyAt = 0;
   #forwarded = true;
@@ -322,6 +325,29 @@ export class Agent implements Operations {
   setLogLevel(level: Config["logLevel"]): void {
     this.#log.level = level;
     this.#config = { ...this.#config, logLevel: level };
+  }
+
+  /** For Prometheus: the media type, and the text. */
+  async metrics(): Promise<{ readonly type: string; readonly text: string }> {
+    this.#metrics ??= this.#makeMetrics();
+    const metrics = await this.#metrics;
+    return { type: metrics.type, text: await metrics.text() };
+  }
+
+  /** Only for who asks: prom-client takes longer to load than everything else together. */
+  async #makeMetrics(): Promise<Metrics> {
+    const { Metrics } = await import("./metrics.ts");
+    return new Metrics({
+      version: version(),
+      counters: this.#counters,
+      traffic: this.#traffic,
+      fdb: this.#fdb,
+      remotes: this.#remotes,
+      networks: () => [...this.#live.values()].map(({ config, plan }) => ({ ...config, ...plan })),
+      underlay: () => this.#opened?.underlay ?? this.#plan.underlay,
+      offloads: () => ({ wanted: this.#plan.offloads, inUse: this.#offloads }),
+      busySeconds: () => this.#workers.busySeconds(),
+    });
   }
 
   listen(listener: (event: AgentEvent) => void): () => void {
@@ -664,6 +690,11 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
     `UDP port ${port} is held by the kernel's VXLAN device ${device}: remove it ("ip link del ${device}") or choose another --port`,
     error,
   );
+}
+
+export function version(): string {
+  const file = new URL("../package.json", import.meta.url);
+  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
 }
 
 /** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */

@@ -1,10 +1,9 @@
 #!/usr/bin/env node
 /** The command line: flags in, exit code out. What runs is in `agent.ts`. */
-import { readFileSync } from "node:fs";
 import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
-import { Agent } from "./agent.ts";
+import { Agent, version } from "./agent.ts";
 import { serve } from "./api/server.ts";
 import { type Place, refuseHeld } from "./api/socket.ts";
 import { addCompletionCommand } from "./commands/completion.ts";
@@ -48,11 +47,6 @@ Signals:
   SIGHUP           read the file again and apply it: what is the same goes on undisturbed
   SIGUSR2          log the FDB, the counters and the drops by reason
 `;
-
-function version(): string {
-  const file = new URL("../package.json", import.meta.url);
-  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
-}
 
 function program(): Command {
   const vtep = new Command("vtep")

@@ -87,6 +87,11 @@ export class Metrics {
     this.#addProcess();
   }
 
+  /** The media type of the text. */
+  get type(): string {
+    return this.#register.contentType;
+  }
+
   /** In Prometheus' text format, 0.0.4. Who asks while somebody is being answered gets that answer. */
   text(): Promise<string> {
     this.#rendering ??= this.#register.metrics().finally(() => {

@@ -38,6 +38,11 @@ export class Workers {
     return this.#threads.length;
   }
 
+  /** How long each thread has not waited for something to do; telling costs the thread nothing. */
+  busySeconds(): number[] {
+    return this.#threads.map((thread) => thread.performance.eventLoopUtilization().active / 1000);
+  }
+
   /** Opens the devices of the plan. Throws VtepError, or the reason of `unwanted`. */
   async open(): Promise<Opened> {
     // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
