@@ -4,6 +4,7 @@ import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { Agent, version } from "./agent.ts";
+import { listenForScrapes } from "./api/metrics-listener.ts";
 import { serve } from "./api/server.ts";
 import { type Place, refuseHeld } from "./api/socket.ts";
 import { addCompletionCommand } from "./commands/completion.ts";
@@ -109,7 +110,7 @@ async function forward(given: Record<string, unknown>): Promise<void> {
   });
   agent = await starting;
   if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
-  const reason = await ready(agent, place, given, log, stopped).finally(() => {
+  const reason = await ready(agent, config, place, given, log, stopped).finally(() => {
     notifyStopping();
     return agent?.stop();
   });
@@ -120,14 +121,17 @@ async function forward(given: Record<string, unknown>): Promise<void> {
 /** While frames can cross: until it is told to stop, or cannot go on. */
 async function ready(
   agent: Agent,
+  { metricsListen }: Config,
   place: Place,
   given: Record<string, unknown>,
   log: Logger,
   stopped: Promise<NodeJS.Signals>,
 ): Promise<NodeJS.Signals | VtepError> {
   const reread = () => apply(agent, given);
-  const served = { version: version(), operations: agent, reload: reread, log };
+  const metrics = () => agent.metrics();
+  const served = { version: version(), operations: agent, reload: reread, metrics, log };
   await using _ = await serve(place, served);
+  const leaveScrapes = metricsListen && (await listenForScrapes(metricsListen, metrics));
   const brief = summary(agent);
   log.info(brief, "ready");
   notifyReady(forwarding(brief.networks));
@@ -136,6 +140,7 @@ async function ready(
     return await Promise.race([stopped, agent.lost]);
   } finally {
     leaveWatchdog();
+    await leaveScrapes?.();
   }
 }
 
