@@ -191,6 +191,8 @@ test("without a file there is nothing to read again", async () => {
   vtep = await ours.vtep("--vni", "42", "--peer", theirs.address, "--bridge", "br0").ready();
   process.kill(vtep.pid, "SIGHUP");
   const said = () => vtep.log.find(({ msg }) => msg === "nothing was changed");
-  expect(await until("a word about it", said)).toMatchObject({ reason: expect.stringMatching(/no file to read again/) });
+  expect(await until("a word about it", said)).toMatchObject({
+    reason: expect.stringMatching(/no file to read again/),
+  });
   await reach(here, there.address);
 });
