@@ -198,6 +198,13 @@ export class Batch {
     return this.inVnet.getUint8(row * VNET_WORDS * 4 + GSO_TYPE) & ~VNET_GSO_ECN;
   }
 
+  /** Bytes of payload in a segment of a super-frame that was read; 0 where it is none. */
+  segmentBytes(row: number): number {
+    const vnet = row * VNET_WORDS * 4;
+    if (this.inVnet.getUint8(vnet + GSO_TYPE) === VNET_GSO_NONE) return 0;
+    return this.inVnet.getUint16(vnet + GSO_SIZE, LITTLE_ENDIAN);
+  }
+
   /** Whether the checksum of a frame that was read is left to us still. */
   needsChecksum(row: number): boolean {
     return (this.inVnet.getUint8(row * VNET_WORDS * 4) & VNET_NEEDS_CSUM) !== 0;

@@ -20,6 +20,10 @@
  * passed on is counted by one reason. Numbers stay within int32, because V8 would put a larger one
  * on the heap. `test/unit/allocation.test.ts` holds this file to it.
  *
+ * **Captured.** While somebody captures, each burst takes a second loop that shows every frame to a
+ * mirror before deciding on it, datagram by datagram. Otherwise that costs a question a burst, and one
+ * a frame that is dropped.
+ *
  * **What it does not do.** It neither segments, coalesces nor completes checksums (the devices do),
  * and knows no address families (an address is 16 bytes).
  */
@@ -37,6 +41,7 @@ import {
 } from "./counters.ts";
 import type { Underlay } from "./device.ts";
 import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
+import type { Mirror } from "./mirror.ts";
 import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
@@ -80,6 +85,8 @@ export class Dataplane {
   readonly #answer = new Batch();
   /** The in row whose sender was told last that it is too big. */
   #answered = NO_ROW;
+  /** Who is shown every frame. */
+  #mirror: Mirror | undefined;
 
   constructor(options: {
     fdb: Fdb;
@@ -123,8 +130,13 @@ export class Dataplane {
       if (rows === 0) return;
       this.#answered = NO_ROW;
       this.#countRead(rows);
-      for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
+      if (this.#mirror === undefined) {
+        for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
+      } else {
+        this.#mirrorEncap(network, rows, this.#mirror);
+      }
       this.#send(network);
+      this.#mirror?.publish();
     }
   }
 
@@ -134,8 +146,14 @@ export class Dataplane {
       const rows = this.#underlay.receive(this.#batch);
       if (rows === 0) return;
       this.#countReceived(rows);
-      this.#decapBurst(rows);
+      if (this.#mirror === undefined) this.#decapBurst(rows);
+      else this.#mirrorDecap(rows, this.#mirror);
     }
+  }
+
+  /** Shows every frame to a mirror from now on, or to none. */
+  mirrorTo(mirror: Mirror | undefined): void {
+    this.#mirror = mirror;
   }
 
   /** Counts a datagram of which the underlay learned only later that it could not leave. */
@@ -220,6 +238,7 @@ export class Dataplane {
     const batch = this.#batch;
     if (this.#remotes.pathMtu(remote) !== 0 && this.#isTooBig(row, remote)) {
       this.#drop(network.index, Drop.PKT_TOO_BIG);
+      this.#mirror?.dropCopy(remote);
       this.#tellTooBig(network, row, remote);
       return;
     }
@@ -240,6 +259,7 @@ export class Dataplane {
     this.#counters.add(network.index, Counter.encapFrames, this.#out - failed);
     this.#counters.add(network.index, Counter.encapBytes, bytes);
     if (failed > 0) this.#tellOfFailed(network);
+    this.#mirror?.sent(this.#batch, this.#out, failed);
     this.#out = 0;
   }
 
@@ -412,6 +432,7 @@ export class Dataplane {
     const bytes = this.#countWritten(network, FROM_REMOTE, 0, failed);
     this.#counters.add(network.index, Counter.decapFrames, this.#out - failed);
     this.#counters.add(network.index, Counter.decapBytes, bytes);
+    this.#mirror?.written(this.#batch, this.#out, failed);
     this.#out = 0;
   }
 
@@ -446,7 +467,7 @@ export class Dataplane {
     let runBytes = 0;
     for (let out = 0; out < this.#out; out++) {
       if (failed > 0 && outError[out] !== 0) {
-        this.#drop(network.index, dropOfErrno(outError[out]!));
+        this.#counters.add(network.index, dropOfErrno(outError[out]!), 1);
         continue;
       }
       if (outRemote[out] !== remote) {
@@ -470,6 +491,59 @@ export class Dataplane {
 
   #drop(network: number, reason: number): void {
     this.#counters.add(network, reason, 1);
+    this.#mirror?.drop(network, reason);
+  }
+
+  // captured
+
+  #mirrorEncap(network: Network, rows: number, mirror: Mirror): void {
+    for (let row = 0; row < rows; row++) {
+      mirror.fromTap(this.#batch, row, network);
+      this.#encapFrame(network, row);
+    }
+  }
+
+  #mirrorDecap(rows: number, mirror: Mirror): void {
+    let filling: Network | undefined;
+    for (let row = 0; row < rows; row++) filling = this.#mirrorDecapRow(row, filling, mirror);
+    if (filling !== undefined) this.#deliver(filling);
+    mirror.publish();
+  }
+
+  /** As `#decapRow`, each datagram as a row of its own; of a row that is truncated, too. */
+  #mirrorDecapRow(row: number, filling: Network | undefined, mirror: Mirror): Network | undefined {
+    const batch = this.#batch;
+    const { inOffset, inLength, inSegment, inFlags } = batch;
+    const begin = inOffset[row]!;
+    const all = inLength[row]!;
+    const segment = inSegment[row]!;
+    const isTruncated = (inFlags[row]! & TRUNCATED) !== 0;
+    const remote = isTruncated ? LOCAL : this.#remotes.find(batch.inAddress, row * ADDRESS_WORDS);
+    let current = filling;
+    let offset = begin;
+    do {
+      const length = Math.min(segment, begin + all - offset);
+      if (mirror.isFull) {
+        if (current !== undefined) this.#deliver(current);
+        current = undefined;
+        mirror.publish();
+      }
+      mirror.fromUnderlay(batch, row, offset, length);
+      if (isTruncated) {
+        this.#drop(NO_NETWORK, Drop.PKT_TOO_BIG);
+      } else {
+        inOffset[row] = offset;
+        inLength[row] = length;
+        inSegment[row] = length;
+        current = this.#decapRow(row, remote, current);
+        if (!mirror.isDropped) mirror.accept(current!, this.#out - 1);
+      }
+      offset += segment;
+    } while (offset < begin + all);
+    inOffset[row] = begin;
+    inLength[row] = all;
+    inSegment[row] = segment;
+    return current;
   }
 }
 

@@ -105,6 +105,11 @@ export class Remotes {
     }
   }
 
+  /** Where in `words` the address of a remote begins. */
+  addressAt(index: number): number {
+    return index * REMOTE_WORDS + ADDRESS;
+  }
+
   /** The address of a remote as text. */
   address(index: number): string {
     const row = index * REMOTE_WORDS + ADDRESS;

@@ -14,6 +14,7 @@ import { setTimeout } from "node:timers/promises";
 import type { Batch } from "../../src/batch.ts";
 import { TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
+import { Mirror } from "../../src/mirror.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, vxlan } from "./sim.ts";
 import { BURSTS, Treadmill, treadmill } from "./treadmill.ts";
 import { bytes, documentationMac, ethernetFrame, ipv4Packet, ipv6Packet } from "./wire/frames.ts";
@@ -124,6 +125,19 @@ function failing(device: Treadmill): Treadmill {
   return device;
 }
 
+/** Somebody captures, and reads so fast that the ring is always empty again. */
+function captured(made: Mill): Mill {
+  const memory = Mirror.allocate();
+  const filter = { vni: undefined, mac: undefined, remote: undefined, snaplen: 96 };
+  made.dataplane.mirrorTo(new Mirror(memory, filter, made.remotes, () => 0));
+  const positions = new Int32Array(memory, 0, 2);
+  const emptying = (run: () => void) => () => {
+    run();
+    positions[1] = positions[0]!;
+  };
+  return { ...made, encap: emptying(made.encap), decap: emptying(made.decap) };
+}
+
 /** Name, the dataplane, whether from the TAP, and how many frames there are in a burst. */
 const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["encap, known unicast", mill(new Treadmill(toRemotes), NOTHING), true, 16],
@@ -137,6 +151,8 @@ const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["decap, refused", mill(failing(new Treadmill([])), new Treadmill(fromRemotes)), false, 16],
   ["decap, moving", mill(NOTHING, new Treadmill(moving)), false, 64],
   ["decap, evicting", mill(NOTHING, new Treadmill(fromRemotes), { limit: 4 }), false, 16],
+  ["encap, captured", captured(mill(new Treadmill(toRemotes), NOTHING)), true, 16],
+  ["decap, captured", captured(mill(NOTHING, new Treadmill(trains))), false, 64],
   ["wasteful", mill(new Treadmill(toRemotes), new Wasteful([])), true, 16],
   ["boxing", mill(new Treadmill(toRemotes), new Boxing([])), true, 16],
 ];
