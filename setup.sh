@@ -22,6 +22,7 @@ setpriv  util-linux    ends a lab'"'"'s processes with it
 ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
+tshark   tshark        reads captures as Wireshark does
 nft      nftables      marks and drops packets as routers do
 dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
 unshare  util-linux    isolates a systemd of the lab'"'"'s own

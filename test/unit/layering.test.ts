@@ -26,6 +26,7 @@ const LAYERS: readonly Layer[] = [
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
+  { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
@@ -40,7 +41,7 @@ const LAYERS: readonly Layer[] = [
   { name: "configuration", files: /^config(-file)?\.ts$/, mutual: true, outside: ANYTHING },
   {
     name: "memory and contracts",
-    files: /^(network|fdb|batch|remotes|counters|heartbeats|device|errors)\.ts$/,
+    files: /^(network|fdb|batch|remotes|counters|heartbeats|device|mirror|errors)\.ts$/,
     mutual: true,
     // Numbers of the system and the text of addresses: nothing that does or asks anything.
     outside: /^(node:os|ipaddr\.js)$/,
