@@ -263,27 +263,55 @@ export class Fdb {
     return aged;
   }
 
+  /** The entry of a MAC, or undefined when there is none. */
+  entry(network: number, macHigh: number, macLow: number): FdbRow | undefined {
+    const row = this.#row(this.#find(network, macHigh, macLow));
+    const isIt = row?.network === network && row.macHigh === macHigh && row.macLow === macLow;
+    return isIt ? row : undefined;
+  }
+
+  /**
+   * What would become of a MAC that a network does not know, were it learned now: ADDED, PASSED, or
+   * added in place of the entry that is returned.
+   */
+  prospect(network: number): typeof ADDED | typeof PASSED | FdbRow {
+    const words = this.#words;
+    const row = this.#networkAt(network);
+    const isUsedUp = words[FREE] === 0 && words[FRESH]! > this.#capacity;
+    if (words[row + LIMIT] === 0) return PASSED;
+    if (words[row + LEARNED_COUNT]! < words[row + LIMIT]! && !isUsedUp) return ADDED;
+    const oldest = words[row + OLDEST]!;
+    return oldest === 0 ? PASSED : (this.#row(oldest) ?? ADDED);
+  }
+
   /** All entries, in no order; safe beside writers, which it may or may not see. */
   *rows(): Generator<FdbRow> {
     const words = this.#words;
     const end = this.#entries + Atomics.load(words, FRESH) * ENTRY_WORDS;
     for (let entry = this.#entries + ENTRY_WORDS; entry < end; entry += ENTRY_WORDS) {
-      const keyHigh = Atomics.load(words, entry + KEY_HIGH);
-      const network = keyHigh & 0xffff;
-      const macHigh = keyHigh >>> 16;
-      const macLow = words[entry + KEY_LOW]!;
-      const route = this.#route(entry, network, macHigh, macLow);
-      if (network === 0 || route === 0) continue;
-      yield {
-        network,
-        macHigh,
-        macLow,
-        destination: route >> 2,
-        origin: (route & 3) as Origin,
-        seenAt: words[entry + SEEN_AT]!,
-        moves: words[entry + MOVES]!,
-      };
+      const row = this.#row(entry);
+      if (row !== undefined) yield row;
     }
+  }
+
+  /** What an entry says, unless it is not in use or is being recycled. */
+  #row(entry: number): FdbRow | undefined {
+    const words = this.#words;
+    const keyHigh = Atomics.load(words, entry + KEY_HIGH);
+    const network = keyHigh & 0xffff;
+    const macHigh = keyHigh >>> 16;
+    const macLow = words[entry + KEY_LOW]!;
+    const route = this.#route(entry, network, macHigh, macLow);
+    if (network === 0 || route === 0) return undefined;
+    return {
+      network,
+      macHigh,
+      macLow,
+      destination: route >> 2,
+      origin: (route & 3) as Origin,
+      seenAt: words[entry + SEEN_AT]!,
+      moves: words[entry + MOVES]!,
+    };
   }
 
   /** The route of an entry if the entry still has this key, else 0. */

@@ -27,6 +27,7 @@ const LAYERS: readonly Layer[] = [
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
+  { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
@@ -66,7 +67,7 @@ const CONCRETE_DEVICE = /^device\/(?!native\.ts$)/;
 /** What only those above the pure layers may do. */
 const IMPURE =
   /(?<!\.)\b(process|console|performance|Date|setTimeout|setInterval|setImmediate|queueMicrotask|fetch)\b|Math\.random/;
-const PURE = ["dataplane", "memory and contracts", "wire formats"];
+const PURE = ["explanation", "dataplane", "memory and contracts", "wire formats"];
 
 /** A tree of sources by path from `src/`. */
 type Sources = Readonly<Record<string, string>>;

@@ -1,0 +1,230 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { TRUNCATED } from "../../src/batch.ts";
+import { Drop } from "../../src/counters.ts";
+import { type Asked, explain, type Scene } from "../../src/explain.ts";
+import { CONTROL, LEARNED, STATIC } from "../../src/fdb.ts";
+import { parseMac } from "../../src/wire/ethernet.ts";
+import { address, BROADCAST, frame, MULTICAST, mac, PORT, script, vxlan } from "./sim.ts";
+
+const VNI = 100;
+const A = mac(0x0a);
+const B = mac(0x0b);
+const C = mac(0x0c);
+const TAP = mac(0xf0);
+const ZERO = "00:00:00:00:00:00";
+const PEER = address(2);
+const OTHER_PEER = address(3);
+const ELSEWHERE = address(9);
+const STRANGER = "203.0.113.9";
+const LARGEST = 1600;
+const NOW = 1000;
+
+interface Setting {
+  peers: string[];
+  limit: number;
+  entries: { mac: string; remote: string; origin: 1 | 2 | 3; seenAt: number }[];
+  paths: { remote: string; mtu: number }[];
+}
+
+/** A dataplane with this FDB, and the same as a scene. */
+function stage({ peers, limit, entries, paths }: Setting) {
+  const vtep = script([{ vni: VNI, peers, limit, age: 0 }]);
+  const { fdb, remotes } = vtep;
+  const [network] = vtep.networks;
+  for (const { mac, remote, origin, seenAt } of entries) {
+    const { high, low } = parseMac(mac)!;
+    const destination = remote === "local" ? 0 : remotes.add(remote, PORT);
+    if (origin === LEARNED) fdb.learn(1, high, low, destination, seenAt);
+    else {
+      network!.allow(destination || remotes.add(ELSEWHERE, PORT));
+      fdb.set(1, high, low, destination, origin);
+    }
+  }
+  for (const { remote, mtu } of paths) remotes.learnPathMtu(remotes.add(remote, PORT), mtu);
+  vtep.dataplane.tick(NOW);
+  const scene: Scene = {
+    fdb,
+    remotes,
+    now: NOW,
+    largestFrame: LARGEST,
+    network: {
+      name: "blue",
+      vni: VNI,
+      index: 1,
+      tap: "vtep100",
+      mac: parseMac(TAP)!,
+      mtu: 1450,
+      flood: network!.flood,
+      allows: (remote) => network!.allows(remote),
+    },
+  };
+  return { vtep, scene };
+}
+
+const ONE: Setting = { peers: [PEER, OTHER_PEER], limit: 100, entries: [], paths: [] };
+const asked = (bytes: Uint8Array, from?: string): Asked => {
+  return { frame: bytes, isHeaderOnly: false, from };
+};
+
+/** What the dataplane does, in the words of a verdict. */
+function done(vtep: ReturnType<typeof stage>["vtep"], { frame: bytes, from }: Asked) {
+  if (from === undefined) vtep.encap([bytes]);
+  else {
+    const flags = bytes.length > LARGEST ? TRUNCATED : 0;
+    vtep.decap({ bytes: vxlan(VNI, bytes), from, flags });
+  }
+  const sent = vtep.underlay.written.map(({ remote }) => vtep.remotes.address(remote));
+  const delivered = vtep.taps[0]!.written.filter(({ bytes: got }) => got.length === bytes.length);
+  const outcome =
+    sent.length > 0 ? "sent" : from !== undefined && delivered.length > 0 ? "delivered" : "dropped";
+  return { outcome, remotes: sent, drops: vtep.drops() };
+}
+
+describe("an explanation", () => {
+  const macs = fc.constantFrom(A, A, B, B, C, C, TAP, ZERO, BROADCAST, MULTICAST);
+  const remote = fc.constantFrom(PEER, OTHER_PEER, ELSEWHERE);
+  const setting: fc.Arbitrary<Setting> = fc.record({
+    peers: fc.uniqueArray(fc.constantFrom(PEER, OTHER_PEER), { maxLength: 2 }),
+    limit: fc.integer({ min: 0, max: 4 }),
+    entries: fc.array(
+      fc.record({
+        mac: fc.constantFrom(A, B, C, mac(1), mac(2), BROADCAST, MULTICAST),
+        remote: fc.oneof(remote, fc.constant("local")),
+        origin: fc.constantFrom(LEARNED, LEARNED, LEARNED, CONTROL, STATIC),
+        seenAt: fc.integer({ min: 1, max: 900 }),
+      }),
+      { maxLength: 8 },
+    ),
+    paths: fc.array(fc.record({ remote, mtu: fc.integer({ min: 600, max: 1500 }) }), {
+      maxLength: 2,
+    }),
+  });
+  const question = fc.record({
+    to: macs,
+    by: macs,
+    length: fc.oneof(fc.constant(60), fc.integer({ min: 0, max: 1700 })),
+    from: fc.constantFrom(undefined, undefined, PEER, OTHER_PEER, ELSEWHERE, STRANGER),
+  });
+
+  it("comes to what the dataplane does, and leaves everything as it was", () => {
+    const seen = new Set<string>();
+    fc.assert(
+      fc.property(setting, question, (given, { to, by, length, from }) => {
+        const { vtep, scene } = stage(given);
+        const before = [...vtep.fdb.rows()];
+        const one = asked(frame(to, by, { length }), from);
+        const { verdict } = explain(scene, one);
+        expect([...vtep.fdb.rows()]).toEqual(before);
+        const drops: Record<string, number> = {};
+        for (const { reason } of verdict.drops) drops[reason] = (drops[reason] ?? 0) + 1;
+        const real = done(vtep, one);
+        expect({ outcome: verdict.outcome, remotes: verdict.remotes, drops }).toEqual(real);
+        seen.add(`${real.outcome} ${Object.keys(real.drops)}`);
+      }),
+      { numRuns: 250 },
+    );
+    // Not agreement about nothing: every way there is was gone.
+    for (const way of [
+      "sent ",
+      "sent PKT_TOO_BIG",
+      "delivered ",
+      "dropped PKT_TOO_SMALL",
+      "dropped PKT_TOO_BIG",
+      "dropped MAC_INVALID_SOURCE",
+      "dropped LOCAL_MAC",
+      "dropped VXLAN_NO_REMOTE",
+      "dropped VXLAN_ENTRY_EXISTS",
+      "dropped VXLAN_REMOTE_NOT_ALLOWED",
+    ]) {
+      expect(seen).toContain(way);
+    }
+  }, 60_000);
+
+  it.each([
+    ["the one that goes", B, `Flooded to ${PEER}`],
+    ["another one", C, `Sent to ${OTHER_PEER}`],
+  ])("foresees whom a full FDB forgets for the source: %s", (_, to, sentence) => {
+    const behind = { remote: OTHER_PEER, origin: LEARNED, seenAt: 5 } as const;
+    const entries = [B, C].map((mac, at) => ({ ...behind, mac, seenAt: at + 5 }));
+    const { vtep, scene } = stage({ ...ONE, peers: [PEER], limit: 2, entries });
+    const one = asked(frame(to, A));
+    const { steps, verdict } = explain(scene, one);
+    expect(steps[1]).toContain(`${B}, which was not seen for longest, is forgotten for it`);
+    expect(verdict.sentence).toContain(sentence);
+    expect(done(vtep, one).remotes).toEqual(verdict.remotes);
+  });
+
+  it("tells a frame's way in order, and ends in a verdict", () => {
+    const { scene } = stage({
+      ...ONE,
+      entries: [{ mac: B, remote: OTHER_PEER, origin: LEARNED, seenAt: NOW - 12 }],
+    });
+    expect(explain(scene, asked(frame(B, A)))).toEqual({
+      network: "blue",
+      direction: "encap",
+      steps: [
+        "It comes from the host, through vtep100 of network blue (VNI 100).",
+        `Source ${A} is new: it is learned as being on the host's side.`,
+        `Destination ${B} has a learned entry: behind ${OTHER_PEER}, seen 12 seconds ago.`,
+      ],
+      verdict: {
+        outcome: "sent",
+        remotes: [OTHER_PEER],
+        drops: [],
+        sentence: `Sent to ${OTHER_PEER}, with VNI 100.`,
+      },
+    });
+  });
+
+  it("says whom a flooded frame reaches, and whose path is too narrow for it", () => {
+    const { scene } = stage({ ...ONE, paths: [{ remote: PEER, mtu: 1400 }] });
+    const { steps, verdict } = explain(scene, asked(frame(BROADCAST, A, { length: 1400 })));
+    expect(steps.slice(2)).toEqual([
+      `Destination ${BROADCAST} is broadcast: it is flooded.`,
+      `The flood list has 2 remotes: ${PEER}, ${OTHER_PEER}.`,
+      `The path to ${PEER} was found to have an MTU of 1400, which takes frames of 1364 bytes: one of 1400 is too long, and its sender is told if it is IP.`,
+    ]);
+    expect(verdict).toMatchObject({
+      remotes: [OTHER_PEER],
+      drops: [{ reason: "PKT_TOO_BIG", remote: PEER }],
+      sentence: `Flooded to ${OTHER_PEER}, with VNI 100; 1 copy dropped as PKT_TOO_BIG.`,
+    });
+  });
+
+  it("of MACs alone says from which length on a path is too narrow", () => {
+    const { scene } = stage({ ...ONE, peers: [PEER], paths: [{ remote: PEER, mtu: 1400 }] });
+    const header = frame(B, A, { length: 14 });
+    const { steps, verdict } = explain(scene, {
+      frame: header,
+      isHeaderOnly: true,
+      from: undefined,
+    });
+    expect(steps.at(-1)).toBe(
+      `The path to ${PEER} was found to have an MTU of 1400: a frame of more than 1364 bytes would be dropped, PKT_TOO_BIG.`,
+    );
+    expect(verdict.outcome).toBe("sent");
+  });
+
+  it.each([
+    ["who is no remote", frame(A, B), STRANGER, "VXLAN_REMOTE_NOT_ALLOWED", "neither a peer"],
+    ["with the TAP's own MAC", frame(A, TAP), PEER, "LOCAL_MAC", "came back"],
+    ["against a static entry", frame(A, C), PEER, "VXLAN_ENTRY_EXISTS", "stays so"],
+    ["from a group", frame(A, MULTICAST), PEER, "MAC_INVALID_SOURCE", "group address"],
+  ] as const)("says why a frame from a remote is dropped: %s", (_, bytes, from, reason, words) => {
+    const { scene } = stage({
+      ...ONE,
+      entries: [{ mac: C, remote: OTHER_PEER, origin: STATIC, seenAt: 0 }],
+    });
+    const { steps, verdict } = explain(scene, asked(bytes, from));
+    expect(steps.at(-1)).toContain(words);
+    expect(verdict).toMatchObject({ outcome: "dropped", drops: [{ reason }] });
+    expect(verdict.sentence).toMatch(new RegExp(`^Dropped as ${reason}: .*\\.$`));
+  });
+
+  it("names every reason by one that is counted", () => {
+    const { scene } = stage(ONE);
+    const { verdict } = explain(scene, asked(frame(B, A).subarray(0, 5)));
+    expect(Object.keys(Drop)).toContain(verdict.drops[0]!.reason);
+  });
+});
