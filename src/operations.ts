@@ -47,6 +47,15 @@ export interface NetworkStatus {
   readonly fdb: Readonly<Record<FdbOrigin, number>>;
 }
 
+/** What crossed between this VTEP and a remote, in all networks. */
+export interface RemoteStatus {
+  readonly address: string;
+  readonly toFrames: number;
+  readonly toBytes: number;
+  readonly fromFrames: number;
+  readonly fromBytes: number;
+}
+
 export type FdbOrigin = "learned" | "control" | "static";
 
 export interface FdbEntryStatus {
