@@ -12,6 +12,7 @@
 #include <napi.h>
 #include <uv.h>
 
+#include <climits>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -266,14 +267,17 @@ class Tap : public port<Tap, tap> {
     Napi::Object options;
     std::string name;
     bool multi_queue = false, tcp = false, udp = false;
+    int fd = -1;
     if (!get_options(info, &options) || !get_string(options, "name", IFNAMSIZ, &name) ||
+        !get_int(options, "fd", -1, INT_MAX, &fd) ||
         !get_bool(options, "multiQueue", &multi_queue) ||
         !get_bool(options, "coalesceTcp", &tcp) || !get_bool(options, "coalesceUdp", &udp)) {
       return;
     }
     const char *syscall;
     device.reset(new tap{-1, {}, tcp, udp});
-    int error = tap_open(device.get(), name.c_str(), multi_queue, &syscall);
+    int error = fd < 0 ? tap_open(device.get(), name.c_str(), multi_queue, &syscall)
+                       : tap_adopt(device.get(), fd, name.c_str(), multi_queue, &syscall);
     if (error < 0) {
       throw_system(env, error, syscall);
       return;
@@ -353,6 +357,7 @@ class Udp : public port<Udp, udp> {
         !get_string(options, "address", INET6_ADDRSTRLEN + IFNAMSIZ, &address) ||
         !get_int(options, "port", 1, 65535, &o.port) ||
         !get_source_ports(options, &o.source_port_low, &o.source_port_high) ||
+        !get_int(options, "fd", -1, INT_MAX, &o.fd) ||
         !get_int(options, "sharer", -1, 255, &o.sharer) ||
         !get_int(options, "fan", 1, MAX_FAN, &o.fan) ||
         !get_int(options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||

@@ -38,6 +38,22 @@ int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall) {
   return error;
 }
 
+int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **syscall) {
+  t->fd = fd;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  fcntl(fd, F_SETFL, O_NONBLOCK);  // the only flag of a file that there is here
+  ifreq found = {};
+  *syscall = "ioctl(TUNGETIFF)";
+  int error = ioctl(fd, TUNGETIFF, &found) < 0 ? -errno : 0;
+  bool queues = (found.ifr_flags & IFF_MULTI_QUEUE) != 0;
+  if (error == 0 && (strncmp(found.ifr_name, name, IFNAMSIZ) != 0 || queues != multi_queue)) {
+    error = -ENODEV;
+  }
+  if (error < 0) return tap_close(t), error;
+  memcpy(t->name, found.ifr_name, IFNAMSIZ);
+  return 0;
+}
+
 void tap_close(tap *t) {
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;

@@ -15,6 +15,10 @@ struct tap {
 // Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
 // failed in `*syscall`.
 int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall);
+
+// Takes a descriptor that is a queue already, opened before in the same way; ENODEV if it is of another
+// device or of none. It is closed if this fails.
+int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **syscall);
 void tap_close(tap *t);
 
 // What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not

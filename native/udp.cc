@@ -1,6 +1,7 @@
 #include "udp.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/sock_diag.h>
 #include <net/if.h>
@@ -96,17 +97,42 @@ static void prepare_slots(udp *u, int slot_bytes) {
   if (u->slots > layout::IN_ROWS) u->slots = layout::IN_ROWS;
 }
 
+// EADDRNOTAVAIL if it is bound to something else, or no such socket.
+static int adopt(udp *u, int fd, const udp_name *wanted, socklen_t length, const char **syscall) {
+  u->fd = fd;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  fcntl(fd, F_SETFL, O_NONBLOCK);
+  udp_name found = {};
+  socklen_t found_length = sizeof found;
+  int type = 0;
+  socklen_t type_length = sizeof type;
+  *syscall = "getsockname";
+  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_length) < 0) return -errno;
+  if (getsockname(fd, &found.any, &found_length) < 0) return -errno;
+  bool same = found_length == length && found.any.sa_family == wanted->any.sa_family &&
+              found.v4.sin_port == wanted->v4.sin_port;
+  same = same && (u->family == 4 ? found.v4.sin_addr.s_addr == wanted->v4.sin_addr.s_addr
+                                 : memcmp(&found.v6.sin6_addr, &wanted->v6.sin6_addr, 16) == 0);
+  return same && type == SOCK_DGRAM ? 0 : -EADDRNOTAVAIL;
+}
+
 static int open_receiver(udp *u, const udp_options *options, udp_name *name, socklen_t length,
                          const char **syscall) {
-  u->fd = open_socket(u, syscall);
-  if (u->fd < 0) return u->fd;
+  set_port(name, options->port);
+  if (options->fd >= 0) {
+    int error = adopt(u, options->fd, name, length, syscall);
+    if (error < 0) return error;
+  } else {
+    u->fd = open_socket(u, syscall);
+    if (u->fd < 0) return u->fd;
+  }
   set_buffer(u->fd, SO_RCVBUFFORCE, SO_RCVBUF, options->receive_buffer);
   if (u->family == 4) set_option(u->fd, IPPROTO_IP, IP_RECVTOS, 1);
   else set_option(u->fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
   // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab.
   u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
   prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
-  set_port(name, options->port);
+  if (options->fd >= 0) return 0;
   // The first of those that share the port binds it alone, so that a stranger's is found, and then
   // opens it for the others; a flow stays with its socket, by the hash of its outer addresses and ports.
   *syscall = "setsockopt";

@@ -19,6 +19,7 @@ struct udp_options {
   int family;           // 4 or 6
   const char *address;  // local, as text; an IPv6 link-local one with its %interface
   int port;
+  int fd;  // a socket that receives on them already, opened before in the same way; or -1
   int sharer;  // -1: nobody else may receive on the port; 0: first of those that do; above: one more
   int source_port_low, source_port_high;
   int fan;         // sending sockets wanted; fewer if the range has fewer free ports

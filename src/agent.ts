@@ -12,7 +12,7 @@
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { createHash, randomInt } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { closeSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
@@ -44,8 +44,17 @@ import type {
   Operations,
 } from "./operations.ts";
 import { canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
+import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
-import { monotonicSeconds, type NetworkPlan, type Opened, type Plan } from "./vtep.ts";
+import { forgetDescriptors } from "./systemd.ts";
+import {
+  monotonicSeconds,
+  type NetworkPlan,
+  type Opened,
+  type Plan,
+  socketDescriptor,
+  tapDescriptor,
+} from "./vtep.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
 import { Workers } from "./workers.ts";
 
@@ -53,6 +62,9 @@ import { Workers } from "./workers.ts";
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
+/** How often is written down what a restart is not to forget, and which share of the time at most. */
+const REMEMBER_MS = 30_000;
+const REMEMBER_SHARE = 100;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
 /** Rows of each network's FDB in a report; more are counted only. */
@@ -86,6 +98,30 @@ class Undo {
   }
 }
 
+/** Where an agent finds what was kept over a restart, and keeps it for the next. */
+export interface Keeping {
+  /** Those that the service manager kept. */
+  readonly descriptors: readonly { readonly name: string; readonly fd: number }[];
+  /** Of the snapshot; without it only descriptors are kept. */
+  readonly directory: string | undefined;
+}
+
+/** What was kept, as far as it is of use. */
+interface Recollection {
+  readonly kept: Readonly<Record<string, number>>;
+  readonly snapshot: Snapshot | undefined;
+}
+
+interface Beginnings {
+  readonly config: Config;
+  readonly workers: number;
+  readonly found: Survey;
+  readonly log: Logger;
+  readonly unwanted: AbortSignal;
+  readonly before: Recollection;
+  readonly keeping: Keeping | undefined;
+}
+
 export class Agent implements Operations {
   /** Resolves when forwarding broke down, with the reason; never when it was stopped. */
   readonly lost: Promise<VtepError>;
@@ -108,6 +144,8 @@ export class Agent implements Operations {
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
   #metrics: Promise<Metrics> | undefined;
+  readonly #keeping: Keeping | undefined;
+  #remembering: NodeJS.Timeout | undefined;
   #opened: Opened | undefined;
   #readyAt = 0;
   #forwarded = true;
@@ -123,10 +161,14 @@ export class Agent implements Operations {
     config: Config,
     log: Logger,
     unwanted: AbortSignal,
+    keeping?: Keeping,
   ): Promise<Agent | undefined> {
-    const found = await survey(config);
+    const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
+    const before = recollect(config, workers, keeping);
+    const own = config.networks.filter(({ tap }) => tapDescriptor(tap, 0) in before.kept);
+    const found = await survey(config, new Set(own.map(({ tap }) => tap)));
     if (unwanted.aborted) return undefined;
-    const agent = new Agent(config, found, log, unwanted);
+    const agent = new Agent({ config, workers, found, log, unwanted, before, keeping });
     try {
       await agent.#start(found);
       return agent;
@@ -137,8 +179,9 @@ export class Agent implements Operations {
     }
   }
 
-  private constructor(config: Config, found: Survey, log: Logger, unwanted: AbortSignal) {
+  private constructor({ config, workers, found, log, unwanted, before, keeping }: Beginnings) {
     this.#config = config;
+    this.#keeping = keeping;
     this.#unwanted = unwanted;
     this.#log = log;
     this.#offloads = config.offloads;
@@ -146,7 +189,6 @@ export class Agent implements Operations {
     const wanted = limits.reduce((sum, limit) => sum + limit, 0);
     const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
     this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
-    const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
     this.#counters = new Counters(Counters.allocate(NETWORKS - 1, workers), workers);
     this.#traffic = new Traffic(Traffic.allocate(workers), workers);
     this.#heartbeats = new Heartbeats(Heartbeats.allocate(workers));
@@ -168,14 +210,17 @@ export class Agent implements Operations {
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,
       largestMtu: Math.max(...found.mtus),
+      kept: before.kept,
     };
+    for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     for (const [at, network] of config.networks.entries()) {
       const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
       this.#live.set(network.name, live);
       this.#enterStatic(live);
+      this.#enterLearned(live, before.snapshot);
     }
     this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
-    this.#workers = new Workers(this.#plan, unwanted);
+    this.#workers = new Workers(this.#plan, unwanted, keeping !== undefined);
     this.lost = this.#workers.lost;
   }
 
@@ -387,19 +432,56 @@ export class Agent implements Operations {
     );
   }
 
+  /** What a restart is not to forget; nothing where it is kept nowhere. */
+  #remember(): void {
+    const directory = this.#keeping?.directory;
+    if (directory === undefined) return;
+    const learned = new Map<string, Snapshot["networks"][0]["learned"]>();
+    for (const { network, mac, destination, ageSeconds } of this.fdb({ origin: "learned" })) {
+      const entries = learned.get(network) ?? [];
+      entries.push([mac, destination, ageSeconds!]);
+      learned.set(network, entries);
+    }
+    const networks = [...this.#live.values()].map(({ config: { name, vni } }) => {
+      return { name, vni, learned: learned.get(name) ?? [] };
+    });
+    try {
+      writeSnapshot(directory, {
+        workers: this.#plan.workers,
+        bridges: [...this.#bridges],
+        networks,
+      });
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
+    }
+  }
+
+  /** Now and then, and the more seldom the longer it takes. */
+  #rememberRegularly(): void {
+    const began = performance.now();
+    this.#remember();
+    const pause = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
+    this.#remembering = setTimeout(() => this.#rememberRegularly(), pause).unref();
+  }
+
   // starting
 
   async #start(found: Survey): Promise<void> {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
-    this.#undo.push(() => this.#removeBridges([...this.#bridges]));
+    const stays = this.#keeping !== undefined;
+    this.#undo.push(() => this.#remember());
+    this.#undo.push(() =>
+      this.#removeBridges([...this.#bridges], stays ? this.#tapNames() : undefined),
+    );
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
     this.#undo.push(() => this.#workers.end());
-    this.#undo.push(async () => {
-      const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
-      await removeTaps([...this.#live.values()].map(({ link }) => link)).catch(kept);
-    });
+    if (!stays)
+      this.#undo.push(async () => {
+        const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
+        await removeTaps([...this.#live.values()].map(({ link }) => link)).catch(kept);
+      });
     await this.#open();
     await bringUp([...this.#live.values()].map(({ link }) => link));
     this.#unwanted.throwIfAborted();
@@ -407,6 +489,8 @@ export class Agent implements Operations {
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
+    if (stays) this.#rememberRegularly();
+    this.#undo.push(() => clearTimeout(this.#remembering));
   }
 
   async #open(): Promise<void> {
@@ -425,11 +509,18 @@ export class Agent implements Operations {
     for (const name of names) this.#bridges.add(name);
   }
 
-  async #removeBridges(names: readonly string[]): Promise<void> {
-    for (const name of names) this.#bridges.delete(name);
-    for (const bridge of await removeIdleBridges(names)) {
+  /** Those that have no ports, but for ports that are to be ignored. */
+  async #removeBridges(names: readonly string[], ignored?: ReadonlySet<string>): Promise<void> {
+    const left = await removeIdleBridges(names, ignored);
+    for (const name of names) if (!left.includes(name)) this.#bridges.delete(name);
+    if (this.#keeping !== undefined) return; // they are kept like all else
+    for (const bridge of left) {
       this.#log.warn({ bridge }, "leaving the bridge in place: other ports are joined to it");
     }
+  }
+
+  #tapNames(): Set<string> {
+    return new Set([...this.#live.values()].map(({ plan }) => plan.tap));
   }
 
   // changing
@@ -458,9 +549,8 @@ export class Agent implements Operations {
 
   /** Makes networks be as they are given, and others not be; all of it, or nothing and throws. */
   async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
-    const own = new Set([...this.#live.values()].map(({ plan }) => plan.tap));
     const config = { ...this.#config, networks };
-    const found = networks.length === 0 ? undefined : await survey(config, own);
+    const found = networks.length === 0 ? undefined : await survey(config, this.#tapNames());
     this.#check(networks, removed, found);
     const undo = new Undo();
     try {
@@ -614,6 +704,22 @@ export class Agent implements Operations {
     this.#fdb.setLimit(plan.index, config.fdbLimit);
   }
 
+  /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
+  #enterLearned({ config, plan }: Live, snapshot: Snapshot | undefined): void {
+    const before = snapshot?.networks.find(
+      ({ name, vni }) => name === config.name && vni === config.vni,
+    );
+    const now = monotonicSeconds();
+    const may = new Set([...plan.flood, ...plan.allowed]);
+    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
+      const { macHigh, macLow } = keyOf(mac);
+      const remote = to === "local" ? LOCAL : this.#remotes.add(to, this.#config.port);
+      const known = remote === LOCAL || may.has(remote);
+      const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
+      if (known && young) this.#fdb.learn(plan.index, macHigh, macLow, remote, now - age);
+    }
+  }
+
   // telling
 
   #destinationOf({ destination }: FdbRow): string {
@@ -695,6 +801,32 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
 export function version(): string {
   const file = new URL("../package.json", import.meta.url);
   return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
+}
+
+/**
+ * Descriptors that are not wanted any more are closed, also by the service manager: a TAP goes with its
+ * last one, and a socket that nobody reads would go on taking its share of the datagrams.
+ */
+function recollect(config: Config, workers: number, keeping: Keeping | undefined): Recollection {
+  const snapshot = keeping?.directory === undefined ? undefined : readSnapshot(keeping.directory);
+  const sameWorkers = snapshot === undefined || snapshot.workers === workers;
+  const threads = Array.from({ length: sameWorkers ? workers : 0 }, (_, worker) => worker);
+  const wanted = new Set(
+    threads.flatMap((worker) => [
+      socketDescriptor(4, worker),
+      socketDescriptor(6, worker),
+      ...config.networks.map(({ tap }) => tapDescriptor(tap, worker)),
+    ]),
+  );
+  const kept: Record<string, number> = {};
+  for (const { name, fd } of keeping?.descriptors ?? []) {
+    if (wanted.has(name) && !(name in kept)) kept[name] = fd;
+    else {
+      closeSync(fd);
+      forgetDescriptors(name);
+    }
+  }
+  return { kept, snapshot };
 }
 
 /** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */

@@ -3,7 +3,7 @@
 import { Command, CommanderError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
-import { Agent, version } from "./agent.ts";
+import { Agent, type Keeping, version } from "./agent.ts";
 import { listenForScrapes } from "./api/metrics-listener.ts";
 import { serve } from "./api/server.ts";
 import { type Place, refuseHeld } from "./api/socket.ts";
@@ -20,6 +20,7 @@ import { addFlags, once, valuesByKey } from "./flags.ts";
 import type { Changes } from "./operations.ts";
 import {
   feedWatchdog,
+  type HandedOver,
   handedOver,
   isJournal,
   journalStream,
@@ -101,10 +102,11 @@ async function forward(given: Record<string, unknown>): Promise<void> {
     if (agent === undefined) log.info("starting: there is no status yet");
     else log.info(agent.report(), "status");
   });
-  const socket = handedOver().find(({ name }) => name === "api");
+  const descriptors = handedOver();
+  const socket = descriptors.find(({ name }) => name === "api");
   const place = socket ?? { path: config.socket };
   if ("path" in place) await refuseHeld(place.path);
-  const starting = Agent.start(config, log, unwanted.signal);
+  const starting = Agent.start(config, log, unwanted.signal, keeping(descriptors));
   process.on("SIGHUP", () => {
     starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
   });
@@ -116,6 +118,14 @@ async function forward(given: Record<string, unknown>): Promise<void> {
   });
   if (reason instanceof VtepError) throw reason;
   log.info({ signal: reason }, "stopped");
+}
+
+/** Our units keep what a restart would lose: descriptors in the manager's store, the rest in a file. */
+function keeping(handed: readonly HandedOver[]): Keeping | undefined {
+  const { VTEP_KEEP, STATE_DIRECTORY } = process.env;
+  if (VTEP_KEEP !== "1") return undefined;
+  const descriptors = handed.filter(({ name }) => name !== "api");
+  return { descriptors, directory: STATE_DIRECTORY?.split(":")[0] };
 }
 
 /** While frames can cross: until it is told to stop, or cannot go on. */

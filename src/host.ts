@@ -136,10 +136,14 @@ export async function createBridges(names: readonly string[]): Promise<void> {
   throw failed.error;
 }
 
-/** Removes bridges, except those on which ports are left; returns which these are. */
-export async function removeIdleBridges(names: readonly string[]): Promise<string[]> {
+/** Removes bridges, except those on which ports are left that count; returns which these are. */
+export async function removeIdleBridges(
+  names: readonly string[],
+  ignored: ReadonlySet<string> = new Set(),
+): Promise<string[]> {
   const links = await linksByName();
-  const masters = new Set([...links.values()].map(({ master }) => master));
+  const ports = [...links.values()].filter(({ ifname }) => !ignored.has(ifname));
+  const masters = new Set(ports.map(({ master }) => master));
   const there = names.filter((name) => links.get(name)?.linkinfo?.info_kind === "bridge");
   await removeLinks(
     there.filter((name) => !masters.has(name)),

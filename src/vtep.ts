@@ -51,6 +51,8 @@ export interface Plan {
   readonly strict: boolean;
   readonly flowSeed: number;
   readonly dscp: number | "inherit";
+  /** Descriptors that were kept open over a restart, by what `descriptors` calls them. */
+  readonly kept: Readonly<Record<string, number>>;
   /** What the sockets are opened for: no network's MTU is ever larger. */
   readonly largestMtu: number;
   /** Those to begin with. */
@@ -76,6 +78,9 @@ const TICK_MS = 1000;
 export class Vtep {
   readonly opened: Opened;
   readonly #plan: Plan;
+  readonly #worker: number;
+  /** Those of the plan that nobody has taken yet. */
+  readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
@@ -111,6 +116,8 @@ export class Vtep {
   ) {
     this.opened = opened;
     this.#plan = plan;
+    this.#worker = worker;
+    this.#kept = { ...plan.kept };
     const heartbeats = new Heartbeats(plan.heartbeats);
     this.#beat = (now) => heartbeats.beat(worker, now);
     this.#underlay = underlay;
@@ -171,7 +178,9 @@ export class Vtep {
       offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
       busyPollUs,
       multiQueue: workers > 1,
+      fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
     });
+    delete this.#kept[tapDescriptor(own.tap, this.#worker)];
     const network = new Network({ ...own, tap });
     network.apply(settingsOf(own));
     this.#networks.set(own.index, { network, tap });
@@ -198,6 +207,20 @@ export class Vtep {
     this.#networks.delete(index);
   }
 
+  /** The descriptors without which frames would be lost while nobody runs, by name. */
+  descriptors(): Record<string, number> {
+    const taps = [...this.#networks.values()].map(({ tap }) => {
+      return [tapDescriptor(tap.name, this.#worker), tap.fd] as const;
+    });
+    const fds = this.#underlay instanceof NativeUnderlay ? this.#underlay.fds : [];
+    const { local4 } = this.#plan;
+    const sockets = fds.map((fd, at) => {
+      const family = at === 0 && local4 !== undefined ? 4 : 6;
+      return [socketDescriptor(family, this.#worker), fd] as const;
+    });
+    return Object.fromEntries([...taps, ...sockets]);
+  }
+
   close(): void {
     clearInterval(this.#ticking);
     for (const { tap } of this.#networks.values()) tap.close();
@@ -220,6 +243,14 @@ export class Vtep {
   }
 }
 
+export function tapDescriptor(tap: string, worker: number): string {
+  return `tap-${worker}-${tap}`;
+}
+
+export function socketDescriptor(family: 4 | 6, worker: number): string {
+  return `udp${family}-${worker}`;
+}
+
 function settingsOf({ clampMss, mtu, ageSeconds, flood, allowed }: NetworkPlan): Settings {
   return { clampMtu: clampMss ? mtu : 0, ageSeconds, flood, allowed };
 }
@@ -238,6 +269,10 @@ async function openUnderlay(
     offloads: plan.offloads,
     busyPollUs: plan.busyPollUs,
     sharer: plan.workers > 1 ? worker : -1,
+    fds: {
+      4: plan.kept[socketDescriptor(4, worker)],
+      6: plan.kept[socketDescriptor(6, worker)],
+    },
     largestDatagram: largestDatagram(plan.largestMtu),
   };
   let fallback: string | undefined;

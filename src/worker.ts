@@ -5,11 +5,14 @@
 import { parentPort, workerData } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
+import { forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
 
 /** What a forwarding thread is started with. */
 export interface Post {
   readonly plan: Plan;
+  /** Whether the service manager is to keep descriptors over a restart. */
+  readonly keep: boolean;
   /** Which of the plan's threads it is, from 0. */
   readonly worker: number;
 }
@@ -73,12 +76,35 @@ function obey(vtep: Vtep, order: Order): void {
   }
 }
 
+/** What the service manager has of ours; a TAP that goes is not to stay because of that. */
+const stored = new Set<string>();
+
+/** What was kept and was of use, the service manager has; what was of none, it is to close. */
+function recall(vtep: Vtep, kept: Plan["kept"]): void {
+  for (const [name, fd] of Object.entries(vtep.descriptors())) {
+    if (kept[name] === fd) stored.add(name);
+    else if (name in kept) forgetDescriptors(name);
+  }
+}
+
+function store(vtep: Vtep): void {
+  const descriptors = vtep.descriptors();
+  for (const name of stored)
+    if (!(name in descriptors) && forgetDescriptors(name)) stored.delete(name);
+  for (const [name, fd] of Object.entries(descriptors)) {
+    if (!stored.has(name) && storeDescriptors(name, [fd])) stored.add(name);
+  }
+}
+
 try {
-  const { plan, worker } = workerData as Post;
+  const { plan, worker, keep } = workerData as Post;
   const vtep = await Vtep.open(plan, worker);
+  recall(vtep, plan.kept);
+  if (keep) store(vtep);
   port.on("message", (order: Order) => {
     try {
       obey(vtep, order);
+      if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
       report({ event: "done", id: order.id });
     } catch (error) {
       report({ event: "failed", id: order.id, ...described(error) });

@@ -19,15 +19,20 @@ export class Workers {
   /** Resolves when forwarding broke down, with the reason; never when it was ended. */
   readonly lost: Promise<VtepError>;
   readonly #plan: Plan;
+  readonly #keep: boolean;
   readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
   #threads: Worker[] = [];
   #opened = false;
   #orders = 0;
 
-  /** `unwanted` calls off the start, not what comes after. */
-  constructor(plan: Plan, unwanted: AbortSignal) {
+  /**
+   * `unwanted` calls off the start, not what comes after; `keep` has the service manager keep descriptors
+   * over a restart.
+   */
+  constructor(plan: Plan, unwanted: AbortSignal, keep: boolean) {
     this.#plan = plan;
+    this.#keep = keep;
     this.#unwanted = unwanted;
     this.lost = new Promise((resolve) => {
       this.#lose = resolve;
@@ -104,7 +109,11 @@ export class Workers {
   }
 
   #spawn(): Worker {
-    const workerData: Post = { plan: this.#plan, worker: this.#threads.length };
+    const workerData: Post = {
+      plan: this.#plan,
+      worker: this.#threads.length,
+      keep: this.#keep,
+    };
     const thread = new Worker(new URL("./worker.js", import.meta.url), { workerData });
     thread.on("error", (error) => {
       this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));

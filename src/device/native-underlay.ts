@@ -14,7 +14,14 @@ import type { Batch } from "../batch.ts";
 import type { Capabilities, Offloads, Underlay, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import type { Remotes } from "../remotes.ts";
-import { addon, handleOf, isSystemError, type UdpFamily, type UdpFamilyOptions } from "./native.ts";
+import {
+  addon,
+  adopted,
+  handleOf,
+  isSystemError,
+  type UdpFamily,
+  type UdpFamilyOptions,
+} from "./native.ts";
 
 /** Sending sockets of a family: enough for equal-cost paths, few enough to share their ports. */
 const FAN = 16;
@@ -44,6 +51,8 @@ export interface NativeUnderlayOptions {
   sourcePorts?: readonly [low: number, high: number];
   /** Bytes of the longest UDP payload to receive whole: the overlay's MTU + 14 + 4 + 8. */
   largestDatagram: number;
+  /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
+  fds?: { readonly 4?: number | undefined; readonly 6?: number | undefined };
   /**
    * Which of the underlays that share the port this is, each on a thread of its own: 0 the first, which
    * has to be open before the others. By default nobody shares it.
@@ -87,6 +96,7 @@ export class NativeUnderlay implements Underlay {
         family,
         address,
         port,
+        fd: -1,
         sharer: options.sharer ?? -1,
         sourcePorts,
         fan: FAN,
@@ -98,13 +108,19 @@ export class NativeUnderlay implements Underlay {
         remotes: remotes.words,
       };
       try {
-        this.#families.push(new native.Udp(socket));
+        const open = (fd: number) => new native.Udp({ ...socket, fd });
+        this.#families.push(adopted(options.fds?.[family], open) ?? open(-1));
       } catch (error) {
         this.close();
         throw explain(error, socket);
       }
     }
     if (this.#families.length === 0) throw new TypeError("local4, local6 or both must be given");
+  }
+
+  /** The descriptors of the sockets that receive, in the order of their families. */
+  get fds(): number[] {
+    return this.#families.map((family) => family.fd());
   }
 
   /** What is in use now, by every family. */

@@ -55,6 +55,8 @@ export interface UdpFamily extends Port {
 
 export interface TapQueueOptions {
   name: string;
+  /** A queue of it that is open already, or −1; it is closed if it is not. */
+  fd: number;
   multiQueue: boolean;
   coalesceTcp: boolean;
   coalesceUdp: boolean;
@@ -65,6 +67,8 @@ export interface UdpFamilyOptions {
   /** Local; an IPv6 link-local address with its %interface. */
   address: string;
   port: number;
+  /** A socket that receives there already, or −1; it is closed if it does not. */
+  fd: number;
   /** −1: nobody else may receive on the port; 0: the first of those that share it; above: one more. */
   sharer: number;
   /** Where the ports of the sending sockets are taken from, both ends included. */
@@ -114,6 +118,17 @@ export interface SystemError extends Error {
 
 export function isSystemError(error: unknown): error is SystemError {
   return error instanceof Error && "syscall" in error && "code" in error;
+}
+
+/** What `open` makes of a descriptor that was kept; undefined where there is none, or it is of no use. */
+export function adopted<T>(fd: number | undefined, open: (fd: number) => T): T | undefined {
+  if (fd === undefined) return undefined;
+  try {
+    return open(fd);
+  } catch (error) {
+    if (isSystemError(error)) return undefined;
+    throw error;
+  }
 }
 
 // Two levels below the package, as source and as dist/ alike.

@@ -11,7 +11,7 @@ import { constants } from "node:os";
 import type { Batch } from "../batch.ts";
 import type { Offloads, Tap, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
-import { addon, handleOf, isSystemError, type TapQueue } from "./native.ts";
+import { addon, adopted, handleOf, isSystemError, type TapQueue } from "./native.ts";
 
 /**
  * TUN_F_ bits of <linux/if_tun.h>: what the host may leave to us. Checksums alone; super-frames of TCP
@@ -38,6 +38,8 @@ export interface NativeTapOptions {
   offloads?: Partial<TapOffloads>;
   /** Microseconds for which the thread, once it was woken, asks for more before it sleeps; default 0. */
   busyPollUs?: number;
+  /** A queue of the device that was kept open; if it turns out to be none, another is opened. */
+  fd?: number | undefined;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
 }
@@ -61,14 +63,20 @@ export class NativeTap implements Tap {
     const coalesceUdp = wanted["coalesce-udp"] ?? true;
     const native = addon();
     checkName(name);
+    const open = (fd: number) => new native.Tap({ name, fd, multiQueue, coalesceTcp, coalesceUdp });
     try {
-      this.#queue = new native.Tap({ name, multiQueue, coalesceTcp, coalesceUdp });
+      this.#queue = adopted(options.fd, open) ?? open(-1);
     } catch (error) {
       throw explain(error, name, multiQueue);
     }
     this.name = this.#queue.name;
     this.#busyPollUs = options.busyPollUs ?? 0;
     this.#bits = agree(this.#queue, wanted);
+  }
+
+  /** The descriptor of its queue. */
+  get fd(): number {
+    return this.#queue.fd();
   }
 
   /** What is in use now. */

@@ -78,6 +78,7 @@ export function udpOptions(port: number, changes: Partial<UdpFamilyOptions> = {}
     address: "127.0.0.1",
     port,
     sourcePorts: [20_000, 30_000],
+    fd: -1,
     sharer: -1,
     fan: 16,
     slotBytes: 1500,

@@ -33,7 +33,13 @@ describe("10,000 times opened and closed", () => {
 
   // Removing a device takes the kernel some 15 ms; to leave a queue of one that stays, 0.2 ms.
   it("a TAP queue leaves nothing behind", { timeout: 120_000 }, () => {
-    const options = { name: uniqueName(), multiQueue: true, coalesceTcp: true, coalesceUdp: true };
+    const options = {
+      name: uniqueName(),
+      fd: -1,
+      multiQueue: true,
+      coalesceTcp: true,
+      coalesceUdp: true,
+    };
     const first = new (addon().Tap)(options);
     onTestFinished(() => first.close());
     const grown = growth(9_800, () => new (addon().Tap)(options).close());
@@ -42,12 +48,24 @@ describe("10,000 times opened and closed", () => {
   });
 
   it("a TAP device leaves nothing behind", { timeout: 120_000 }, () => {
-    const options = { name: uniqueName(), multiQueue: false, coalesceTcp: true, coalesceUdp: true };
+    const options = {
+      name: uniqueName(),
+      fd: -1,
+      multiQueue: false,
+      coalesceTcp: true,
+      coalesceUdp: true,
+    };
     expect(growth(200, () => new (addon().Tap)(options).close()).descriptors).toBe(0);
   });
 
   it("a watch leaves nothing behind", { timeout: 120_000 }, async () => {
-    const options = { name: uniqueName(), multiQueue: true, coalesceTcp: true, coalesceUdp: true };
+    const options = {
+      name: uniqueName(),
+      fd: -1,
+      multiQueue: true,
+      coalesceTcp: true,
+      coalesceUdp: true,
+    };
     const first = new (addon().Tap)(options);
     onTestFinished(() => first.close());
     for (let round = 0; round < 100; round++) {
@@ -74,14 +92,14 @@ describe("when nobody closes", () => {
       `
       const fds = () => fs.readdirSync("/proc/self/fd").length;
       const remotes = new Int32Array(new SharedArrayBuffer(65536 * 32));
-      const options = { name: "vt" + process.pid, multiQueue: true, coalesceTcp: true, coalesceUdp: true };
+      const options = { name: "vt" + process.pid, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true };
       const first = new addon.Tap(options);
       process.stdout.write(""); // opens a descriptor of its own
       const before = fds();
       function open() {
         for (let i = 0; i < 50; i++) new addon.Tap(options);
         new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-          sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+          fd: -1, sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
         const watched = new addon.Tap(options);
         watched.watch(() => {});
         watched.unwatch();
@@ -114,10 +132,10 @@ describe("a worker that is terminated", () => {
     const { workerData, parentPort } = require("node:worker_threads");
     const remotes = new Int32Array(new SharedArrayBuffer(65536 * 32));
     const udp = new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-      sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
-    const tap = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
-    const unwatched = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
-    const stopped = new addon.Tap({ name: workerData.name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
+      fd: -1, sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+    const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
+    const unwatched = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
+    const stopped = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
     let calls = 0;
     udp.watch(() => { calls++; for (let i = 0; i < 1000; i++) calls += i % 2; });
     tap.watch(() => { calls++; });
@@ -136,7 +154,7 @@ describe("a worker that is terminated", () => {
       const { Worker } = require("node:worker_threads");
       const fds = () => fs.readdirSync("/proc/self/fd").length;
       const name = "vt" + process.pid;
-      const stay = new addon.Tap({ name, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
+      const stay = new addon.Tap({ name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
       require("node:child_process").execFileSync("ip", ["link", "set", name, "up"]);
       const modes = ["terminate", "exit", "throw", "close"];
       async function run(mode) {

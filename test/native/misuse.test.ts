@@ -37,6 +37,7 @@ beforeAll(async () => {
   remote6 = remotes.add("::1", 9);
   tap = new (addon().Tap)({
     name: uniqueName(),
+    fd: -1,
     multiQueue: false,
     coalesceTcp: true,
     coalesceUdp: true,
@@ -110,6 +111,7 @@ describe("constructors", () => {
 
   const tapOptions = {
     name: uniqueName(),
+    fd: -1,
     multiQueue: false,
     coalesceTcp: true,
     coalesceUdp: true,
@@ -271,6 +273,7 @@ describe("methods", () => {
   it("refuse to work after close, however often it is closed", async () => {
     const closedTap = new (addon().Tap)({
       name: uniqueName(),
+      fd: -1,
       multiQueue: false,
       coalesceTcp: true,
       coalesceUdp: true,
@@ -372,7 +375,7 @@ describe("rows", () => {
 
 describe("in a process of its own", () => {
   const setUp = `
-    const name = "vt" + process.pid, options = { name, multiQueue: false, coalesceTcp: true, coalesceUdp: true };
+    const name = "vt" + process.pid, options = { name, fd: -1, multiQueue: false, coalesceTcp: true, coalesceUdp: true };
     const sab = (bytes) => new SharedArrayBuffer(bytes);
     const batch = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES})));
     const { execFileSync } = require("node:child_process");

@@ -501,7 +501,7 @@ describe("in a namespace of its own", () => {
        const remotes = new Remotes();
        const remote = remotes.add("192.0.2.2", 4789);
        const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-         sharer: -1, fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, segment: true, coalesce: true, remotes: remotes.words });
+         fd: -1, sharer: -1, fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, segment: true, coalesce: true, remotes: remotes.words });
        const batch = new Batch();
        for (let row = 0; row < 1000; row++) {
          batch.outLength[row] = 1000; batch.outRemote[row] = remote; batch.outHash[row] = row % 2; 
@@ -527,7 +527,7 @@ describe("in a namespace of its own", () => {
     import { Batch } from "./src/batch.ts";
     import { addon, handleOf } from "./src/device/native.ts";
     import { Remotes } from "./src/remotes.ts";
-    const tap = new (addon().Tap)({ name: "vtep7", multiQueue: false, coalesceTcp: true, coalesceUdp: true });
+    const tap = new (addon().Tap)({ name: "vtep7", fd: -1, multiQueue: false, coalesceTcp: true, coalesceUdp: true });
     tap.setOffloads(0x61); // TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
     const run = (line) => execFileSync(...((words) => [words[0], words.slice(1)])(line.split(" ")));
     run("ip address add 192.0.2.1/24 dev vtep7");
@@ -536,7 +536,7 @@ describe("in a namespace of its own", () => {
     const remotes = new Remotes();
     const remote = remotes.add("192.0.2.2", 4789);
     const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-      sharer: -1, fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, segment: true, coalesce: true, remotes: remotes.words });
+      fd: -1, sharer: -1, fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, segment: true, coalesce: true, remotes: remotes.words });
     const [batch, out] = [new Batch(), new Batch()];
     const send = (length) => {
       batch.outLength.fill(length); batch.outRemote.fill(remote); batch.outError.fill(-1);

@@ -6,10 +6,19 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  onTestFinished,
+  test,
+} from "vitest";
 import { Lab } from "../lab/lab.ts";
 import { Machine, PACKAGE } from "../lab/systemd.ts";
-import { ping, reach, send } from "../lab/traffic.ts";
+import { ping, reach, send, transferTcp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
@@ -118,11 +127,72 @@ describe("the service", () => {
     expect(priorities).toEqual(["6", "4", "6"]);
   });
 
+  describe("is started anew", () => {
+    beforeEach(async () => {
+      await configure(crossing);
+      await systemctl("start", "vtep");
+      await reach(here, there.address);
+    });
+    const link = async () => JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep42"))[0];
+    const ask = async (...question: string[]) => JSON.parse(await vtep(...question, "--json"));
+    const entries = async () => {
+      const rows: { mac: string; destination: string }[] = await ask("fdb", "list");
+      return rows.map(({ mac, destination }) => `${mac} ${destination}`).sort();
+    };
+    const killed = async () => {
+      const before = await mainPid();
+      await systemctl("kill", "--kill-whom=main", "--signal=SIGKILL", "vtep");
+      await until("another process", async () => ![0, before].includes(await mainPid()), 20_000);
+      await until("it to be active", async () => (await isActive()) === "active", 20_000);
+    };
+
+    test.each([
+      ["when it is told to", () => systemctl("restart", "vtep")],
+      ["when it was killed", killed],
+    ])(
+      "%s, with the interface and the entries that it had, and a stream goes on",
+      async (_, restart) => {
+        const { ifindex } = await link();
+        const known = await entries();
+        expect(known).toContain(`${there.mac} ${theirs.address}`);
+        const stream = transferTcp(here, there, { bytes: 300_000_000 });
+        await until(
+          "a stream",
+          async () => {
+            const [{ counters }] = await ask("network", "list");
+            return counters.encapBytes > 20_000_000;
+          },
+          20_000,
+        );
+        await restart();
+        expect(await link()).toMatchObject({ ifindex, master: "br0", operstate: "UNKNOWN" });
+        const { sent, received } = await stream;
+        expect(received).toEqual(sent);
+        expect(await entries()).toEqual(known);
+      },
+      60_000,
+    );
+
+    test("forgets nobody although nobody speaks", async () => {
+      const known = await entries();
+      await theirs.ip("link set vx42 down");
+      onTestFinished(() => theirs.ip("link set vx42 up"));
+      await systemctl("restart", "vtep");
+      expect(await entries()).toEqual(known);
+    });
+
+    test("without a network that is not in its file any more, and with one that is new", async () => {
+      await configure(`networks: [{ vni: 43, peers: [${theirs.address}], bridge: br0 }]`);
+      await systemctl("restart", "vtep");
+      expect(await ours.links()).toEqual([...untouched, "vtep43"].sort());
+    });
+  });
+
   test("that cannot run says why, as an error, and is not tried again", async () => {
     await configure("networks: [{ vni: 42, pears: [192.0.2.2] }]");
     expect((await machine.finish("systemctl", "start", "vtep")).code).toBe(1);
     const why =
-      '/etc/vtep/vtep.yaml: networks[0].pears is no key of a network: did you mean "peers"?';
+      '/etc/vtep/vtep.yaml:1:23: networks[0].pears is no key of a network: did you mean "peers"?';
     const state = await machine.show("vtep", "ActiveState", "NRestarts", "StatusText");
     expect(state).toEqual({ ActiveState: "failed", NRestarts: "0", StatusText: why });
     const line = (await messages()).findLast(({ text }) => text === `vtep: ${why}`);

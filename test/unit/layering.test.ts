@@ -30,6 +30,7 @@ const LAYERS: readonly Layer[] = [
   { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
+  { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },

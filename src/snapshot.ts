@@ -1,0 +1,56 @@
+/**
+ * What an agent knows that its configuration does not, in a file of its state directory, so that a
+ * restart forgets nothing: the FDB's learned entries with their age, and the bridges that were made here.
+ *
+ * It is written when the agent stops and now and then before, for when it is killed; as a whole or not
+ * at all. Ages are as of the time of writing, by the clock on the wall: only that one goes on while
+ * nobody runs. A file that cannot be read is no reason not to start, and is as good as none.
+ */
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+
+const FILE = "state.json";
+
+const schema = v.object({
+  /** Milliseconds since 1970. */
+  writtenAt: v.number(),
+  /** Forwarding threads: a TAP of one queue cannot become one of several. */
+  workers: v.number(),
+  bridges: v.array(v.string()),
+  networks: v.array(
+    v.object({
+      name: v.string(),
+      vni: v.number(),
+      /** MAC, "local" or the address of a remote, and seconds since it was last seen. */
+      learned: v.array(v.tuple([v.string(), v.string(), v.number()])),
+    }),
+  ),
+});
+
+export type Snapshot = v.InferOutput<typeof schema>;
+
+/** The snapshot in a directory, its ages as of now; undefined where there is none that can be read. */
+export function readSnapshot(directory: string): Snapshot | undefined {
+  try {
+    const snapshot = v.parse(schema, JSON.parse(readFileSync(join(directory, FILE), "utf8")));
+    const since = Math.max(0, Math.round((Date.now() - snapshot.writtenAt) / 1000));
+    const networks = snapshot.networks.map((network) => ({
+      ...network,
+      learned: network.learned.map(
+        ([mac, to, age]) => [mac, to, age + since] as (typeof network.learned)[0],
+      ),
+    }));
+    return { ...snapshot, networks };
+  } catch {
+    return undefined;
+  }
+}
+
+export function writeSnapshot(directory: string, snapshot: Omit<Snapshot, "writtenAt">): void {
+  const file = join(directory, FILE);
+  writeFileSync(`${file}.new`, JSON.stringify({ writtenAt: Date.now(), ...snapshot }), {
+    mode: 0o600,
+  });
+  renameSync(`${file}.new`, file);
+}
