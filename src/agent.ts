@@ -228,7 +228,6 @@ export class Agent implements Operations {
 
   status(): AgentStatus {
     const { local4, local6, port } = this.#plan;
-    const entries = this.#countEntries();
     return {
       pid: process.pid,
       uptimeSeconds: monotonicSeconds() - this.#readyAt,
@@ -253,7 +252,11 @@ export class Agent implements Operations {
           peers: flood.map((remote) => this.#remotes.address(remote)),
           counters: this.#counters.events(index),
           drops: this.#counters.drops(index),
-          fdb: entries.get(index) ?? { learned: 0, control: 0, static: 0 },
+          fdb: {
+            learned: this.#fdb.count(index, LEARNED),
+            control: this.#fdb.count(index, CONTROL),
+            static: this.#fdb.count(index, STATIC),
+          },
         };
       }),
     };
@@ -735,16 +738,6 @@ export class Agent implements Operations {
       ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
       moves: row.moves,
     };
-  }
-
-  #countEntries(): Map<number, NetworkStatus["fdb"]> {
-    const counts = new Map<number, { learned: number; control: number; static: number }>();
-    for (const { network, origin } of this.#fdb.rows()) {
-      const count = counts.get(network) ?? { learned: 0, control: 0, static: 0 };
-      count[ORIGINS[origin]]++;
-      counts.set(network, count);
-    }
-    return counts;
   }
 
   /**
