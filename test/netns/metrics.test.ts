@@ -1,6 +1,9 @@
+import { once } from "node:events";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { stringify } from "yaml";
 import { Lab } from "../lab/lab.ts";
@@ -77,9 +80,9 @@ function spent(before: Map<number, number>, after: Map<number, number>, thread: 
 }
 
 test("what is told is what crossed, by network and by remote", async () => {
-  const text = await ask(`http://${AGENT}/metrics`);
-  expect(await promtool(["check", "metrics"], text)).toEqual({ code: 0, output: "" });
-  const before = samples(text);
+  const told = await ask(`http://${AGENT}/metrics`);
+  expect(await promtool(["check", "metrics"], told)).toEqual({ code: 0, output: "" });
+  const before = samples(told);
   expect(await ping(here, there.address, { count: 20, size: 1000 })).toMatchObject({
     received: 20,
   });
@@ -87,7 +90,7 @@ test("what is told is what crossed, by network and by remote", async () => {
   const grown = (name: string) => after.get(name)! - before.get(name)!;
   for (const direction of ["encap", "decap"]) {
     const labels = [
-      `network="42",direction="${direction}"`,
+      `network="vtep42",direction="${direction}"`,
       `remote="${peer}",direction="${direction}"`,
     ];
     const frames = grown(`vtep_frames_total{${labels[0]}}`);
@@ -98,8 +101,16 @@ test("what is told is what crossed, by network and by remote", async () => {
     expect(grown(`vtep_remote_bytes_total{${labels[1]}}`)).toBe(bytes);
     expect(grown(`vtep_batches_total{direction="${direction}"}`)).toBeGreaterThan(0);
   }
-  expect(after.get('vtep_fdb_entries{network="42",origin="learned"}')).toBe(2);
+  expect(after.get('vtep_fdb_entries{network="vtep42",origin="learned"}')).toBe(2);
   expect(after.get("vtep_workers")).toBe(2);
+});
+
+test("the socket of the API has the same metrics", async () => {
+  const asked = request({ socketPath: vtep.socket, path: "/metrics" }).end();
+  const [response] = await once(asked, "response");
+  expect(response.headers["content-type"]).toBe("text/plain; version=0.0.4; charset=utf-8");
+  const names = [...samples(await text(response)).keys()];
+  expect(names).toEqual([...(await scrape()).keys()]);
 });
 
 test("super-frames, their segments, and what forwarding threads do", async () => {
@@ -165,8 +176,8 @@ describe("a Prometheus that scrapes it", () => {
       );
     let said = "";
     server.stdout.resume();
-    server.stderr.on("data", (text) => {
-      said += text;
+    server.stderr.on("data", (chunk) => {
+      said += chunk;
     });
     await until(
       "Prometheus ready",
