@@ -67,6 +67,8 @@ const REMEMBER_MS = 30_000;
 const REMEMBER_SHARE = 100;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
+/** Networks that one report of drops names; a remote can make every network drop something. */
+const DROP_LINES = 20;
 /** Rows of each network's FDB in a report; more are counted only. */
 const REPORT_ROWS = 1000;
 
@@ -753,25 +755,32 @@ export class Agent implements Operations {
     for (const offload of doneWithout) this.#tell({ event: "offload-demoted", offload });
   }
 
-  /** Logs what was dropped since the last report, a line a network. */
+  /** Logs what was dropped since the last report, a line a network, and one for those beyond. */
   #reportDrops(): void {
-    const networks = [...this.#live.values()].map(({ plan, config }) => ({
+    let lines = 0;
+    const beyond: Record<string, number> = {};
+    const live = [...this.#live.values()].map(({ plan, config }) => ({
       ...plan,
       name: config.name,
     }));
-    for (const { index, vni, name } of [
-      { index: 0, vni: undefined, name: undefined },
-      ...networks,
-    ]) {
+    for (const { index, vni, name } of [{ index: 0, vni: undefined, name: undefined }, ...live]) {
       const drops = this.#counters.drops(index);
       const since = growth(drops, this.#reported.get(index) ?? {});
       this.#reported.set(index, drops);
       if (Object.keys(since).length === 0) continue;
+      this.#tell({ event: "dropped", network: name, drops: since });
+      if (++lines > DROP_LINES) {
+        for (const [reason, drops] of Object.entries(since)) {
+          beyond[reason] = (beyond[reason] ?? 0) + drops;
+        }
+        continue;
+      }
       const stranger =
         since.VXLAN_REMOTE_NOT_ALLOWED === undefined ? undefined : this.#counters.stranger(index);
       this.#log.warn({ vni, drops: since, stranger }, "frames were dropped");
-      this.#tell({ event: "dropped", network: name, drops: since });
     }
+    const networks = lines - DROP_LINES;
+    if (networks > 0) this.#log.warn({ networks, drops: beyond }, "more networks dropped frames");
   }
 
   #tell(event: AgentEvent): void {

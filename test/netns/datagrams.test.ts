@@ -1,4 +1,7 @@
 import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { broadcast, ethernet, vxlan } from "../lab/frame.ts";
 import type { KernelVxlan } from "../lab/host.ts";
@@ -187,6 +190,34 @@ describe.each(underlays)("%s sends", (kind) => {
     expect(Math.min(...ports)).toBeGreaterThanOrEqual(low);
     expect(Math.max(...ports)).toBeLessThanOrEqual(high);
   });
+});
+
+test("what a stranger has dropped in many networks takes few lines of the log", async () => {
+  const networks = times(30, (at) => `{ vni: ${100 + at}, peers: [${peer.address}] }`);
+  const file = join(mkdtempSync(join(tmpdir(), "vtep-drops-")), "vtep.yaml");
+  writeFileSync(file, `networks: [${networks}]`);
+  try {
+    const vtep = await ours.vtep("--config", file).ready();
+    const datagrams = times(30, (at) => vxlan(100 + at, frame));
+    await send(stranger, { address: ours.address, port }, [...datagrams, ...datagrams]);
+    const refused = (status: Status) => {
+      const drops = status.networks.map((network) => network.drops.VXLAN_REMOTE_NOT_ALLOWED ?? 0);
+      return drops.reduce((sum, each) => sum + each, 0);
+    };
+    await vtep.waitFor((status) => refused(status) === 60);
+    await vtep.stop();
+    const named = vtep.log.filter(({ msg }) => msg === "frames were dropped");
+    const beyond = vtep.log.filter(({ msg }) => msg === "more networks dropped frames");
+    // A report may have been due while the datagrams came: then there are two.
+    expect(named.length).toBeLessThanOrEqual(40);
+    expect(named[0]).toMatchObject({ stranger: stranger.address });
+    expect(beyond[0]).toMatchObject({ networks: expect.any(Number) });
+    const lines = [...named, ...beyond] as unknown as { drops: Record<string, number> }[];
+    const logged = lines.reduce((sum, { drops }) => sum + drops.VXLAN_REMOTE_NOT_ALLOWED!, 0);
+    expect(logged).toBe(60);
+  } finally {
+    rmSync(dirname(file), { recursive: true });
+  }
 });
 
 test.each(underlays)(
