@@ -20,7 +20,8 @@ export SOURCE_DATE_EPOCH
 
 # what there is, and where it goes
 mkdir -p "$home/build/Release" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/vtep" \
-  "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/usr/share/doc/vtep" "$root/DEBIAN"
+  "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/usr/share/doc/vtep" "$root/usr/share/vtep" \
+  "$root/DEBIAN"
 cp -a package.json package-lock.json node_modules dist systemd "$home"
 strip --strip-unneeded -o "$home/build/Release/vtep.node" build/Release/vtep.node
 ln -s ../lib/vtep/dist/cli.js "$root/usr/bin/vtep"
@@ -28,6 +29,7 @@ cp systemd/*.service systemd/*.socket "$root/lib/systemd/system"
 cp systemd/sysusers.conf "$root/usr/lib/sysusers.d/vtep.conf"
 cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"
 cp systemd/vtep.yaml "$root/etc/vtep/vtep.yaml"
+cp -a monitoring "$root/usr/share/vtep"
 cp README.md "$root/usr/share/doc/vtep"
 cp LICENSE "$root/usr/share/doc/vtep/copyright"
 
