@@ -24,6 +24,7 @@ iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
 tshark   tshark        reads captures as Wireshark does
 nft      nftables      marks and drops packets as routers do
+iptables iptables      does so as older hosts do, both of its kinds
 dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
 unshare  util-linux    isolates a systemd of the lab'"'"'s own
 systemd-analyze systemd boots in the lab, and judges the units
@@ -82,6 +83,7 @@ install_modules() {
   if [ ! -e node_modules/.package-lock.json ] ||
     [ package-lock.json -nt node_modules/.package-lock.json ]; then
     say "npm ci"
+    find_headers # npm builds the addon of raw-socket, which is optional
     npm ci --no-audit --no-fund --loglevel=error
   fi
 }

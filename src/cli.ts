@@ -10,6 +10,7 @@ import { type Place, refuseHeld } from "./api/socket.ts";
 import { addCompletionCommand } from "./commands/completion.ts";
 import { addConfigCommand } from "./commands/config.ts";
 import { addControlCommands } from "./commands/control.ts";
+import { addDoctorCommand } from "./commands/doctor.ts";
 import { addFdbCommands } from "./commands/fdb.ts";
 import { addNetworkCommands } from "./commands/network.ts";
 import { addServiceCommand } from "./commands/service.ts";
@@ -63,6 +64,7 @@ function program(): Command {
   addFdbCommands(vtep);
   addControlCommands(vtep);
   addConfigCommand(vtep);
+  addDoctorCommand(vtep);
   addCompletionCommand(vtep);
   addServiceCommand(vtep);
   return vtep;

@@ -30,6 +30,9 @@ export interface Link {
   readonly address?: string;
   /** Name of the bridge, bond or the like that it is a port of. */
   readonly master?: string;
+  /** Name of the device that it lies on, or of a veth's other end, if that is on this host. */
+  readonly link?: string;
+  readonly flags?: readonly string[];
   readonly group?: string;
   readonly linkinfo?: {
     readonly info_kind?: string;

@@ -24,7 +24,7 @@ type Routes = ReadonlyMap<string, Route>;
 /** IPv4's least (RFC 791), which is a TAP's least too (drivers/net/tun.c). */
 const SMALLEST_MTU = 68;
 /** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
-const LARGEST_MTU = 65_485;
+export const LARGEST_MTU = 65_485;
 
 /** `own` are names of TAPs that are there because they are ours. */
 export async function survey(

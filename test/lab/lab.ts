@@ -59,6 +59,11 @@ export class Lab implements AsyncDisposable {
     return lab;
   }
 
+  /** What lies between the hosts: the router, where they are routed. */
+  get router(): Namespace {
+    return this.#fabric;
+  }
+
   /** The host of that number, counted from 1 as in its addresses. */
   host(number: number): Host {
     const host = this.hosts[number - 1];

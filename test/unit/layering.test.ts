@@ -21,6 +21,9 @@ const NOTHING = /^$/;
 const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
   { name: "commands", files: /^commands\//, mutual: true, outside: ANYTHING },
+  { name: "examination", files: /^doctor\/(examine|probe)\.ts$/, mutual: true, outside: ANYTHING },
+  // Facts in, findings out: whatever fault can be written down can be tested.
+  { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
   { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
@@ -54,6 +57,10 @@ const LAYERS: readonly Layer[] = [
 /** Those that lie side by side: neither is above the other. */
 const SIDE_BY_SIDE = [
   ["API", "agent"],
+  ["examination", "API"],
+  ["examination", "agent"],
+  ["diagnosis", "API"],
+  ["diagnosis", "agent"],
   ["control planes", "devices"],
   ["control planes", "native addon"],
   ["control planes", "dataplane"],
@@ -68,7 +75,7 @@ const CONCRETE_DEVICE = /^device\/(?!native\.ts$)/;
 /** What only those above the pure layers may do. */
 const IMPURE =
   /(?<!\.)\b(process|console|performance|Date|setTimeout|setInterval|setImmediate|queueMicrotask|fetch)\b|Math\.random/;
-const PURE = ["explanation", "dataplane", "memory and contracts", "wire formats"];
+const PURE = ["diagnosis", "explanation", "dataplane", "memory and contracts", "wire formats"];
 
 /** A tree of sources by path from `src/`. */
 type Sources = Readonly<Record<string, string>>;

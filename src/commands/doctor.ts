@@ -1,0 +1,77 @@
+/** `vtep doctor`: looks at the host and its peers, says what is wrong, and what to do. */
+import { type Command, Option } from "commander";
+import { Client } from "../api/client.ts";
+import type { Config } from "../config.ts";
+import { DEFAULT_FILE, defaultFile, load } from "../config-file.ts";
+import { diagnose } from "../doctor/diagnose.ts";
+import { examine } from "../doctor/examine.ts";
+import type { Seen, Snapshot } from "../doctor/facts.ts";
+import { type Severity, worstOf } from "../doctor/finding.ts";
+import { report } from "../doctor/report.ts";
+import { VtepError } from "../errors.ts";
+import { addFlags, once, valuesByKey } from "../flags.ts";
+
+/** 1 to 3 are those of every command (`errors.ts`). */
+const EXITS: Readonly<Record<Severity, number>> = { ok: 0, note: 0, warning: 4, error: 5 };
+
+const HELP = `
+Takes the configuration as "vtep run" does, looks and asks, and changes nothing.
+Each peer gets ICMP echo requests of several lengths, and two empty datagrams
+to its VXLAN port, which it drops and may count as invalid. As root it sees most.
+
+Exit codes:
+  0  all is well, or there is something to note
+  4  the worst is a warning: it works, but not as well as it could
+  5  the worst is an error: something does not work
+  1, 2  it could not look; the command line or the configuration is wrong
+
+Examples:
+  vtep doctor
+  vtep doctor --vni 100 --peer 192.0.2.2 --bridge br100
+  vtep doctor --config /etc/vtep/vtep.yaml --json
+`;
+
+/** How long an agent may keep silent: one that does is worth a note. */
+const PATIENCE_MS = 3_000;
+
+export function addDoctorCommand(vtep: Command): void {
+  const doctor = vtep
+    .command("doctor")
+    .description("Check this host, its peers and the ways to them, and say what to do")
+    .option("--json", "print the findings as JSON")
+    .addOption(
+      new Option(
+        "--config <FILE>",
+        `the configuration; flags of a network add one (default: ${DEFAULT_FILE}, unless flags give a network)`,
+      ).argParser(once("--config", "one file holds all networks")),
+    );
+  addFlags(doctor)
+    .addHelpText("after", HELP)
+    .action(async ({ json, config: file, ...options }: Record<string, unknown>) => {
+      const given = valuesByKey(options);
+      const { config } = load((file as string | undefined) ?? defaultFile(given), given);
+      const findings = diagnose(await examine(config, await runningAgent(config)));
+      const worst = worstOf(findings);
+      process.stdout.write(
+        json
+          ? `${JSON.stringify({ worst, findings }, undefined, 2)}\n`
+          : report(findings, process.stdout.isTTY === true && !process.env.NO_COLOR),
+      );
+      process.exitCode = EXITS[worst];
+    });
+}
+
+/** What an agent on this host says of itself, or why none does. */
+async function runningAgent({ socket }: Config): Promise<Seen<Snapshot>> {
+  if (socket === "") {
+    return { unseen: "no agent can be asked without a socket", remedy: "give one with --socket" };
+  }
+  try {
+    return await new Client(socket, PATIENCE_MS).status();
+  } catch (error) {
+    if (!(error instanceof VtepError)) throw error;
+    const { message } = error;
+    const [, unseen = message, remedy = "see its log"] = /^(.*?\)): (.*)$/.exec(message) ?? [];
+    return { unseen, remedy };
+  }
+}

@@ -1,0 +1,170 @@
+/** Bridges, MAC addresses, and what a running agent has seen of the traffic. */
+
+import { overlayDevices } from "./check-paths.ts";
+import { type Facts, isUnseen, runningNetworks, type Snapshot } from "./facts.ts";
+import { type Finding, unseenFinding } from "./finding.ts";
+
+export function checkOverlay(facts: Facts): Finding[] {
+  return [checkBridgeFilter(facts), ...checkMacs(facts), ...checkTraffic(facts)];
+}
+
+function checkBridgeFilter(facts: Facts): Finding {
+  const { bridgeFilters, links, config } = facts;
+  const check = "bridge-netfilter";
+  const bridges = [...overlayDevices(facts)].filter((name) => {
+    const kind = links.get(name)?.linkinfo?.info_kind;
+    return kind === "bridge" || config.networks.some(({ bridge }) => bridge === name);
+  });
+  if (bridges.length === 0) return { check, severity: "ok", finding: "no bridge is in use" };
+  if (bridgeFilters.length === 0) {
+    return { check, severity: "ok", finding: "packet filters leave bridged frames alone" };
+  }
+  const names = bridgeFilters.map((name) => `bridge-nf-call-${name}`);
+  const drops = forwardDrops(facts);
+  return {
+    check,
+    severity: "warning",
+    finding: `frames across ${bridges.join(", ")} go through the host's packet filters (${names.join(", ")}), which costs time${drops === undefined ? " and may drop them" : `, and ${drops}`}`,
+    remedy: "switch it off, unless something else here (Kubernetes, Docker) relies on it",
+    commands: names.map((name) => `sysctl -w net.bridge.${name}=0`),
+  };
+}
+
+/** Who drops what nobody accepts, of all that is forwarded: Docker, for one, sets it up so. */
+function forwardDrops({ filters }: Facts): string | undefined {
+  if (isUnseen(filters)) return undefined;
+  const chain = filters
+    .flatMap(({ family, name, chains }) => {
+      return [...chains.values()].map((each) => ({ table: `${family} ${name}`, ...each }));
+    })
+    .find(({ base }) => base?.hook === "forward" && base.policy === "drop");
+  return chain && `the policy of chain ${chain.name} (table ${chain.table}) is to drop them`;
+}
+
+/** A bridge takes the address of one of its ports, and so do VLANs of their device. */
+function checkMacs(facts: Facts): Finding[] {
+  const { config, agent, links } = facts;
+  const check = "duplicate-mac";
+  const all = [...new Set(links.values())];
+  const twice = config.networks.flatMap(({ vni, tap }): Finding[] => {
+    const link = links.get(tap);
+    const running = runningNetworks(facts).find((network) => network.vni === vni);
+    const mac = running?.mac ?? link?.address;
+    if (mac === undefined) return [];
+    const others = all.filter((other) => {
+      const related = other.ifname === link?.master || other.link === tap;
+      return other.address === mac && other !== link && other.ifname !== tap && !related;
+    });
+    return others.map(({ ifname }) => ({
+      check,
+      subject: `${vni}`,
+      severity: "warning",
+      finding: `${ifname} has the MAC address of the TAP ${tap}, ${mac}`,
+      remedy: `give ${ifname} another`,
+      commands: [`ip link set dev ${ifname} address ADDRESS`],
+    }));
+  });
+  const heard = runningNetworks(facts).flatMap(({ vni, tap, drops }): Finding[] => {
+    const count = drops.LOCAL_MAC ?? 0;
+    if (count === 0) return [];
+    return [
+      {
+        check,
+        subject: `${vni}`,
+        severity: "warning",
+        finding: `network ${vni}: ${count} frames came from a peer with the MAC address of our own TAP ${tap}`,
+        remedy:
+          "look for a loop (two ways between the same bridges), or for a host that copied this one's address and --local",
+      },
+    ];
+  });
+  const found = [...twice, ...heard];
+  if (found.length > 0) return found;
+  const scope = isUnseen(agent) ? " among this host's links" : "";
+  return [{ check, severity: "ok", finding: `no MAC address of a TAP is seen elsewhere${scope}` }];
+}
+
+function checkTraffic({ agent, config: { port } }: Facts): Finding[] {
+  const check = "traffic";
+  if (isUnseen(agent)) return [unseenFinding(check, "what an agent has counted was", agent)];
+  const found = [...checkForeign(agent, port), ...checkReserved(agent), ...checkAgent(agent)];
+  if (found.length > 0) return found;
+  const finding = "no reserved bits, no foreign VNI and no stranger were seen";
+  return [{ check, severity: "ok", finding }];
+}
+
+function checkForeign(agent: Snapshot, port: number): Finding[] {
+  const check = "traffic";
+  const foreign = agent.drops.VXLAN_VNI_NOT_FOUND ?? 0;
+  const broken = agent.drops.VXLAN_INVALID_HDR ?? 0;
+  const findings: Finding[] = [];
+  if (foreign > 0) {
+    findings.push({
+      check,
+      severity: "warning",
+      finding: `${foreign} datagrams were of a VNI that no network here has`,
+      remedy: "add that network here, or take this host from the peers of the VTEP that sends it",
+    });
+  }
+  if (broken > 0) {
+    findings.push({
+      check,
+      severity: "note",
+      finding: `${broken} datagrams on UDP port ${port} had no valid VXLAN header`,
+      remedy:
+        "what else sends to that port: VXLAN-GPE, a scanner, vtep doctor of a peer; under --strict, reserved bits too",
+    });
+  }
+  const strangers = agent.networks.filter(({ drops }) => drops.VXLAN_REMOTE_NOT_ALLOWED);
+  return [
+    ...findings,
+    ...strangers.map(
+      ({ vni, drops }): Finding => ({
+        check,
+        subject: `${vni}`,
+        severity: "warning",
+        finding: `network ${vni}: ${drops.VXLAN_REMOTE_NOT_ALLOWED} datagrams came from addresses that are no peers`,
+        remedy: "name whom you trust as a peer; the agent's log says who they were",
+      }),
+    ),
+  ];
+}
+
+function checkReserved({ networks }: Snapshot): Finding[] {
+  return networks
+    .filter(({ counters }) => counters.reservedBits > 0)
+    .map(({ vni, counters }) => ({
+      check: "traffic",
+      subject: `${vni}`,
+      severity: "note",
+      finding: `network ${vni}: ${counters.reservedBits} datagrams had reserved bits of their VXLAN header set`,
+      remedy:
+        "the peer uses an extension (GBP, GPE, remote checksum offload): switch it off there; Linux would drop these",
+    }));
+}
+
+/** What the agent has had to do without. */
+function checkAgent({ offloads, paths }: Snapshot): Finding[] {
+  const off = Object.entries(offloads).filter(([, inUse]) => !inUse);
+  const demoted: Finding[] =
+    off.length === 0
+      ? []
+      : [
+          {
+            check: "offloads",
+            severity: "note",
+            finding: `the agent does without ${off.map(([name]) => name).join(", ")}`,
+            remedy: "unless --offload says so, the kernel refused: its log says which and why",
+          },
+        ];
+  const narrow = paths.map(
+    ({ address, mtu }): Finding => ({
+      check: "path-mtu",
+      subject: address,
+      severity: "note",
+      finding: `the agent has learned that the path to ${address} carries no more than ${mtu} bytes`,
+      remedy: "raise the MTU on the way, or lower that of the network",
+    }),
+  );
+  return [...demoted, ...narrow];
+}

@@ -1,0 +1,76 @@
+/** Findings as people read them: grouped, the wrong ones with what to do, at 80 columns. */
+import { type Check, type Finding, SEVERITIES, type Severity, worstOf } from "./finding.ts";
+
+const GROUPS: readonly (readonly [title: string, ...checks: Check[]])[] = [
+  ["This host", "capabilities", "tun", "local-address", "port", "receive-buffer"],
+  ["Packet filters", "firewall", "conntrack"],
+  ["Ways to the peers", "route", "self-route", "reachability", "path-mtu"],
+  ["Interfaces", "offloads"],
+  ["Overlay", "bridge-netfilter", "duplicate-mac", "traffic"],
+];
+
+const WIDTH = 80;
+const MARGIN = " ".repeat(11);
+/** More of the same good news in a row are counted only. */
+const MOST_ALIKE = 4;
+
+/** Of the foreground (ECMA-48, SGR): green, blue, yellow, red. */
+const COLOURS: Readonly<Record<Severity, number>> = { ok: 32, note: 34, warning: 33, error: 31 };
+
+export function report(findings: readonly Finding[], coloured: boolean): string {
+  const paint = (text: string, code: number) => (coloured ? `\x1b[${code}m${text}\x1b[0m` : text);
+  const lines: string[] = [];
+  for (const [title, ...checks] of GROUPS) {
+    const group = findings.filter(({ check }) => checks.includes(check));
+    if (group.length === 0) continue;
+    lines.push(paint(title, 1));
+    for (const check of checks) lines.push(...ofCheck(group, check, paint));
+    lines.push("");
+  }
+  return `${[...lines, summary(findings)].join("\n")}\n`;
+}
+
+type Paint = (text: string, code: number) => string;
+
+function ofCheck(group: readonly Finding[], check: Check, paint: Paint): string[] {
+  const findings = group.filter((finding) => finding.check === check);
+  const good = findings.filter(({ severity }) => severity === "ok");
+  const hidden = good.length > MOST_ALIKE ? good.slice(MOST_ALIKE - 1) : [];
+  const shown = findings.filter((finding) => !hidden.includes(finding));
+  const lines = shown.flatMap((finding) => ofFinding(finding, paint));
+  if (hidden.length === 0) return lines;
+  return [...lines, `${MARGIN}… and ${hidden.length} more like these (--json has them)`];
+}
+
+function ofFinding({ severity, finding, remedy, commands = [] }: Finding, paint: Paint): string[] {
+  const [first = "", ...rest] = wrapped(finding);
+  const label = `  ${paint(severity, COLOURS[severity])}${" ".repeat(9 - severity.length)}`;
+  const lines = [label + first, ...rest.map((line) => MARGIN + line)];
+  const [todo, ...more] = remedy === undefined ? [] : wrapped(remedy, 2);
+  if (todo !== undefined)
+    lines.push(`${MARGIN}→ ${todo}`, ...more.map((line) => `${MARGIN}  ${line}`));
+  // As they are: whoever copies them must not find them cut.
+  return [...lines, ...commands.map((line) => `${MARGIN}    ${line}`)];
+}
+
+/** Lines of words; a word that is longer than a line has one to itself. */
+function wrapped(text: string, indent = 0): string[] {
+  const room = WIDTH - MARGIN.length - indent;
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1) ?? ""} ${word}`;
+    if (lines.length > 0 && longer.length <= room) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
+function summary(findings: readonly Finding[]): string {
+  if (worstOf(findings) === "ok") return "All is well.";
+  const counts = [...SEVERITIES].reverse().flatMap((severity) => {
+    const count = findings.filter((finding) => finding.severity === severity).length;
+    if (count === 0 || severity === "ok") return [];
+    return `${count} ${severity}${count === 1 ? "" : "s"}`;
+  });
+  return `${counts.join(", ")}.`;
+}

@@ -1,0 +1,672 @@
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { load } from "../../src/config-file.ts";
+import { checkFilters } from "../../src/doctor/check-filters.ts";
+import { type Check, type Finding, SEVERITIES, type Severity } from "../../src/doctor/finding.ts";
+import { readSave } from "../../src/doctor/iptables.ts";
+import { isObscure, readRuleset } from "../../src/doctor/ruleset.ts";
+import type { Host } from "../lab/host.ts";
+import { Lab } from "../lab/lab.ts";
+import type { Child } from "../lab/namespace.ts";
+import { send } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
+
+/*
+ *  host 1, examined ── eth0 ══ router ══ eth0 ── host 2, whose VTEP runs
+ */
+const lab = await Lab.draw({ hosts: 2, routed: true });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [here, there] = [lab.host(1), lab.host(2)];
+const { router } = lab;
+
+interface Visit {
+  code: number | null;
+  worst: Severity;
+  findings: Finding[];
+  of(check: Check, subject?: string): Finding[];
+}
+
+async function visit(command: string[], host: Host = here): Promise<Visit> {
+  const { code, stdout, stderr } = await host.finish(command, { timeoutMs: 25_000 });
+  expect(stderr).toBe("");
+  const { worst, findings } = JSON.parse(stdout) as { worst: Severity; findings: Finding[] };
+  const of = (check: Check, subject?: string) =>
+    findings.filter((found) => found.check === check && (!subject || found.subject === subject));
+  return { code, worst, findings, of };
+}
+
+const network = ["--vni", "42", "--peer", there.address, there.address6];
+// Paths are not of a network namespace: whatever agent the machine runs is not to be asked.
+const silent = ["--socket", "/nonexistent/vtep.sock"];
+const command = (...args: string[]) => {
+  const socket = args.includes("--socket") ? [] : silent;
+  return ["node", cli, "doctor", "--json", ...network, ...socket, ...args];
+};
+const doctor = (...args: string[]) => visit(command(...args));
+
+/** What is said of a check, worst first: only what is worse than ok. */
+async function complaints(check: Check, ...args: string[]): Promise<Finding[]> {
+  return (await doctor(...args)).of(check).filter(({ severity }) => severity !== "ok");
+}
+
+/** Does what the doctor prescribes, in the host. */
+async function follow({ commands = [] }: Finding): Promise<void> {
+  expect(commands).not.toEqual([]);
+  await here.run("sh", "-ec", commands.join("\n"));
+}
+
+let peer: Vtep;
+beforeAll(async () => {
+  peer = await there.vtep("--vni", "42", "--peer", here.address, here.address6).ready();
+});
+afterAll(() => peer.stop());
+
+describe("a host on which all is well", () => {
+  test("gets 0, and every path's MTU", async () => {
+    const { code, findings, of } = await doctor();
+    expect(
+      findings.filter(({ severity }) => severity === "warning" || severity === "error"),
+    ).toEqual([]);
+    expect(code).toBe(0);
+    for (const address of [there.address, there.address6]) {
+      expect(of("reachability", address)).toMatchObject([{ severity: "ok" }]);
+      expect(of("path-mtu", address)).toMatchObject([
+        { severity: "ok", finding: expect.stringContaining("carries 1500 bytes") },
+      ]);
+    }
+  });
+
+  test("is told so in lines of at most 80 columns, without escape sequences", async () => {
+    const { code, stdout } = await here.finish(["node", cli, "doctor", ...network, ...silent]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^This host\n {2}ok {7}CAP_NET_ADMIN is there\n/);
+    expect(stdout).not.toContain("\x1b");
+    for (const line of stdout.split("\n")) expect(line.length).toBeLessThanOrEqual(80);
+  });
+
+  test("is left as it was", async () => {
+    const state = async () => [await here.links(), await here.run("nft", "list", "ruleset")];
+    const before = await state();
+    await doctor("--bridge", "br42");
+    expect(await state()).toEqual(before);
+  });
+});
+
+test("bad usage ends with 2, as for vtep run", async () => {
+  const { code, stdout, stderr } = await here.finish(["node", cli, "doctor", "--vni", "42"]);
+  expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+  expect(stderr).toMatch(/^vtep: .*--peer[^\n]*\n$/);
+});
+
+describe("the port", () => {
+  test("held by a kernel VXLAN device is an error that names it, and the remedy frees it", async () => {
+    await here.ip("link add holder type vxlan id 7 dstport 4789 local 10.0.0.1");
+    const [down] = await complaints("port");
+    expect(down).toMatchObject({ severity: "warning", subject: "holder" });
+    await here.ip("link set holder up");
+    const { code, of } = await doctor();
+    const [finding] = of("port");
+    expect({ code, finding }).toMatchObject({
+      code: 5,
+      finding: { severity: "error", subject: "holder", finding: expect.stringContaining("4789") },
+    });
+    await follow(finding!);
+    expect(await complaints("port")).toEqual([]);
+  });
+
+  const hold = (address: string) =>
+    `require("dgram").createSocket("${address.includes(":") ? "udp6" : "udp4"}").bind(4789, "${address}", () => console.log("bound"))`;
+  test.each([
+    ["0.0.0.0", "error"],
+    ["::", "error"],
+    [here.address, "error"],
+    ["127.0.0.1", "note"],
+  ] as const)("held at %s by another program is a %s that names it", async (address, severity) => {
+    const holder = here.spawn("node", "-e", hold(address));
+    await once(createInterface(holder.stdout), "line");
+    const [finding] = (await doctor()).of("port");
+    expect(finding?.severity).toBe(severity);
+    expect(finding?.finding).toContain(`pid ${holder.pid}`);
+    expect(finding?.finding).toContain("node");
+    holder.kill();
+    await once(holder, "close");
+  });
+
+  test.each(["native", "dgram"])("held by our own agent, on %s, is no conflict", async (kind) => {
+    await using agent = await here.vtep(...network, "--underlay", kind).ready();
+    const { of } = await doctor();
+    expect(of("port")).toMatchObject([
+      { severity: "ok", finding: expect.stringContaining(`pid ${agent.pid}`) },
+    ]);
+  });
+});
+
+describe("packet filters", () => {
+  afterEach(async () => {
+    await here.run("nft", "flush", "ruleset");
+    for (const tool of ["iptables-legacy", "ip6tables-legacy"]) {
+      await here.run("sh", "-c", `${tool} -F; ${tool} -X; ${tool} -P INPUT ACCEPT`);
+    }
+  });
+
+  /** A base chain at that hook, and one beside it for the rules that begin with "aside:". */
+  function table(hook: string, rules: readonly string[]): string {
+    const aside = rules.flatMap((rule) => /^aside:(.*)/.exec(rule)?.[1] ?? []);
+    const base = rules.filter((rule) => !rule.startsWith("aside:"));
+    const chains = [
+      ["chain aside {", ...aside, "}"],
+      [`chain ${hook} {`, `type filter hook ${hook} priority 0;`, ...base, "}"],
+    ];
+    const ports = "set ports {\ntype inet_service; flags interval; elements = { 53, 4780-4790 }\n}";
+    return ["table inet filter {", ports, ...chains.flat(), "}\n"].join("\n");
+  }
+
+  const counters = new Map<Host, { child: Child; lines: string[] }>();
+  beforeAll(async () => {
+    const count =
+      'let n=0;require("dgram").createSocket("udp4").on("message",()=>n++).bind(4790,()=>console.log("bound"));process.stdin.on("data",()=>setTimeout(()=>{console.log(n);n=0},50))';
+    for (const host of [here, there]) {
+      const child = host.spawn("node", "-e", count);
+      const lines: string[] = [];
+      createInterface(child.stdout).on("line", (line) => lines.push(line));
+      await until("a listener", () => lines.length > 0);
+      counters.set(host, { child, lines });
+    }
+  });
+
+  /** How many of five datagrams get to the port here, or from here to the peer's. */
+  async function crossing(hook = "input"): Promise<number> {
+    const [to, from] = hook.match(/output|postrouting/) ? [there, here] : [here, there];
+    const send = `for i in 1 2 3 4 5; do echo x >/dev/udp/${to.address}/4790; done`;
+    await from.finish(["bash", "-c", send]); // it may be refused
+    const { child, lines } = counters.get(to)!;
+    const before = lines.length;
+    child.stdin.write("?");
+    return Number(await until("a count", () => lines[before]));
+  }
+
+  /** What the doctor says of the filters that the host has: worse than ok, worst first. */
+  async function judged(): Promise<Finding[]> {
+    const list = (flag: string) => here.run("nft", flag, "list", "ruleset");
+    const [legacy, saved, json, listing] = await Promise.all([
+      here.run("iptables-legacy-save"),
+      here.run("iptables-nft-save"),
+      list("-j"),
+      list("-a"),
+    ]);
+    const tables = readRuleset(json, listing).map((table) => {
+      return isObscure(table) ? readSave(saved, "iptables")[0]! : table;
+    });
+    const findings = checkFilters({
+      config: load(undefined, {
+        vni: "42",
+        peers: [there.address, there.address6],
+        port: "4790",
+      }).config,
+      routes: new Map(
+        [here, there].flatMap(({ address, address6 }) => {
+          const way = { device: "eth0", mtu: 1500 };
+          return [
+            [address, { ...way, source: here.address }],
+            [address6, { ...way, source: here.address6 }],
+          ] as const;
+        }),
+      ),
+      filters: [...readSave(legacy, "iptables-legacy"), ...tables],
+      conntrack: undefined,
+    });
+    const order = ({ severity }: Finding) => SEVERITIES.indexOf(severity);
+    return findings.filter(({ severity }) => severity !== "ok").sort((a, b) => order(b) - order(a));
+  }
+
+  // Each is also put to the proof with datagrams: what is an error stops all, what is none stops none.
+  const RULES: [hook: string, rules: string[], severity: Severity | undefined][] = [
+    ["input", ["udp dport 4790 drop"], "error"],
+    ["input", ["udp dport 4790 reject"], "error"],
+    ["input", ["meta l4proto udp th dport @ports drop"], "error"],
+    ["input", ["udp dport { 53, 4000-5000 } counter drop"], "error"],
+    ["input", ["udp dport vmap { 4790 : drop, 53 : accept }"], "error"],
+    ["input", ["policy drop;"], "error"],
+    ["input", ["policy drop; ct state established,related accept"], "error"],
+    ["input", ["policy drop; ct state vmap { established : accept, invalid : drop }"], "error"],
+    ["input", ["policy drop; tcp dport 4790 accept", "udp sport 1-9 drop"], "error"],
+    ["input", ["policy drop; iifname lo accept", 'iifname "eth*" goto aside', "accept"], "error"],
+    ["input", ["jump aside", "aside:ip saddr 10.0.0.0/24 drop"], "error"],
+    ["input", ["udp dport 4790 jump aside", "drop", "aside:return"], "error"],
+    ["input", ["ip saddr . udp dport { 10.0.0.2 . 4790 } drop"], "error"],
+    ["input", ["ip saddr 10.0.0.1-10.0.0.9 drop"], "error"],
+    ["input", ["udp dport != 22 drop"], "error"],
+    ["input", ["udp dport >= 4790 drop"], "error"],
+    ["input", ["fib daddr type local drop"], "error"],
+    ["input", ["ip frag-off & 0x1fff != 0 drop", "drop"], "error"],
+    ["prerouting", ["meta nfproto ipv4 udp dport 4790 drop"], "error"],
+    ["output", ["udp dport 4790 drop"], "error"],
+    ["output", ["oifname eth0 meta l4proto udp drop"], "error"],
+    ["output", ["ip daddr 10.0.0.2 reject"], "error"],
+    ["postrouting", ["udp dport 4790 drop"], "error"],
+    ["input", ["udp dport 4789 drop"], undefined],
+    ["input", ["tcp dport 4790 drop", "tcp dport != 22 drop"], undefined],
+    ["input", ["policy drop; udp dport @ports accept"], undefined],
+    ["input", ["policy drop; ct state new accept"], undefined],
+    ["input", ["policy drop; ct state != established accept"], undefined],
+    ["input", ["ip saddr 10.0.0.3-10.0.0.9 drop", "ip6 saddr fd00::2 udp dport 1 drop"], undefined],
+    ["input", ["iifname != eth0 drop", "iif lo drop"], undefined],
+    ["input", ["udp dport 4790 jump aside", "drop", "aside:accept"], undefined],
+    ["input", ["udp dport vmap { 4790 : goto aside }", "aside:ip ttl 0 drop"], "note"],
+    ["input", ["goto aside", "drop", "aside:counter"], undefined],
+    ["input", ["ct state invalid drop", "ct state untracked drop"], undefined],
+    ["input", ["fib daddr type != local drop", "fib saddr type local drop"], undefined],
+    ["output", ["udp sport 4790 drop", "udp dport 4789 drop", "iifname eth0 drop"], undefined],
+    ["forward", ["drop"], undefined],
+    ["input", ["meta mark 1 drop"], "note"],
+    ["input", ["udp dport 4790 meta length > 60000 drop"], "warning"],
+  ];
+  test.each(RULES)("of nft, %s: %j: %s", async (hook, rules, severity) => {
+    const loaded = await here.finish(["nft", "-f", "-"], { input: table(hook, rules) });
+    expect(loaded).toMatchObject({ code: 0, stderr: "" });
+    const found = await judged();
+    // What cannot be judged stops none of these.
+    expect(await crossing(hook)).toBe(severity === "error" ? 0 : 5);
+    expect(found[0]?.severity).toBe(severity);
+    if (severity !== "error") return;
+    expect(found[0]?.finding).toContain("table inet filter");
+    for (const finding of found) if (finding.severity === "error") await follow(finding);
+    expect(await crossing(hook)).toBe(5);
+    expect((await judged()).map(({ severity }) => severity)).not.toContain("error");
+  });
+
+  test("that let in what peers may, or may not, send are a warning", async () => {
+    const rules = ["policy drop; udp sport 4790 accept"];
+    await here.finish(["nft", "-f", "-"], { input: table("input", rules) });
+    expect(await judged()).toMatchObject([{ severity: "warning" }]);
+    expect((await judged())[0]?.finding).toMatch(/may be dropped by the policy of nft/);
+  });
+
+  test("are read by the command: nft's, and both kinds of iptables for both families", async () => {
+    const rule = [
+      "-A",
+      "INPUT",
+      "-p",
+      "udp",
+      "-m",
+      "multiport",
+      "--dports",
+      "53,4789",
+      "-j",
+      "REJECT",
+    ];
+    await here.run(
+      "nft",
+      "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4789 limit rate 5/second accept; add rule inet t c udp dport 4789 drop",
+    );
+    const tools = ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"];
+    for (const tool of tools) await here.run(tool, ...rule);
+    const { code, of } = await doctor();
+    const found = of("firewall").map(({ severity, finding }) => `${severity} ${finding}`);
+    const places = ["iptables", "iptables-legacy", "ip6tables", "ip6tables-legacy"];
+    for (const tool of places) {
+      const from = tool.startsWith("ip6") ? there.address6 : there.address;
+      expect(found).toContainEqual(
+        expect.stringMatching(
+          new RegExp(
+            `^error VXLAN from ${from} is dropped by "-A INPUT .*--dports 53,4789.*\\(${tool}, table filter, chain INPUT\\)$`,
+          ),
+        ),
+      );
+    }
+    const unsure =
+      'warning VXLAN from 10.0.0.2 and fd00::2 may be dropped by "udp dport 4789 drop"';
+    expect(found).toContainEqual(expect.stringContaining(unsure));
+    expect(code).toBe(5);
+  });
+
+  test("that redirect the port are an error", async () => {
+    const input =
+      "table ip nat {\nchain prerouting {\ntype nat hook prerouting priority -100;\nudp dport 4790 redirect to :5000\n}\n}\n";
+    expect(await here.finish(["nft", "-f", "-"], { input })).toMatchObject({ code: 0 });
+    const [finding] = await judged();
+    expect(finding).toMatchObject({ severity: "error" });
+    expect(finding?.finding).toMatch(/sent elsewhere by "udp dport 4790 redirect/);
+    await follow(finding!);
+    expect(await judged()).toEqual([]);
+  });
+
+  const IPTABLES: [rules: string[][], severity: Severity | undefined][] = [
+    [[["-A", "INPUT", "-p", "udp", "--dport", "4790", "-j", "DROP"]], "error"],
+    [
+      [["-A", "INPUT", "-p", "udp", "-m", "multiport", "--dports", "53,4780:4791", "-j", "REJECT"]],
+      "error",
+    ],
+    [
+      [["-A", "INPUT", "-m", "comment", "--comment", "-j ACCEPT", "-i", "eth+", "-j", "DROP"]],
+      "error",
+    ],
+    [[["-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]], "error"],
+    [
+      [
+        ["-N", "ASIDE"],
+        ["-A", "ASIDE", "!", "-s", "10.9.0.0/16", "-j", "DROP"],
+        ["-A", "INPUT", "-p", "udp", "-j", "ASIDE"],
+      ],
+      "error",
+    ],
+    [
+      [
+        ["-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"],
+        ["-P", "INPUT", "DROP"],
+      ],
+      "error",
+    ],
+    [
+      [
+        ["-A", "INPUT", "-p", "udp", "-m", "multiport", "--dports", "4790,4791", "-j", "ACCEPT"],
+        ["-P", "INPUT", "DROP"],
+      ],
+      undefined,
+    ],
+    [
+      [
+        ["-A", "INPUT", "-p", "tcp", "--dport", "4790", "-j", "DROP"],
+        ["-A", "INPUT", "-i", "lo", "-j", "DROP"],
+      ],
+      undefined,
+    ],
+    [[["-A", "INPUT", "-m", "mark", "--mark", "0x8000", "-j", "DROP"]], "note"],
+  ];
+  describe.each(["iptables-nft", "iptables-legacy"])("of %s", (tool) => {
+    test.each(IPTABLES)("%j: %s", async (rules, severity) => {
+      for (const rule of rules) await here.run(tool, ...rule);
+      const found = await judged();
+      expect(await crossing()).toBe(severity === "error" ? 0 : 5);
+      expect(found[0]?.severity).toBe(severity);
+      if (severity === "error") {
+        expect(found).toHaveLength(1); // IPv6 has tables of its own
+        expect(found[0]?.commands?.[0]).toMatch(/^iptables/);
+        await follow(found[0]!);
+        expect(await judged()).toEqual([]);
+        expect(await crossing()).toBe(5);
+      }
+    });
+  });
+});
+
+describe("conntrack", () => {
+  test("that tracks VXLAN is noted, and the rules offered end it", async () => {
+    const input =
+      "table inet watch {\nchain input {\ntype filter hook input priority 0; ct state new counter\n}\n}\n";
+    expect(await here.finish(["nft", "-f", "-"], { input })).toMatchObject({ code: 0 });
+    await here.run("ping", "-c", "1", there.address);
+    const [finding] = (await doctor()).of("conntrack");
+    expect(finding).toMatchObject({ severity: "note", remedy: "do not track VXLAN" });
+    await follow(finding!);
+    const [after] = (await doctor()).of("conntrack");
+    expect(after).toMatchObject({ severity: "ok", finding: expect.stringContaining("NOTRACK") });
+    await here.run("nft", "flush", "ruleset");
+  });
+});
+
+describe("a path that is narrower in its middle", () => {
+  afterEach(async () => {
+    await lab.setMtu(there, 1500);
+    await router.run("nft", "flush", "ruleset");
+    for (const family of ["-4", "-6"]) await here.run("ip", family, "route", "flush", "cache");
+  });
+
+  test.each([1499, 1400, 1280])(
+    "at %d bytes is measured, and who said so is named",
+    async (mtu) => {
+      await lab.setMtu(there, mtu);
+      const { code, of } = await doctor("--mtu", "1430");
+      const [over4] = of("path-mtu", there.address);
+      const [over6] = of("path-mtu", there.address6);
+      expect(over4?.finding).toContain(`carries ${mtu} bytes`);
+      expect(over6?.finding).toContain(`carries ${mtu} bytes`);
+      // 1430 and 50 bytes fit into 1499, and with 70 they do not.
+      expect(over4?.severity).toBe(mtu === 1499 ? "ok" : "warning");
+      expect(over6).toMatchObject({
+        severity: "warning",
+        remedy: expect.stringContaining(`--mtu ${mtu - 70}`),
+      });
+      expect(over6?.finding).toContain("(fd00::fe says so)");
+      expect(code).toBe(4);
+    },
+  );
+
+  test("and whose router says nothing, is measured all the same, and is an error", async () => {
+    await lab.setMtu(there, 1403);
+    const input =
+      "table inet mute {\nchain output {\ntype filter hook output priority 0;\nicmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n}\n}\n";
+    expect(await router.finish(["nft", "-f", "-"], { input })).toMatchObject({ code: 0 });
+    const began = performance.now();
+    const { code, of } = await doctor();
+    expect(performance.now() - began).toBeLessThan(12_000);
+    for (const address of [there.address, there.address6]) {
+      const [finding] = of("path-mtu", address);
+      expect(finding).toMatchObject({ severity: "error" });
+      expect(finding?.finding).toMatch(/carries 1403 bytes, .* without a word/);
+    }
+    expect(code).toBe(5);
+  });
+});
+
+describe("a peer", () => {
+  const about = async (address: string) =>
+    visit(["node", cli, "doctor", "--json", ...silent, "--vni", "42", "--peer", address]);
+
+  test("where nothing listens is an error", async () => {
+    for (const [address, of] of [
+      [there.address, await doctor("--port", "4999")],
+      ["fd00::fe", await about("fd00::fe")],
+    ] as const) {
+      const [finding] = of.of("reachability", address);
+      expect(finding).toMatchObject({ severity: "error" });
+      expect(finding?.finding).toMatch(/is up, but nothing listens on its UDP port/);
+    }
+  });
+
+  test("that a router cannot reach is an error that names the router", async () => {
+    const [finding] = (await about("192.0.2.7")).of("reachability");
+    expect(finding).toMatchObject({ severity: "error" });
+    expect(finding?.finding).toContain("10.0.0.254 says: network unreachable");
+  });
+
+  test("to which no route leads is an error", async () => {
+    await here.ip("route add unreachable 192.0.2.7");
+    expect((await about("192.0.2.7")).of("route")).toMatchObject([{ severity: "error" }]);
+    await here.ip("route del unreachable 192.0.2.7");
+  });
+
+  test("that answers no ICMP is a warning", async () => {
+    const input =
+      "table inet mute {\nchain input {\ntype filter hook input priority 0;\nmeta l4proto { icmp, ipv6-icmp } drop\n}\n}\n";
+    await there.finish(["nft", "-f", "-"], { input });
+    const { of } = await doctor();
+    expect(of("reachability", there.address)).toMatchObject([{ severity: "warning" }]);
+    expect(of("path-mtu", there.address)).toEqual([]);
+    await there.run("nft", "flush", "ruleset");
+  });
+
+  test("reached through our own TAP's bridge is an error", { timeout: 60_000 }, async () => {
+    await using _ = await here.vtep(...network, "--bridge", "br42").ready();
+    await here.ip(
+      "link add on7 type veth peer name port7",
+      "link set port7 master br42 up",
+      "link set on7 up",
+    );
+    for (const device of ["vtep42", "br42", "on7"]) {
+      await here.ip(`route add ${there.address} dev ${device} src ${here.address}`);
+      const { code, of } = await doctor("--bridge", "br42");
+      const [finding] = of("self-route");
+      expect(finding).toMatchObject({ severity: "error", subject: there.address });
+      expect(finding?.finding).toContain(`leads through ${device}`);
+      expect(code).toBe(5);
+      await here.ip(`route del ${there.address} dev ${device}`);
+    }
+    await here.ip("link del on7");
+  });
+
+  test("whose local address is none of ours is said so", async () => {
+    const [finding] = await complaints("local-address", "--local", "192.0.2.1");
+    expect(finding).toMatchObject({
+      severity: "error",
+      remedy: expect.stringContaining(here.address),
+    });
+  });
+});
+
+describe("the interface towards a peer", () => {
+  test.each([
+    ["tx", "tx-checksumming", "warning"],
+    ["tx-udp-segmentation", "tx-udp-segmentation", "note"],
+  ])("without %s is told of, and the remedy switches it on", async (option, feature, severity) => {
+    await here.run("ethtool", "-K", "eth0", option, "off");
+    const found = await complaints("offloads");
+    const finding = found.find(({ finding }) => finding.startsWith(feature));
+    expect(finding).toMatchObject({ severity, subject: "eth0" });
+    await follow(finding!);
+    await here.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "on");
+    const after = await complaints("offloads");
+    expect(after.map(({ finding }) => finding)).not.toContainEqual(
+      expect.stringContaining(feature),
+    );
+  });
+});
+
+describe("a bridge", () => {
+  test("whose frames packet filters see is a warning, and the remedy ends it", async () => {
+    await here.ip("link add br7 type bridge");
+    await here.sysctl({
+      "bridge/bridge-nf-call-iptables": 1,
+      "bridge/bridge-nf-call-arptables": 1,
+    });
+    const [finding] = await complaints("bridge-netfilter", "--bridge", "br7");
+    expect(finding).toMatchObject({ severity: "warning" });
+    expect(await complaints("bridge-netfilter")).toEqual([]); // no bridge, no matter
+    await follow(finding!);
+    expect(await complaints("bridge-netfilter", "--bridge", "br7")).toEqual([]);
+    await here.ip("link del br7");
+  });
+
+  test("has a link with the TAP's own MAC address: a warning; the bridge itself may have it", async () => {
+    await using _ = await here.vtep(...network, "--bridge", "br42").ready();
+    expect(await complaints("duplicate-mac", "--bridge", "br42")).toEqual([]);
+    const [{ address }] = JSON.parse(await here.run("ip", "-json", "link", "show", "vtep42"));
+    await here.ip(`link add twin address ${address} type veth peer name twin2`);
+    const found = await complaints("duplicate-mac", "--bridge", "br42");
+    expect(found).toMatchObject([{ severity: "warning", subject: "42" }]);
+    expect(found[0]?.finding).toContain(`twin has the MAC address of the TAP vtep42, ${address}`);
+    await here.ip("link del twin");
+  });
+});
+
+describe("what a running agent has counted", () => {
+  const HEADERS = { "a foreign VNI": "0800000000002b00", "reserved bits": "0800000100002a00" };
+  const frame = "ffffffffffff02000000000108000000000000000000000000000000";
+  const say = (hex: string) =>
+    send(there, { address: here.address, port: 4789 }, [Buffer.from(hex, "hex")]);
+
+  test("is asked of it: foreign VNIs, reserved bits", async () => {
+    await using agent = await here.vtep(...network).ready();
+    const visited = () => doctor("--socket", agent.socket);
+    expect((await visited()).of("traffic")).toMatchObject([{ severity: "ok" }]);
+    for (const header of Object.values(HEADERS)) {
+      await say(header + frame);
+    }
+    const { code, of } = await visited();
+    expect(of("traffic").map(({ severity, finding }) => `${severity} ${finding}`)).toEqual([
+      "warning 1 datagrams were of a VNI that no network here has",
+      "note network 42: 1 datagrams had reserved bits of their VXLAN header set",
+    ]);
+    expect(code).toBe(4);
+  });
+
+  test("of our own MAC address is a warning", async () => {
+    await using agent = await here.vtep(...network).ready();
+    const [{ address }] = JSON.parse(await here.run("ip", "-json", "link", "show", "vtep42"));
+    const looped = `0800000000002a00${"f".repeat(12)}${address.replaceAll(":", "")}${frame.slice(24)}`;
+    await say(looped);
+    const found = await complaints("duplicate-mac", "--socket", agent.socket);
+    expect(found).toMatchObject([{ severity: "warning", subject: "42" }]);
+    expect(found[0]?.finding).toContain("1 frames came from a peer with the MAC address");
+  });
+
+  test("is noted as not known where nobody answers, with why", async () => {
+    const { code, of } = await doctor();
+    expect(of("traffic")).toMatchObject([{ severity: "note" }]);
+    expect(of("traffic")[0]?.finding).toContain("not reachable at /nonexistent/vtep.sock");
+    expect(of("traffic")[0]?.remedy).toContain("start it");
+    expect(code).toBe(0);
+  });
+});
+
+describe("what the doctor is not shown", () => {
+  const nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+  test("as an unprivileged user is noted, with what would help", async () => {
+    const { of, code } = await visit([...nobody, ...command()]);
+    expect(of("capabilities")).toMatchObject([{ severity: "error" }]);
+    for (const check of ["firewall", "path-mtu"] as const) {
+      expect(of(check)).toMatchObject([
+        { severity: "note", remedy: expect.stringContaining("root") },
+      ]);
+    }
+    expect(of("reachability")).toMatchObject([{ severity: "note" }, { severity: "note" }]);
+    expect(code).toBe(5);
+  });
+
+  test("by an agent that is another user's is presumed to be right", async () => {
+    await using agent = await here.vtep(...network).ready();
+    const beside = command("--socket", agent.socket);
+    const { code, of, findings } = await visit([...nobody, ...beside]);
+    const bad = findings.filter(({ severity }) => severity === "warning" || severity === "error");
+    expect(bad).toEqual([]);
+    expect(of("port")).toMatchObject([{ severity: "note" }]);
+    expect(of("capabilities")).toMatchObject([{ severity: "note" }]);
+    expect(of("traffic")[0]?.finding).toContain("not permitted");
+    expect(code).toBe(0);
+  });
+
+  const package_ = fileURLToPath(new URL("../../node_modules/raw-socket", import.meta.url));
+  test.each([
+    ["not installed", package_, "npm install raw-socket"],
+    ["not built", `${package_}/build`, "npm rebuild raw-socket"],
+  ])("because raw-socket is %s is noted, and how to get it", async (_, hidden, remedy) => {
+    const hide = `mount -t tmpfs none ${hidden} && exec "$@"`;
+    const { code, of } = await visit(["unshare", "--mount", "sh", "-c", hide, "sh", ...command()]);
+    expect(of("path-mtu")).toMatchObject([
+      { severity: "note", remedy: expect.stringContaining(remedy) },
+    ]);
+    expect(code).toBe(0);
+  });
+
+  test.each([
+    ["missing", "mount -t tmpfs none /dev/net", "is missing"],
+    ["a file", "mount -t tmpfs none /dev/net && touch /dev/net/tun", "is no character device"],
+    [
+      "not allowed",
+      "mount -t tmpfs -o nodev none /dev/net && mknod /dev/net/tun c 10 200",
+      "EACCES",
+    ],
+  ])("by a /dev/net/tun that is %s is an error", async (_, hide, words) => {
+    const shell = `${hide} && exec "$@"`;
+    const { code, of } = await visit(["unshare", "--mount", "sh", "-c", shell, "sh", ...command()]);
+    expect(of("tun")).toMatchObject([
+      { severity: "error", finding: expect.stringContaining(words) },
+    ]);
+    expect(code).toBe(5);
+  });
+
+  test("without nft, ethtool, ss is noted, with the packages that have them", async () => {
+    // Only ip and node are found.
+    const bin =
+      'mkdir /tmp/bin$$ && ln -s "$(command -v ip)" "$(command -v node)" /tmp/bin$$ && PATH=/tmp/bin$$ "$@"; code=$?; rm -r /tmp/bin$$; exit $code';
+    const { of } = await visit(["sh", "-c", bin, "sh", ...command()]);
+    expect(of("firewall")).toMatchObject([
+      { severity: "note", remedy: expect.stringMatching(/^install (nf|ip)tables$/) },
+    ]);
+    expect(of("offloads")).toMatchObject([{ severity: "note", remedy: "install ethtool" }]);
+    expect(of("port")).toMatchObject([{ severity: "note", remedy: "install iproute2" }]);
+  });
+});
