@@ -34,8 +34,6 @@ export type ErrorCode =
   | "MTU" // larger than the underlay carries
   | "LINK" // iproute2 refused
   | "LOST" // a device went away while it was in use
-  | "NOT_FOUND" // no network of that name
-  | "CONFLICT" // another network has it already
   | "CLOSED" // used after close
   | "SYSTEM"; // anything else that the kernel refused
 

@@ -138,10 +138,14 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
       known(name);
       const { remote } = c.req.valid("json");
       await operations.putFdb(name, mac, remote);
-      const [entry] = operations.fdb({ network: name, mac });
-      return c.json(
-        entry ?? { network: name, mac, destination: remote, origin: "static", moves: 0 },
-      );
+      const entry = {
+        network: name,
+        mac,
+        destination: remote,
+        origin: "static",
+        moves: 0,
+      } as const;
+      return c.json(entry satisfies FdbEntryStatus);
     },
   );
 

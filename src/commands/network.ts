@@ -2,7 +2,6 @@
 import type { Command } from "commander";
 import type { ApiStatus, Client } from "../api/client.ts";
 import { load, networkOf } from "../config-file.ts";
-import { VtepError } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 import type { Drops, NetworkStatus } from "../operations.ts";
 import { type Answer, ask, group, type Options } from "./ask.ts";
@@ -125,19 +124,12 @@ function networkText({ fdb, counters, drops, ...network }: NetworkStatus): strin
 }
 
 /** A network in the words of `vtep run`, checked before the agent is asked. */
-async function add(client: Client, args: readonly string[], options: Options): Promise<Answer> {
-  refuseWords(args);
+async function add(client: Client, _: unknown, options: Options): Promise<Answer> {
   const given = valuesByKey(options, "network");
   const { name } = load(undefined, given).config.networks[0]!;
-  const { name: _, ...described } = networkOf(given);
+  const { name: _name, ...described } = networkOf(given);
   const data = await client.putNetwork(name, described);
   return { data, text: `network ${name} is forwarded through ${data.tap}, MTU ${data.mtu}` };
-}
-
-/** A name without a flag: commander would say only that there are too many arguments. */
-function refuseWords([first]: readonly string[]): void {
-  if (first === undefined) return;
-  throw new VtepError("USAGE", `${first} is no flag: give the network's name with --name ${first}`);
 }
 
 async function remove(client: Client, [name]: readonly string[]): Promise<Answer> {

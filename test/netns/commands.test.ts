@@ -1,0 +1,284 @@
+import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stripVTControlCharacters } from "node:util";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+const directory = await mkdtemp(join(tmpdir(), "vtep-commands-"));
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const here = await ours.container();
+const there = await theirs.container();
+const kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+afterAll(async () => {
+  await kernel[Symbol.asyncDispose]();
+  await lab[Symbol.asyncDispose]();
+  await rm(directory, { recursive: true });
+});
+
+let agent: Vtep;
+const file = join(directory, "vtep.yaml");
+const network = `{ vni: 42, name: blue, peers: [${theirs.address}], bridge: br0 }`;
+beforeAll(async () => {
+  await writeFile(file, `networks: [${network}]`);
+  agent = await ours.vtep("--config", file).ready();
+  await reach(here, there.address);
+});
+afterAll(() => agent.stop());
+
+const vtep = (...args: string[]) => ours.finish(["node", cli, ...args], { timeoutMs: 15_000 });
+const ask = (words: string) => vtep(...words.split(" "), "--socket", agent.socket);
+/** What a command prints that must succeed. */
+async function said(words: string): Promise<string> {
+  const { code, stdout, stderr } = await ask(words);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  return stdout;
+}
+const json = async (words: string) => JSON.parse(await said(`${words} --json`));
+
+describe("for people", () => {
+  test("vtep status", async () => {
+    const text = await said("status");
+    expect(text).toMatch(new RegExp(`^agent +vtep [\\d.]+, process ${agent.pid}, for \\d`));
+    expect(text).toContain(`local      ${ours.address}, port 4789\n`);
+    expect(text).toMatch(/\nNETWORK +VNI +BRIDGE +PEERS +FDB +ENCAP +DECAP +DROPPED\n/);
+    expect(text).toMatch(/\nblue +42 +br0 +1 +\d+ +\d+ +\d+ +\d+\n$/);
+  });
+
+  test("vtep network list, add, show and remove", async () => {
+    expect(await said("network list")).toMatch(/\nblue +42 +vtep42 +br0 +[0-9a-f:]{17} +1450 +1\n/);
+    const flags = `--vni 7 --name red --peer ${theirs.address} 10.0.0.3 --fdb 02:00:00:00:00:07=10.0.0.7`;
+    expect(await said(`network add ${flags}`)).toBe(
+      "network red is forwarded through vtep7, MTU 1450\n",
+    );
+    expect(await ours.links()).toContain("vtep7");
+    const shown = await said("network show red");
+    expect(shown).toContain(`\npeers    ${theirs.address}, 10.0.0.3\n`);
+    expect(shown).toContain("\nfdb      0 learned, 0 control, 1 static\n");
+    expect(await said("network remove red")).toBe("network red has ended\n");
+    expect(await said("network list")).not.toContain("red");
+  });
+
+  test("vtep peer list, add and remove", async () => {
+    expect(await said("peer list")).toBe(`NETWORK  PEER\nblue     ${theirs.address}\n`);
+    expect(await said("peer add blue 10.0.0.3")).toBe("10.0.0.3 is a peer of network blue\n");
+    expect(await said("peer list blue")).toContain("\nblue     10.0.0.3\n");
+    const removed = "10.0.0.3 is no peer of network blue any more\n";
+    expect(await said("peer remove blue 10.0.0.3")).toBe(removed);
+  });
+
+  test("vtep fdb list, add, remove and flush", async () => {
+    await reach(here, there.address);
+    const added = "frames for 02:00:00:00:00:77 go to 10.0.0.7\n";
+    expect(await said("fdb add blue 02-00-00-00-00-77 10.0.0.7")).toBe(added);
+    const lines = (await said("fdb list")).split("\n");
+    expect(lines[0]).toMatch(/^NETWORK +MAC +DESTINATION +ORIGIN +AGE +MOVES$/);
+    expect(lines).toContainEqual(
+      expect.stringMatching(
+        new RegExp(`^blue +${there.mac} +${theirs.address} +learned +\\d+ s +0$`),
+      ),
+    );
+    expect(lines).toContainEqual(
+      expect.stringMatching(/^blue +02:0+.*:77 +10\.0\.0\.7 +static +- +0$/),
+    );
+    expect([...lines.slice(1, -1)].sort()).toEqual(lines.slice(1, -1));
+    expect(await said("fdb list --origin static")).not.toContain(there.mac);
+    expect(await said(`fdb list --remote ${theirs.address}`)).toContain(there.mac);
+    const gone = "there is no entry for 02:00:00:00:00:77 any more\n";
+    expect(await said("fdb remove blue 02:00:00:00:00:77")).toBe(gone);
+    expect(await said(`fdb flush --mac ${there.mac}`)).toBe("1 entry is forgotten\n");
+  });
+
+  test("vtep reload", async () => {
+    expect(await said("reload")).toBe("no network has changed\n");
+    await writeFile(file, `port: 4790\nnetworks: [${network}, { vni: 8, peers: [10.0.0.3] }]`);
+    expect(await said("reload")).toBe("added vtep8; only a restart changes port\n");
+    await writeFile(file, `networks: [${network}]`);
+    expect(await said("reload")).toBe("removed vtep8\n");
+  });
+
+  test("vtep log-level", async () => {
+    expect(await said("log-level info")).toBe("logging info and above\n");
+  });
+
+  test("vtep events", async () => {
+    const child = ours.spawn("node", cli, "events", "--socket", agent.socket);
+    let heard = "";
+    child.stdout.on("data", (text) => {
+      heard += text;
+    });
+    await until("something", async () => {
+      await ask("reload");
+      return heard !== "";
+    });
+    child.kill();
+    expect(heard).toMatch(/^\d\d:\d\d:\d\d {2}reloaded: no network has changed\n/);
+  });
+});
+
+describe("for programs", () => {
+  test("every answer is JSON", async () => {
+    expect(await json("status")).toMatchObject({ pid: agent.pid, networks: [{ name: "blue" }] });
+    expect(await json("network list")).toMatchObject([{ name: "blue", vni: 42 }]);
+    expect(await json("network show blue")).toMatchObject({ tap: "vtep42" });
+    const added = await json(`network add --vni 7 --name red --peer ${theirs.address}`);
+    expect(added).toMatchObject({ name: "red", tap: "vtep7" });
+    expect(await json("network remove red")).toEqual({ removed: "red" });
+    expect(await json("peer list")).toEqual([{ network: "blue", address: theirs.address }]);
+    expect(await json("peer add blue 10.0.0.3")).toMatchObject({ name: "blue" });
+    expect(await json("peer remove blue 10.0.0.3")).toEqual({ removed: "10.0.0.3" });
+    const entry = { network: "blue", mac: "02:00:00:00:00:77", destination: "10.0.0.7" };
+    expect(await json("fdb add blue 02:00:00:00:00:77 10.0.0.7")).toMatchObject(entry);
+    expect(await json("fdb list --origin static")).toMatchObject([entry]);
+    expect(await json("fdb remove blue 02:00:00:00:00:77")).toEqual({ removed: entry.mac });
+    expect(await json("fdb flush")).toEqual({ flushed: expect.any(Number) });
+    const changes = { added: [], changed: [], removed: [], restart: [] };
+    expect(await json("reload")).toEqual(changes);
+    expect(await json("log-level info")).toEqual({ level: "info" });
+  });
+
+  test("events are a line of JSON each", async () => {
+    const child = ours.spawn("node", cli, "events", "--json", "--socket", agent.socket);
+    let heard = "";
+    child.stdout.on("data", (text) => {
+      heard += text;
+    });
+    await until("a line", async () => {
+      await ask("reload");
+      return heard.includes("\n");
+    });
+    child.kill();
+    expect(JSON.parse(heard.split("\n")[0]!)).toMatchObject({ event: "reloaded" });
+  });
+});
+
+describe("exit codes", () => {
+  const cases: [string, number, string][] = [
+    ["network show blu", 1, 'there is no network "blu": did you mean "blue"?'],
+    ["network remove nobody", 1, "known are blue"],
+    ["peer remove blue 10.0.0.99", 1, "has no peer 10.0.0.99"],
+    ["fdb remove blue 02:00:00:00:00:99", 1, "has no entry"],
+    ["network add --vni 42 --name red --peer 10.0.0.3", 1, "VNI 42"],
+    ["network add --vni 9 --peer 192.0.2.1", 1, "192.0.2.1"],
+    ["fdb add blue 02:zz 10.0.0.3", 2, 'mac "02:zz" is not a MAC address'],
+    ["fdb list --origin somewhere", 2, "learned, control, static"],
+    ["peer add blue there", 2, 'address "there" is not an IPv4 or IPv6 address'],
+    ["log-level loud", 2, "level must be one of"],
+    ["network add --vni x", 2, "--vni must be a whole number"],
+    ["network add --vni 9", 2, "no peer"],
+    ["network add --vni 9 --vni 10", 2, "twice"],
+    ["network show", 2, "NETWORK"],
+    ["network lsit", 2, "Did you mean list?"],
+    ["fdb lst", 2, "list"],
+    ["statsu", 2, "status"],
+  ];
+  test.each(cases)("vtep %s", async (words, code, sentence) => {
+    const last = words.split(" ").at(-1)!;
+    const socket = ["lsit", "lst", "statsu"].includes(last) ? [] : ["--socket", agent.socket];
+    const refused = await vtep(...words.split(" "), ...socket);
+    expect(refused).toMatchObject({ code, stdout: "" });
+    expect(refused.stderr).toMatch(/^vtep: [^\n]+\n$/);
+    expect(refused.stderr).toContain(sentence);
+  });
+
+  test.each([
+    "status",
+    "network list",
+    "network add --vni 1 --peer 10.0.0.2",
+    "peer add blue 10.0.0.3",
+    "fdb list",
+    "fdb list --json",
+    "events",
+    "reload",
+  ])("vtep %s without an agent ends with 3", async (words) => {
+    const path = join(directory, "none.sock");
+    const { code, stdout, stderr } = await vtep(...words.split(" "), "--socket", path);
+    expect({ code, stdout }).toEqual({ code: 3, stdout: "" });
+    const sentence = `vtep: the agent is not reachable at ${path} (there is no such socket): start it with vtep run`;
+    expect(stderr.startsWith(sentence)).toBe(true);
+    expect(stderr).toMatch(/, or name its socket with --socket PATH\n$/);
+  });
+});
+
+describe("on a terminal", () => {
+  /** What a command prints on a terminal of 80 columns. */
+  const shown = async (words: string) => {
+    const command = `stty columns 80; node ${cli} ${words} --socket ${agent.socket}`;
+    const log = join(directory, "typescript");
+    return ours.run("script", "--quiet", "--return", "--command", command, log);
+  };
+
+  test("headings stand out, and nothing is wider than it", async () => {
+    const bridge = "a-long-bridge-1";
+    const name = "a-network-with-a-name-that-is-longer-than-what-there-is-room-for";
+    await said(`network add --vni 7 --name ${name.slice(0, 63)} --bridge ${bridge} --peer fd00::2`);
+    for (const words of ["status", "network list", "peer list", "fdb list"]) {
+      const text = await shown(words);
+      expect(text).toContain("\x1b[1mNETWORK");
+      for (const line of stripVTControlCharacters(text).split(/\r?\n/)) {
+        expect(line.length, line).toBeLessThanOrEqual(80);
+      }
+      expect(stripVTControlCharacters(text)).toContain("…");
+      expect(await said(words)).not.toContain("\x1b");
+    }
+    await said(`network remove ${name.slice(0, 63)}`);
+  });
+});
+
+describe("completion", () => {
+  const path = join(directory, "bin");
+  beforeAll(async () => {
+    await mkdir(path);
+    await symlink(cli, join(path, "vtep"));
+  });
+  /** A shell in which vtep is a command. */
+  const shell = (...command: string[]) =>
+    ours.run("env", `PATH=${path}:${process.env.PATH}`, `HOME=${directory}`, ...command);
+
+  test("knows commands, flags and the networks of the agent", async () => {
+    const words = async (...line: string[]) => {
+      const lines = (await shell("vtep", "complete", "--", ...line)).split("\n");
+      return lines
+        .filter((line) => line !== "" && !line.startsWith(":"))
+        .map((line) => line.split("\t")[0]);
+    };
+    expect(await words("netw")).toEqual(["network"]);
+    expect(await words("network", "")).toEqual(["list", "show", "add", "remove"]);
+    expect(await words("network", "add", "--fdb-")).toEqual(["--fdb-limit"]);
+    const socket = ["--socket", agent.socket];
+    expect(await words("network", "show", ...socket, "")).toEqual(["blue"]);
+    expect(await words("fdb", "list", ...socket, "--network", "")).toEqual(["blue"]);
+    expect(await words("network", "show", "--socket", join(directory, "none"), "")).toEqual([]);
+  });
+
+  test("works in bash", async () => {
+    const script = `source <(vtep completion bash)
+      COMP_WORDS=(vtep network show --socket ${agent.socket} "") COMP_CWORD=5
+      COMP_LINE="\${COMP_WORDS[*]}" COMP_POINT=\${#COMP_LINE}
+      $(complete -p vtep | sed -E 's/.*-F ([^ ]+).*/\\1/')
+      echo "\${COMPREPLY[@]}"`;
+    expect((await shell("bash", "-c", script)).trim()).toBe("blue");
+  });
+
+  test("works in fish", async () => {
+    const line = `vtep network show --socket ${agent.socket} `;
+    const script = `vtep completion fish | source; complete --do-complete '${line}'`;
+    expect(await shell("fish", "--no-config", "-c", script)).toMatch(/^blue\t/);
+  });
+
+  test("is a script that zsh accepts", async () => {
+    const script =
+      "autoload -Uz compinit; compinit -D; source <(vtep completion zsh); echo $_comps[vtep]";
+    expect((await shell("zsh", "-f", "-c", script)).trim()).toMatch(/^_?vtep/);
+  });
+
+  test("is refused for another shell", async () => {
+    const refused = await vtep("completion", "tcsh");
+    expect(refused).toMatchObject({ code: 2, stdout: "" });
+    expect(refused.stderr).toMatch(/^vtep: [^\n]*zsh, bash, fish[^\n]*\n$/);
+  });
+});
