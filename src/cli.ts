@@ -65,8 +65,8 @@ function program(): Command {
   addControlCommands(vtep);
   addConfigCommand(vtep);
   addDoctorCommand(vtep);
-  addCompletionCommand(vtep);
   addServiceCommand(vtep);
+  addCompletionCommand(vtep); // of all that are there
   return vtep;
 }
 

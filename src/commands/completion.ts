@@ -13,11 +13,23 @@ import { DEFAULT_SOCKET } from "./ask.ts";
 /** A shell that waits is worse than one that completes nothing. */
 const PATIENCE_MS = 300;
 
+/** The script counts on a function of the package bash-completion, which may not be installed. */
+const WITHOUT_BASH_COMPLETION = `
+declare -F _get_comp_words_by_ref >/dev/null || _get_comp_words_by_ref() {
+  words=("\${COMP_WORDS[@]}") cword=$COMP_CWORD
+  cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD - 1]}
+}
+`;
+
 /** To be called when the tree is complete. */
 export function addCompletionCommand(vtep: Command): void {
   const completed = tab(vtep, { completionCommandName: "completion" });
   const named = (name: string) => vtep.commands.find((command) => command.name() === name)!;
-  named("completion").description("Print a script for bash, zsh or fish that completes vtep");
+  named("completion")
+    .description("Print a script for bash, zsh or fish that completes vtep")
+    .hook("preAction", (_, { args }) => {
+      if (args[0] === "bash") process.stdout.write(WITHOUT_BASH_COMPLETION);
+    });
 
   let networks: readonly string[] = [];
   named("complete").hook("preAction", async (_, { args }) => {
