@@ -23,6 +23,8 @@ ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
 tshark   tshark        reads captures as Wireshark does
+fish     fish          completes command lines
+zsh      zsh           completes command lines
 nft      nftables      marks and drops packets as routers do
 iptables iptables      does so as older hosts do, both of its kinds
 dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
