@@ -39,6 +39,11 @@ cp LICENSE "$root/usr/share/doc/vtep/copyright"
   npm prune --omit=dev --omit=peer --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
   rm -rf node_modules/typescript node_modules/@typescript node_modules/node-addon-api
   rm -rf node_modules/.bin node_modules/.package-lock.json package-lock.json
+  # the optional raw-socket as it was built, and its source: for another Node it has to be built again
+  if [ -d node_modules/raw-socket/build ]; then
+    find node_modules/raw-socket/build -type f ! -name raw.node -delete
+    find node_modules/raw-socket/build -name raw.node -exec strip --strip-unneeded {} +
+  fi
   find dist -name '*.d.ts' -delete -o -name '*.map' -delete
   find . -type d -empty -delete
 )

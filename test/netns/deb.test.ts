@@ -36,6 +36,8 @@ test("holds what runs, and nothing that only builds or tests", () => {
   expect(modules).toEqual(expect.arrayContaining(["commander", "pino", "valibot", "yaml"]));
   for (const name of ["typescript", "vitest", "tsx", "@biomejs/biome"])
     expect(modules).not.toContain(name);
+  const results = files.filter((file) => /\/raw-socket\/build\/.*[^/]$/.test(file));
+  expect(results.filter((file) => !file.endsWith(".node"))).toEqual([]);
   const owners = listed
     .trim()
     .split("\n")
