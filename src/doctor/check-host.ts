@@ -1,6 +1,6 @@
 /** What a VTEP needs of its own host: privileges, the TUN device, the port, buffers. */
 import { type Facts, isUnseen, type SocketFacts } from "./facts.ts";
-import { type Finding, listed, unseenFinding } from "./finding.ts";
+import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkHost(facts: Facts): Finding[] {
   return [
@@ -196,7 +196,7 @@ function checkReceiveBuffer(facts: Facts): Finding[] {
     findings.push({
       check,
       severity: "warning",
-      finding: `${drops} datagrams found the agent's receive buffer full`,
+      finding: `${counted(drops, "datagram")} found the agent's receive buffer full`,
       remedy: "give it more threads (--workers), or time on its cores",
     });
   }

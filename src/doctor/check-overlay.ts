@@ -2,7 +2,7 @@
 
 import { overlayDevices } from "./check-paths.ts";
 import { type Facts, isUnseen, runningNetworks, type Snapshot } from "./facts.ts";
-import { type Finding, unseenFinding } from "./finding.ts";
+import { counted, type Finding, unseenFinding } from "./finding.ts";
 
 export function checkOverlay(facts: Facts): Finding[] {
   return [checkBridgeFilter(facts), ...checkMacs(facts), ...checkTraffic(facts)];
@@ -72,7 +72,7 @@ function checkMacs(facts: Facts): Finding[] {
         check,
         subject: `${vni}`,
         severity: "warning",
-        finding: `network ${vni}: ${count} frames came from a peer with the MAC address of our own TAP ${tap}`,
+        finding: `network ${vni}: ${counted(count, "frame")} came from a peer with the MAC address of our own TAP ${tap}`,
         remedy:
           "look for a loop (two ways between the same bridges), or for a host that copied this one's address and --local",
       },
@@ -102,7 +102,7 @@ function checkForeign(agent: Snapshot, port: number): Finding[] {
     findings.push({
       check,
       severity: "warning",
-      finding: `${foreign} datagrams were of a VNI that no network here has`,
+      finding: `${counted(foreign, "datagram")} came with a VNI that no network here has`,
       remedy: "add that network here, or take this host from the peers of the VTEP that sends it",
     });
   }
@@ -110,7 +110,7 @@ function checkForeign(agent: Snapshot, port: number): Finding[] {
     findings.push({
       check,
       severity: "note",
-      finding: `${broken} datagrams on UDP port ${port} had no valid VXLAN header`,
+      finding: `${counted(broken, "datagram")} on UDP port ${port} had no valid VXLAN header`,
       remedy:
         "what else sends to that port: VXLAN-GPE, a scanner, vtep doctor of a peer; under --strict, reserved bits too",
     });
@@ -123,7 +123,7 @@ function checkForeign(agent: Snapshot, port: number): Finding[] {
         check,
         subject: `${vni}`,
         severity: "warning",
-        finding: `network ${vni}: ${drops.VXLAN_REMOTE_NOT_ALLOWED} datagrams came from addresses that are no peers`,
+        finding: `network ${vni}: ${counted(drops.VXLAN_REMOTE_NOT_ALLOWED ?? 0, "datagram")} came from addresses that are no peers`,
         remedy: "name whom you trust as a peer; the agent's log says who they were",
       }),
     ),
@@ -137,7 +137,7 @@ function checkReserved({ networks }: Snapshot): Finding[] {
       check: "traffic",
       subject: `${vni}`,
       severity: "note",
-      finding: `network ${vni}: ${counters.reservedBits} datagrams had reserved bits of their VXLAN header set`,
+      finding: `network ${vni}: ${counted(counters.reservedBits, "datagram")} had reserved bits of their VXLAN header set`,
       remedy:
         "the peer uses an extension (GBP, GPE, remote checksum offload): switch it off there; Linux would drop these",
     }));

@@ -57,3 +57,8 @@ export function listed(names: readonly string[], most = 3): string {
   }
   return `${names.slice(0, most).join(", ")} and ${names.length - most} more`;
 }
+
+/** "1 frame", "2 frames". */
+export function counted(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}

@@ -1,5 +1,12 @@
 /** Findings as people read them: grouped, the wrong ones with what to do, at 80 columns. */
-import { type Check, type Finding, SEVERITIES, type Severity, worstOf } from "./finding.ts";
+import {
+  type Check,
+  counted,
+  type Finding,
+  SEVERITIES,
+  type Severity,
+  worstOf,
+} from "./finding.ts";
 
 const GROUPS: readonly (readonly [title: string, ...checks: Check[]])[] = [
   ["This host", "capabilities", "tun", "local-address", "port", "receive-buffer"],
@@ -70,7 +77,7 @@ function summary(findings: readonly Finding[]): string {
   const counts = [...SEVERITIES].reverse().flatMap((severity) => {
     const count = findings.filter((finding) => finding.severity === severity).length;
     if (count === 0 || severity === "ok") return [];
-    return `${count} ${severity}${count === 1 ? "" : "s"}`;
+    return counted(count, severity);
   });
   return `${counts.join(", ")}.`;
 }

@@ -577,8 +577,8 @@ describe("what a running agent has counted", () => {
     }
     const { code, of } = await visited();
     expect(of("traffic").map(({ severity, finding }) => `${severity} ${finding}`)).toEqual([
-      "warning 1 datagrams were of a VNI that no network here has",
-      "note network 42: 1 datagrams had reserved bits of their VXLAN header set",
+      "warning 1 datagram came with a VNI that no network here has",
+      "note network 42: 1 datagram had reserved bits of their VXLAN header set",
     ]);
     expect(code).toBe(4);
   });
@@ -590,7 +590,7 @@ describe("what a running agent has counted", () => {
     await say(looped);
     const found = await complaints("duplicate-mac", "--socket", agent.socket);
     expect(found).toMatchObject([{ severity: "warning", subject: "42" }]);
-    expect(found[0]?.finding).toContain("1 frames came from a peer with the MAC address");
+    expect(found[0]?.finding).toContain("1 frame came from a peer with the MAC address");
   });
 
   test("is noted as not known where nobody answers, with why", async () => {
