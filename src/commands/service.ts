@@ -12,6 +12,7 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { EXIT_FAILURE, VtepError } from "../errors.ts";
+import { example } from "./config.ts";
 
 /** From `systemd/`, and where each goes. */
 const FILES = [
@@ -79,9 +80,7 @@ export function install(place: Place): string[] {
   for (const { path } of files) refuseForeign(join(place.root, path));
   const said = files.map(({ path, text }) => put(place, path, text));
   if (!existsSync(join(place.root, CONFIGURATION))) {
-    said.push(
-      put(place, CONFIGURATION, readFileSync(join(place.home, "systemd/vtep.yaml"), "utf8")),
-    );
+    said.push(put(place, CONFIGURATION, example()));
   }
   const root = place.root === "/" ? [] : [`--root=${place.root}`];
   run("systemd-sysusers", [...root, "vtep.conf"]);
