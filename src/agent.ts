@@ -16,11 +16,13 @@ import { closeSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
+import { Capture, WHOLE } from "./capture.ts";
 import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { Counter, Counters, Traffic } from "./counters.ts";
+import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
+import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
@@ -33,21 +35,26 @@ import {
   vxlanDeviceOn,
 } from "./host.ts";
 import type { Metrics } from "./metrics.ts";
+import { Mirror } from "./mirror.ts";
 import type {
   AgentEvent,
   AgentStatus,
+  CaptureFilter,
+  CaptureStream,
   Changes,
   Drops,
   FdbEntryStatus,
   FdbFilter,
   NetworkStatus,
   Operations,
+  RemoteStatus,
 } from "./operations.ts";
-import { canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
+import { addressWords, canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
 import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
 import {
+  largestFrame,
   monotonicSeconds,
   type NetworkPlan,
   type Opened,
@@ -149,6 +156,8 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
   #opened: Opened | undefined;
+  /** The capture that is under way. */
+  #capturing: { end(): Promise<void> } | undefined;
   #readyAt = 0;
   #forwarded = true;
   #reported = new Map<number, Drops>();
@@ -400,6 +409,84 @@ export class Agent implements Operations {
     });
   }
 
+  explain(name: string, question: Question): Explanation {
+    const { plan } = this.#named(name);
+    const may = new Set([...plan.flood, ...plan.allowed]);
+    const scene = {
+      fdb: this.#fdb,
+      remotes: this.#remotes,
+      now: monotonicSeconds(),
+      largestFrame: largestFrame(this.#plan.largestMtu),
+      network: { ...plan, name, allows: (remote: number) => may.has(remote) },
+    };
+    return explain(scene, askedOf(question));
+  }
+
+  async capture(wanted: CaptureFilter): Promise<CaptureStream> {
+    const { network, mac, remote, snaplen = WHOLE } = wanted;
+    const plan = network === undefined ? undefined : this.#named(network).plan;
+    const filter = {
+      vni: plan?.vni,
+      mac: mac === undefined ? undefined : macOf(mac),
+      remote: remote === undefined ? undefined : addressWords(remote),
+      snaplen,
+    };
+    if (this.#capturing !== undefined) {
+      throw new VtepError(
+        "CONFLICT",
+        "somebody captures already, and there can be one at a time: end that capture first",
+      );
+    }
+    const ending = new AbortController();
+    let ended: Promise<void> | undefined;
+    const end = () => {
+      ended ??= (async () => {
+        await this.#workers.unmirror().catch(() => undefined); // no thread, no mirror
+        ending.abort();
+        this.#capturing = undefined;
+      })();
+      return ended;
+    };
+    this.#capturing = { end };
+    const rings = Array.from({ length: this.#workers.count }, () => Mirror.allocate());
+    const networkAt = (index: number) => {
+      return [...this.#live.values()].find((live) => live.plan.index === index)?.config;
+    };
+    const capture = new Capture(rings, networkAt, snaplen);
+    const indices = [...this.#live.values()].map((live) => live.plan.index);
+    const stream = capture.stream(plan === undefined ? indices : [plan.index], ending.signal);
+    await this.#workers.mirror(rings, filter).catch(async (error) => {
+      await end();
+      throw error;
+    });
+    const read = async () => {
+      const { value, done } = await stream.next();
+      if (done) await end();
+      return done ? undefined : value;
+    };
+    return { read, end };
+  }
+
+  async endCapture(): Promise<boolean> {
+    if (this.#capturing === undefined) return false;
+    await this.#capturing.end();
+    return true;
+  }
+
+  remotes(): RemoteStatus[] {
+    return Array.from({ length: this.#remotes.count }, (_, at) => {
+      const to = this.#traffic.get(at + 1, TO_REMOTE);
+      const from = this.#traffic.get(at + 1, FROM_REMOTE);
+      return {
+        address: this.#remotes.address(at + 1),
+        toFrames: to.frames,
+        toBytes: to.bytes,
+        fromFrames: from.frames,
+        fromBytes: from.bytes,
+      };
+    });
+  }
+
   listen(listener: (event: AgentEvent) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
@@ -430,6 +517,7 @@ export class Agent implements Operations {
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
+    await this.#capturing?.end();
     await this.#exclusively(() =>
       this.#undo.all((error) => {
         this.#log.warn({ reason: error.message }, "something is left in place");
@@ -843,8 +931,13 @@ function stableMac(local: string, vni: number): { high: number; low: number } {
 }
 
 function keyOf(text: string): Pick<FdbEntry, "macHigh" | "macLow"> {
+  const { high, low } = macOf(text);
+  return { macHigh: high, macLow: low };
+}
+
+function macOf(text: string): { high: number; low: number } {
   const mac = parseMac(text);
-  if (mac !== undefined) return { macHigh: mac.high, macLow: mac.low };
+  if (mac !== undefined) return mac;
   throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
 }
 

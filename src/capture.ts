@@ -42,9 +42,11 @@ const REASONS = new Map(Object.entries(Drop).map(([name, column]) => [column as 
 /** What is known of an interface of the file. */
 interface Interface {
   readonly number: number;
+  readonly called: CapturedNetwork | undefined;
   captured: number;
-  /** As of the last statistics. */
+  /** As of the last statistics, and as of when it was described. */
   missed: number;
+  readonly missedBefore: number;
 }
 
 export class Capture {
@@ -54,6 +56,9 @@ export class Capture {
   readonly #snaplen: number;
   /** By index of the network. */
   readonly #interfaces = new Map<number, Interface>();
+  /** Networks that were described, and how many interfaces that made. */
+  readonly #seen = new Set<number>();
+  #described = 0;
   #written: Buffer[] = [];
 
   /** Reads these rings; `networkAt` says what the network of an index is called. */
@@ -94,6 +99,14 @@ export class Capture {
 
   /** What waits, or much of it; nothing when nothing waits. */
   take(): Buffer {
+    // A network that was made anew meanwhile may have the index of another one.
+    for (const [network, own] of this.#interfaces) {
+      const called = network === NO_NETWORK ? undefined : this.#networkAt(network);
+      if (called === undefined) continue;
+      if (called.name !== own.called?.name || called.vni !== own.called.vni) {
+        this.#interfaces.delete(network);
+      }
+    }
     let bytes = 0;
     while (bytes < TAKEN_BYTES) {
       const frame = this.#next();
@@ -160,9 +173,12 @@ export class Capture {
   #interface(network: number): Interface {
     const known = this.#interfaces.get(network);
     if (known !== undefined) return known;
-    const own = { number: this.#interfaces.size, captured: 0, missed: 0 };
+    const called = network === NO_NETWORK ? undefined : this.#networkAt(network);
+    // The first description of a network is of all that was missed in it.
+    const missed = this.#seen.has(network) ? this.#missed(network) : 0;
+    this.#seen.add(network);
+    const own = { number: this.#described++, called, captured: 0, missed, missedBefore: missed };
     this.#interfaces.set(network, own);
-    const called = this.#networkAt(network);
     this.#written.push(
       pcapng.interfaceDescription(
         network === NO_NETWORK
@@ -189,7 +205,8 @@ export class Capture {
 
   #writeStatistics(network: number, own: Interface): void {
     own.missed = this.#missed(network);
-    const { number, captured, missed } = own;
+    const { number, captured } = own;
+    const missed = own.missed - own.missedBefore;
     const received = captured + missed;
     const timeMs = Date.now();
     this.#written.push(

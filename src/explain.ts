@@ -7,6 +7,7 @@
  * knows is not foreseen: a full queue, a firewall, a path that has not shown yet what it carries.
  */
 import type { Drop, DropReason } from "./counters.ts";
+import { VtepError } from "./errors.ts";
 import { ADDED, CONTROL, type Fdb, type FdbRow, LEARNED, PASSED, STATIC } from "./fdb.ts";
 import { addressWords, canonicalAddress, LOCAL, type Remotes } from "./remotes.ts";
 import * as ethernet from "./wire/ethernet.ts";
@@ -31,6 +32,16 @@ export interface Scene {
     readonly flood: ArrayLike<number>;
     allows(remote: number): boolean;
   };
+}
+
+/** A question as it is put: a frame, or the MACs of one. */
+export interface Question {
+  /** In hexadecimal. */
+  readonly frame?: string | undefined;
+  readonly source?: string | undefined;
+  readonly destination?: string | undefined;
+  /** The remote that it comes from, or else the host. */
+  readonly from?: string | undefined;
 }
 
 /** A frame that is asked about. */
@@ -72,6 +83,41 @@ const BECAUSE: Partial<Record<DropReason, string>> = {
   VXLAN_ENTRY_EXISTS: "its source MAC contradicts an entry that was not learned",
   VXLAN_NO_REMOTE: "there is nobody to send it to",
 };
+
+/** Throws VtepError where the question is none. */
+export function askedOf({ frame, source, destination, from }: Question): Asked {
+  if (frame !== undefined) {
+    if (source !== undefined || destination !== undefined) {
+      throw new VtepError("USAGE", "a frame has its MACs in it: give either the frame or the MACs");
+    }
+    const digits = frame.replaceAll(/[\s:.-]/g, "");
+    if (!/^(?:[0-9a-f]{2})*$/i.test(digits)) {
+      const message =
+        "the frame is not written in hexadecimal, two digits a byte (ffffffffffff02…)";
+      throw new VtepError("USAGE", message);
+    }
+    const bytes = digits.match(/../g)?.map((pair) => Number.parseInt(pair, 16)) ?? [];
+    return { frame: Uint8Array.from(bytes), isHeaderOnly: false, from };
+  }
+  const header = new Uint8Array(ethernet.HEADER);
+  const view = new DataView(header.buffer);
+  const write = (name: string, text: string | undefined, at: number) => {
+    if (text === undefined) {
+      throw new VtepError(
+        "USAGE",
+        `the ${name} is missing: give source and destination, or a frame`,
+      );
+    }
+    const mac = ethernet.parseMac(text);
+    if (mac === undefined) {
+      throw new VtepError("USAGE", `${name} ${text} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
+    }
+    ethernet.writeMac(view, at, mac.high, mac.low);
+  };
+  write("source", source, ethernet.SOURCE);
+  write("destination", destination, ethernet.DESTINATION);
+  return { frame: header, isHeaderOnly: true, from };
+}
 
 export function explain(scene: Scene, asked: Asked): Explanation {
   return asked.from === undefined ? encap(scene, asked) : decap(scene, asked, asked.from);

@@ -8,6 +8,7 @@
 import type { Config, NetworkConfig } from "./config.ts";
 import type { Counter, DropReason } from "./counters.ts";
 import type { Capabilities, Offloads } from "./device.ts";
+import type { Explanation, Question } from "./explain.ts";
 
 export type Counts = Readonly<Record<keyof typeof Counter, number>>;
 export type Drops = Readonly<Partial<Record<DropReason, number>>>;
@@ -77,6 +78,25 @@ export interface FdbFilter {
   readonly origin?: FdbOrigin | undefined;
 }
 
+/** What frames are captured; what is left out excludes nothing. */
+export interface CaptureFilter {
+  readonly network?: string | undefined;
+  /** Source or destination. */
+  readonly mac?: string | undefined;
+  /** Whom it goes to or comes from, also where that is no remote of any network. */
+  readonly remote?: string | undefined;
+  /** Bytes of a frame that are kept. */
+  readonly snaplen?: number | undefined;
+}
+
+/** What is read of a capture, piece by piece. */
+export interface CaptureStream {
+  /** What has come, or what comes next; undefined when it has ended. */
+  read(): Promise<Uint8Array | undefined>;
+  /** To be called by whoever has read enough, or for the sake of whom nobody reads on. */
+  end(): Promise<void>;
+}
+
 /** What a reload did, by names of networks; `restart` are keys that only a restart changes. */
 export interface Changes {
   readonly added: readonly string[];
@@ -96,6 +116,8 @@ export type AgentEvent =
 
 export interface Operations {
   status(): AgentStatus;
+  /** All that were ever known, in the order in which they became so. */
+  remotes(): readonly RemoteStatus[];
   /** In no order; may be many: 1 Mi of them are a generator's worth, not an array's. */
   fdb(filter: FdbFilter): Generator<FdbEntryStatus>;
   /** Adds a network, or gives it this configuration; true when it is new. */
@@ -113,6 +135,15 @@ export interface Operations {
   /** Applies a configuration: what is the same is not touched. */
   reload(config: Config): Promise<Changes>;
   setLogLevel(level: Config["logLevel"]): void;
+  /**
+   * What the dataplane would do with a frame; nothing is done. Throws VtepError where the question is
+   * none.
+   */
+  explain(network: string, question: Question): Explanation;
+  /** Begins a capture, in pcapng: one at a time, for it costs a copy of every frame that matches. */
+  capture(filter: CaptureFilter): Promise<CaptureStream>;
+  /** Ends the capture that is under way: what was copied by then can still be read. False: none is. */
+  endCapture(): Promise<boolean>;
   /** Calls back for every event until what it returned is called. Slow listeners are the caller's. */
   listen(listener: (event: AgentEvent) => void): () => void;
 }

@@ -12,6 +12,7 @@ import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./dev
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
 import { Heartbeats } from "./heartbeats.ts";
+import { Mirror, type MirrorFilter } from "./mirror.ts";
 import { Network, type Settings } from "./network.ts";
 import { Remotes } from "./remotes.ts";
 import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
@@ -67,6 +68,12 @@ export interface Opened {
   readonly fallback: string | undefined;
 }
 
+/** What frames are to be shown to whom. */
+export interface Mirroring {
+  readonly ring: SharedArrayBuffer;
+  readonly filter: MirrorFilter;
+}
+
 /** Seconds on a clock that all threads share and that never goes back. */
 export function monotonicSeconds(): number {
   return process.hrtime()[0];
@@ -82,6 +89,7 @@ export class Vtep {
   /** Those of the plan that nobody has taken yet. */
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
+  readonly #remotes: Remotes;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
   readonly #counters: Counters;
@@ -122,6 +130,7 @@ export class Vtep {
     this.#beat = (now) => heartbeats.beat(worker, now);
     this.#underlay = underlay;
     this.#counters = new Counters(plan.counters, plan.workers, worker);
+    this.#remotes = remotes;
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
@@ -221,6 +230,16 @@ export class Vtep {
     return Object.fromEntries([...taps, ...sockets]);
   }
 
+  /** Shows frames from now on, or to nobody. */
+  mirror(mirroring: Mirroring | undefined): void {
+    if (mirroring === undefined) return this.#dataplane.mirrorTo(undefined);
+    const { ring, filter } = mirroring;
+    // The wall clock as of now: one that is set meanwhile would put frames out of order.
+    const began = Date.now() - performance.now();
+    const clock = () => began + performance.now();
+    this.#dataplane.mirrorTo(new Mirror(ring, filter, this.#remotes, clock));
+  }
+
   close(): void {
     clearInterval(this.#ticking);
     for (const { tap } of this.#networks.values()) tap.close();
@@ -293,7 +312,11 @@ async function openUnderlay(
   return { underlay, opened: { underlay: "dgram", capabilities, fallback } };
 }
 
-/** A peer may tag its frames with one VLAN more than ours, and its MTU may be a little larger. */
 function largestDatagram(mtu: number): number {
-  return VXLAN_HEADER + ETHERNET_HEADER + 2 * TAG + mtu;
+  return VXLAN_HEADER + largestFrame(mtu);
+}
+
+/** A peer may tag its frames with one VLAN more than ours, and its MTU may be a little larger. */
+export function largestFrame(mtu: number): number {
+  return ETHERNET_HEADER + 2 * TAG + mtu;
 }

@@ -6,7 +6,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
 import { forgetDescriptors, storeDescriptors } from "./systemd.ts";
-import { type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
+import { type Mirroring, type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
 
 /** What a forwarding thread is started with. */
 export interface Post {
@@ -21,7 +21,8 @@ export interface Post {
 export type Order =
   | { readonly order: "forward" | "stop"; readonly id: number }
   | { readonly order: "add" | "change"; readonly id: number; readonly network: NetworkPlan }
-  | { readonly order: "retire" | "discard"; readonly id: number; readonly index: number };
+  | { readonly order: "retire" | "discard"; readonly id: number; readonly index: number }
+  | { readonly order: "mirror"; readonly id: number; readonly mirroring: Mirroring | undefined };
 
 /** Forwarding thread → agent. An error crosses as its code and message; of the start its id is 0. */
 export type Report =
@@ -70,6 +71,8 @@ function obey(vtep: Vtep, order: Order): void {
       return vtep.retire(order.index);
     case "discard":
       return vtep.discard(order.index);
+    case "mirror":
+      return vtep.mirror(order.mirroring);
     case "stop":
       vtep.close();
       port.close();

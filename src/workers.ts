@@ -9,6 +9,7 @@ import { setFlagsFromString } from "node:v8";
 import { Worker } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
+import type { MirrorFilter } from "./mirror.ts";
 import type { NetworkPlan, Opened, Plan } from "./vtep.ts";
 import type { Order, Post, Report } from "./worker.ts";
 
@@ -91,6 +92,19 @@ export class Workers {
   /** Closes the TAP of a network that was retired: some 20 ms a thread if it was not deleted before. */
   discard(index: number): Promise<void> {
     return this.#order({ order: "discard", index });
+  }
+
+  /** Shows every frame that matches to whoever reads these rings, one for each thread. */
+  async mirror(rings: readonly SharedArrayBuffer[], filter: MirrorFilter): Promise<void> {
+    const begun = this.#threads.map((thread, at) =>
+      this.#ask(thread, { order: "mirror", mirroring: { ring: rings[at]!, filter } }),
+    );
+    await Promise.all(begun);
+  }
+
+  /** Shows frames to nobody any more. */
+  unmirror(): Promise<void> {
+    return this.#order({ order: "mirror", mirroring: undefined });
   }
 
   async end(): Promise<void> {

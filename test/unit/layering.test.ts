@@ -30,7 +30,6 @@ const LAYERS: readonly Layer[] = [
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
-  { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
@@ -42,6 +41,7 @@ const LAYERS: readonly Layer[] = [
   { name: "devices", files: /^device\//, mutual: false, outside: ANYTHING },
   { name: "native addon", files: /^device\/native\.ts$/, mutual: false, outside: ANYTHING },
   { name: "dataplane", files: /^dataplane\.ts$/, mutual: false, outside: NOTHING },
+  { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   // The shape of a configuration is known to those who act on it.
   { name: "configuration", files: /^config(-file)?\.ts$/, mutual: true, outside: ANYTHING },
   {
