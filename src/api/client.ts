@@ -6,12 +6,15 @@ import { type IncomingMessage, request } from "node:http";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { type ErrorCode, VtepError } from "../errors.ts";
+import type { Explanation, Question } from "../explain.ts";
 import type {
   AgentStatus,
+  CaptureFilter,
   Changes,
   FdbEntryStatus,
   FdbFilter,
   NetworkStatus,
+  RemoteStatus,
 } from "../operations.ts";
 import type { ApiEvent } from "./feed.ts";
 
@@ -78,6 +81,24 @@ export class Client {
 
   flushFdb(filter: Omit<FdbFilter, "origin"> = {}): Promise<{ readonly flushed: number }> {
     return this.#call("DELETE", `/v1/fdb${queryOf(filter)}`);
+  }
+
+  remotes(): Promise<RemoteStatus[]> {
+    return this.#call("GET", "/v1/remotes");
+  }
+
+  explain(network: string, question: Question): Promise<Explanation> {
+    return this.#call("POST", "/v1/explain", { network, ...question });
+  }
+
+  /** Frames from now on, in pcapng. */
+  capture(filter: CaptureFilter): Promise<IncomingMessage> {
+    return this.#answer("GET", `/v1/capture${queryOf(filter)}`);
+  }
+
+  /** Of whoever it is; the rest of it still comes. */
+  endCapture(): Promise<void> {
+    return this.#call("DELETE", "/v1/capture");
   }
 
   reload(): Promise<Changes> {

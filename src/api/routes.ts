@@ -16,7 +16,13 @@ import type { Logger } from "pino";
 import * as v from "valibot";
 import { isMapping, nearest, networkConfig } from "../config.ts";
 import { type ErrorCode, VtepError } from "../errors.ts";
-import type { Changes, FdbEntryStatus, NetworkStatus, Operations } from "../operations.ts";
+import type {
+  CaptureStream,
+  Changes,
+  FdbEntryStatus,
+  NetworkStatus,
+  Operations,
+} from "../operations.ts";
 import type { ApiStatus } from "./client.ts";
 import { eventStream } from "./feed.ts";
 import * as schemas from "./schemas.ts";
@@ -34,6 +40,7 @@ export interface Served {
 
 const JSON_MEDIA = "application/json";
 const EVENTS = "text/event-stream";
+const PCAPNG = "application/x-pcapng";
 
 /** A network with 20,000 static entries; more of them are entered one by one. */
 const MOST_BODY = 1024 * 1024;
@@ -59,6 +66,15 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     describe("the agent, and what it forwards", { 200: schemas.agentStatus }),
     query(schemas.nothing),
     (c) => c.json({ version, ...operations.status() } satisfies ApiStatus),
+  );
+
+  app.get(
+    "/v1/remotes",
+    describe("what crossed between here and each remote, in all networks", {
+      200: v.array(schemas.remoteStatus),
+    }),
+    query(schemas.nothing),
+    (c) => c.json(operations.remotes()),
   );
 
   app.get(
@@ -181,6 +197,46 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
       const filter = c.req.valid("query");
       if (filter.network !== undefined) known(filter.network);
       return c.json({ flushed: await operations.flushFdb(filter) });
+    },
+  );
+
+  app.post(
+    "/v1/explain",
+    describe("says what would become of a frame, which does not happen", {
+      200: schemas.explanation,
+    }),
+    json,
+    body(schemas.question),
+    (c) => {
+      const { network, ...question } = c.req.valid("json");
+      known(network);
+      return c.json(operations.explain(network, question));
+    },
+  );
+
+  app.get(
+    "/v1/capture",
+    describe(
+      "frames from now on, as pcapng; one capture at a time",
+      { 200: v.string() },
+      { media: PCAPNG },
+    ),
+    query(schemas.captureFilter),
+    async (c) => {
+      const filter = c.req.valid("query");
+      if (filter.network !== undefined) known(filter.network);
+      return stream(captured(await operations.capture(filter)), PCAPNG);
+    },
+  );
+
+  app.delete(
+    "/v1/capture",
+    describe("ends the capture that is under way, whose reader gets the rest of it", {
+      204: undefined,
+    }),
+    async (c) => {
+      if (await operations.endCapture()) return c.body(null, 204);
+      throw new VtepError("NOT_FOUND", "nobody captures: GET /v1/capture would begin to");
     },
   );
 
@@ -423,6 +479,18 @@ function inPieces(entries: Generator<FdbEntryStatus>): ReadableStream<Uint8Array
     }
   }
   return ReadableStream.from(pieces()) as ReadableStream<Uint8Array>;
+}
+
+/** A capture for as long as somebody reads it. */
+function captured({ read, end }: CaptureStream): ReadableStream<Uint8Array> {
+  return new ReadableStream({
+    async pull(controller) {
+      const piece = await read();
+      if (piece === undefined) controller.close();
+      else controller.enqueue(piece);
+    },
+    cancel: () => end(),
+  });
 }
 
 /** Nothing is there, or not by that method. */

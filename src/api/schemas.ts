@@ -4,10 +4,17 @@
  * answers when they are tested. A network's is the configuration's own.
  */
 import * as v from "valibot";
+import { WHOLE } from "../capture.ts";
 import { address, LOG_LEVELS, networkEntries } from "../config.ts";
 import { Counter, Drop } from "../counters.ts";
 import { OFFLOADS } from "../device.ts";
-import type { Changes, FdbEntryStatus, FdbFilter, NetworkStatus } from "../operations.ts";
+import type {
+  Changes,
+  FdbEntryStatus,
+  FdbFilter,
+  NetworkStatus,
+  RemoteStatus,
+} from "../operations.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "../wire/ethernet.ts";
 import type { ApiStatus } from "./client.ts";
 import type { ApiEvent } from "./feed.ts";
@@ -81,6 +88,18 @@ export const agentStatus = named(
   }),
 ) satisfies v.GenericSchema<Omit<ApiStatus, "networks">>;
 
+export const remoteStatus = named(
+  "RemoteStatus",
+  "inner frames and bytes that crossed between here and a remote",
+  v.object({
+    address: v.string(),
+    toFrames: v.number(),
+    toBytes: v.number(),
+    fromFrames: v.number(),
+    fromBytes: v.number(),
+  }),
+) satisfies v.GenericSchema<RemoteStatus>;
+
 export const fdbEntry = named(
   "FdbEntry",
   'where frames for a MAC go: "local", or the address of a remote',
@@ -93,6 +112,29 @@ export const fdbEntry = named(
     moves: v.number(),
   }),
 ) satisfies v.GenericSchema<FdbEntryStatus>;
+
+const strings = v.array(v.string());
+
+export const explanation = named(
+  "Explanation",
+  "what would become of a frame, in the order in which it is decided",
+  v.object({
+    network: v.string(),
+    direction: v.picklist(["encap", "decap"]),
+    steps: strings,
+    verdict: v.object({
+      outcome: v.picklist(["sent", "delivered", "dropped"]),
+      remotes: strings,
+      drops: v.array(
+        v.object({
+          reason: v.picklist(Object.keys(Drop) as (keyof typeof Drop)[]),
+          remote: v.exactOptional(v.string()),
+        }),
+      ),
+      sentence: v.string(),
+    }),
+  }),
+);
 
 export const changes = named(
   "Changes",
@@ -179,6 +221,32 @@ export const fdbFilter = v.strictObject({
   origin: v.optional(origin),
 }) satisfies v.GenericSchema<unknown, FdbFilter>;
 export const nothing = v.strictObject({});
+
+/** A frame's header at least, and no more than tcpdump keeps. */
+const snaplen = v.pipe(
+  v.string("must be given once"),
+  v.check(
+    (text) => /^\d+$/.test(text) && Number(text) >= 14 && Number(text) <= WHOLE,
+    (issue) => `${JSON.stringify(issue.input)} is not a number of bytes from 14 to ${WHOLE}`,
+  ),
+  v.transform(Number),
+);
+
+export const captureFilter = v.strictObject({
+  network: v.optional(networkName),
+  mac: v.optional(mac),
+  remote: v.optional(address),
+  snaplen: v.optional(snaplen),
+});
+
+const text = (what: string) => v.optional(v.string(`must be ${what}`));
+export const question = v.strictObject({
+  network: networkName,
+  frame: text("a frame in hexadecimal"),
+  source: text("a MAC address"),
+  destination: text("a MAC address"),
+  from: v.optional(address),
+});
 
 export const networkPath = v.object({ name: networkName });
 export const fdbPath = v.object({ name: networkName, mac: unicastMac });

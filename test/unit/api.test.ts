@@ -13,6 +13,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { serve } from "../../src/api/server.ts";
 import { networkConfig } from "../../src/config.ts";
+import { sectionHeader } from "../../src/wire/pcapng.ts";
 import { until } from "../lab/until.ts";
 import { MemoryOperations } from "./operations.ts";
 
@@ -140,17 +141,21 @@ describe("the description", () => {
       Object.keys(methods).map((method) => `${method} ${path}`),
     );
     expect(calls.sort()).toEqual([
+      "delete /v1/capture",
       "delete /v1/fdb",
       "delete /v1/networks/{name}",
       "delete /v1/networks/{name}/fdb/{mac}",
       "delete /v1/networks/{name}/peers/{address}",
       "get /metrics",
+      "get /v1/capture",
       "get /v1/events",
       "get /v1/fdb",
       "get /v1/networks",
       "get /v1/networks/{name}",
       "get /v1/openapi.json",
+      "get /v1/remotes",
       "get /v1/status",
+      "post /v1/explain",
       "post /v1/reload",
       "put /v1/log-level",
       "put /v1/networks/{name}",
@@ -268,6 +273,34 @@ describe("every call", () => {
     expect(await count("")).toBe(1);
   });
 
+  test("GET /v1/remotes", async () => {
+    expect((await ask("GET", "/v1/remotes")).json()).toEqual(operations.remotes());
+  });
+
+  test("POST /v1/explain", async () => {
+    const question = { network: "blue", source: "02:00:00:00:00:01", from: "192.0.2.2" };
+    const asked = { body: JSON.stringify(question), headers: JSON_BODY };
+    const { network, ...rest } = question;
+    expect((await ask("POST", "/v1/explain", asked)).json()).toEqual(
+      operations.explain(network, rest),
+    );
+  });
+
+  test("GET /v1/capture until its reader leaves, and DELETE /v1/capture", async () => {
+    const filter = { network: "blue", mac: "02:00:00:00:00:01", remote: "192.0.2.2", snaplen: 64 };
+    const answer = await client.capture(filter);
+    const [piece] = (await once(answer, "data")) as [Buffer];
+    expect(piece.equals(sectionHeader("memory"))).toBe(true);
+    expect(operations.captures).toEqual([{ filter, isOver: false }]);
+    answer.destroy();
+    await until("its end", () => operations.captures[0]!.isOver);
+    expect((await ask("DELETE", "/v1/capture")).status).toBe(404);
+    const other = await client.capture({});
+    await client.endCapture();
+    expect(operations.captures[1]!.isOver).toBe(true);
+    other.destroy();
+  });
+
   test("POST /v1/reload", async () => {
     expect((await ask("POST", "/v1/reload")).json()).toEqual(await operations.reload());
   });
@@ -298,6 +331,14 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     ["GET", "/v1/networks/blu", {}, 404, "NOT_FOUND", ['"blu"', 'did you mean "blue"?']],
     ["GET", "/v1/networks/%E0%A4%A", {}, 404, "NOT_FOUND", ["known are blue"]],
     ["DELETE", "/v1/networks/red", {}, 404, "NOT_FOUND", ["known are blue"]],
+    ["GET", "/v1/capture?snaplen=3", {}, 400, "USAGE", ['snaplen "3"', "from 14 to 262144"]],
+    ["GET", "/v1/capture?mac=x", {}, 400, "USAGE", ['mac "x" is not a MAC address']],
+    ["GET", "/v1/capture?remote=x", {}, 400, "USAGE", ['remote "x" is not']],
+    ["GET", "/v1/capture?network=red", {}, 404, "NOT_FOUND", ["known are blue"]],
+    ["GET", "/v1/capture?net=red", {}, 400, "USAGE", ['"net" is no parameter']],
+    ["POST", "/v1/explain", body({}), 400, "USAGE", ["network"]],
+    ["POST", "/v1/explain", body({ network: "red" }), 404, "NOT_FOUND", ["known are blue"]],
+    ["POST", "/v1/explain", body({ network: "blue", frame: 7 }), 400, "USAGE", ["hexadecimal"]],
     ["PUT", "/v1/networks/red", {}, 415, "USAGE", ["Content-Type: application/json"]],
     ["PUT", "/v1/networks/red", { body: "{}" }, 415, "USAGE", ["application/json"]],
     ["PUT", "/v1/networks/red", { headers: JSON_BODY }, 400, "USAGE", ["no JSON"]],

@@ -1,17 +1,22 @@
 import type { Config, NetworkConfig } from "../../src/config.ts";
 import { Counter } from "../../src/counters.ts";
 import { VtepError } from "../../src/errors.ts";
+import type { Explanation, Question } from "../../src/explain.ts";
 import type {
   AgentEvent,
   AgentStatus,
+  CaptureFilter,
+  CaptureStream,
   Changes,
   Counts,
   FdbEntryStatus,
   FdbFilter,
   NetworkStatus,
   Operations,
+  RemoteStatus,
 } from "../../src/operations.ts";
 import { formatMac } from "../../src/wire/ethernet.ts";
+import { sectionHeader } from "../../src/wire/pcapng.ts";
 
 const NOTHING = Object.fromEntries(Object.keys(Counter).map((name) => [name, 0])) as Counts;
 
@@ -67,6 +72,39 @@ export class MemoryOperations implements Operations {
       drops: {},
       fdb: { learned: this.entries.length, control: 0, static: 0 }, // the agent tells them apart
     };
+  }
+
+  remotes(): RemoteStatus[] {
+    const nothing = { toFrames: 0, toBytes: 0, fromFrames: 0, fromBytes: 0 };
+    return [{ address: "192.0.2.2", ...nothing }];
+  }
+
+  readonly captures: { filter: CaptureFilter; isOver: boolean }[] = [];
+
+  explain(network: string, { from, ...asked }: Question): Explanation {
+    const sentence = JSON.stringify(asked);
+    const direction = from === undefined ? "encap" : "decap";
+    const verdict = { outcome: "dropped", remotes: [], drops: [], sentence } as const;
+    return { network, direction, steps: [], verdict };
+  }
+
+  /** Of nothing: a section, and again and again nothing more. */
+  async capture(filter: CaptureFilter): Promise<CaptureStream> {
+    const own = { filter, isOver: false };
+    this.captures.push(own);
+    const pieces = [sectionHeader("memory")];
+    return {
+      read: async () => pieces.shift() ?? (await new Promise(() => undefined)),
+      end: async () => {
+        own.isOver = true;
+      },
+    };
+  }
+
+  async endCapture(): Promise<boolean> {
+    const running = this.captures.find(({ isOver }) => !isOver);
+    if (running !== undefined) running.isOver = true;
+    return running !== undefined;
   }
 
   *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
