@@ -346,7 +346,7 @@ function heading(history: History, size: Size, paint: Paint): string[] {
     `up ${uptime(uptimeSeconds)}`,
   ];
   const now = history.latest(TOTAL);
-  const side = Math.max(0, Math.floor((size.columns - 60) / 2));
+  const side = Math.max(0, Math.floor((size.columns - 65) / 2));
   const trend = (name: "toBits" | "fromBits") => {
     return sparkline(
       history.rates(TOTAL).map((rates) => rates[name]),

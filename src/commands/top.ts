@@ -11,10 +11,15 @@ import { once } from "node:events";
 import { writeSync } from "node:fs";
 import { emitKeypressEvents } from "node:readline";
 import { setTimeout } from "node:timers/promises";
+import type { Command } from "commander";
+import { Client } from "../api/client.ts";
 import { VtepError } from "../errors.ts";
+import { DEFAULT_SOCKET } from "./ask.ts";
 import { draw, FIRST_VIEW, History, type Key, press, type Status, type View } from "./screen.ts";
 
 const PERIOD_MS = 1000;
+/** An agent that says nothing for so long is not waited for on a screen that moves. */
+const PATIENCE_MS = 2000;
 
 const ALTERNATE_SCREEN = "\x1b[?1049h";
 const NORMAL_SCREEN = "\x1b[?1049l";
@@ -24,8 +29,22 @@ const HOME = "\x1b[H";
 const ERASE_LINE = "\x1b[K";
 const ERASE_BELOW = "\x1b[J";
 
+export function addTopCommand(vtep: Command): void {
+  vtep
+    .command("top")
+    .description("Show what a running agent forwards, live, until q is pressed (? shows keys)")
+    .option("--socket <PATH>", "socket of the agent", DEFAULT_SOCKET)
+    .action(({ socket }: { socket: string }) => {
+      const client = new Client(socket, PATIENCE_MS);
+      return top(async () => {
+        const [status, remotes] = await Promise.all([client.status(), client.remotes()]);
+        return { ...status, remotes };
+      });
+    });
+}
+
 /** Shows what `poll` finds until it is ended by a key. Throws what the first poll throws. */
-export async function top(poll: () => Promise<Status>): Promise<void> {
+async function top(poll: () => Promise<Status>): Promise<void> {
   if (!process.stdin.isTTY || !process.stdout.isTTY) {
     const message = "vtep top draws on a terminal: for a pipe or a file take vtep status --json";
     throw new VtepError("USAGE", message);
