@@ -69,7 +69,7 @@ export class Dataplane {
   readonly #traffic: Traffic;
   readonly #underlay: Underlay;
   /** By VNI. */
-  readonly #networks: Map<number, Network>;
+  readonly #networks = new Map<number, Network>();
   readonly #strict: boolean;
   readonly #flowSeed: number;
   /** Of the inner TOS, what the outer one takes over; and what is added to that. */
@@ -94,7 +94,6 @@ export class Dataplane {
     counters: Counters;
     traffic: Traffic;
     underlay: Underlay;
-    networks: readonly Network[];
     /** Drop datagrams with reserved bits set, as Linux does, instead of ignoring the bits. */
     strict: boolean;
     flowSeed: number;
@@ -106,7 +105,6 @@ export class Dataplane {
     this.#counters = options.counters;
     this.#traffic = options.traffic;
     this.#underlay = options.underlay;
-    this.#networks = new Map(options.networks.map((network) => [network.vni, network]));
     this.#strict = options.strict;
     this.#flowSeed = options.flowSeed;
     this.#tosMask = options.dscp === "inherit" ? 0xff : ECN_MASK;

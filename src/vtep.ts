@@ -137,7 +137,6 @@ export class Vtep {
       counters: this.#counters,
       traffic: new Traffic(plan.traffic, plan.workers, worker),
       underlay,
-      networks: [],
       strict: plan.strict,
       flowSeed: plan.flowSeed,
       dscp: plan.dscp,
@@ -221,11 +220,10 @@ export class Vtep {
     const taps = [...this.#networks.values()].map(({ tap }) => {
       return [tapDescriptor(tap.name, this.#worker), tap.fd] as const;
     });
-    const fds = this.#underlay instanceof NativeUnderlay ? this.#underlay.fds : [];
-    const { local4 } = this.#plan;
-    const sockets = fds.map((fd, at) => {
-      const family = at === 0 && local4 !== undefined ? 4 : 6;
-      return [socketDescriptor(family, this.#worker), fd] as const;
+    const fds = this.#underlay instanceof NativeUnderlay ? this.#underlay.fds : {};
+    const sockets = ([4, 6] as const).flatMap((family) => {
+      const fd = fds[family];
+      return fd === undefined ? [] : [[socketDescriptor(family, this.#worker), fd] as const];
     });
     return Object.fromEntries([...taps, ...sockets]);
   }

@@ -74,6 +74,8 @@ export class NativeUnderlay implements Underlay {
     cutsSuperFrames: true,
   };
   readonly #families: UdpFamily[] = [];
+  /** The descriptors of the sockets that receive. */
+  readonly fds: { 4?: number; 6?: number } = {};
   readonly #busyPollUs: number;
   /** Whose turn it is to be asked first. */
   #next = 0;
@@ -109,18 +111,15 @@ export class NativeUnderlay implements Underlay {
       };
       try {
         const open = (fd: number) => new native.Udp({ ...socket, fd });
-        this.#families.push(adopted(options.fds?.[family], open) ?? open(-1));
+        const opened = adopted(options.fds?.[family], open) ?? open(-1);
+        this.#families.push(opened);
+        this.fds[family] = opened.fd();
       } catch (error) {
         this.close();
         throw explain(error, socket);
       }
     }
     if (this.#families.length === 0) throw new TypeError("local4, local6 or both must be given");
-  }
-
-  /** The descriptors of the sockets that receive, in the order of their families. */
-  get fds(): number[] {
-    return this.#families.map((family) => family.fd());
   }
 
   /** What is in use now, by every family. */

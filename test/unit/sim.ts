@@ -261,7 +261,6 @@ export class Host implements Parts {
       counters,
       traffic,
       underlay: this.underlay,
-      networks: this.networks,
       strict: options.strict ?? false,
       flowSeed: 1,
       dscp: 0,
@@ -269,6 +268,7 @@ export class Host implements Parts {
     const onLost = () => undefined;
     this.underlay.watch({ onReadable: () => this.dataplane.decap(), onLost });
     for (const network of this.networks) {
+      this.dataplane.add(network);
       network.tap.watch({ onReadable: () => this.dataplane.encap(network), onLost });
     }
   }
@@ -428,11 +428,11 @@ export function script(
   const dataplane = new Dataplane({
     ...made,
     underlay,
-    networks: wired,
     strict,
     flowSeed: 1,
     dscp,
   });
+  for (const network of wired) dataplane.add(network);
   return {
     ...made,
     dataplane,

@@ -102,18 +102,17 @@ export function treadmill(options: {
   const network = new Network({ vni: 100, tap, index: 1, ageSeconds: 300, mac });
   for (const peer of peers) network.addToFlood(remotes.add(peer, PORT));
   fdb.setLimit(1, limit);
-  const networks = [network];
   const dataplane = new Dataplane({
     fdb,
     remotes,
     counters,
     traffic,
     underlay,
-    networks,
     strict: false,
     flowSeed: 1,
     dscp: 0,
   });
+  dataplane.add(network);
   return {
     fdb,
     remotes,
