@@ -23,7 +23,7 @@ import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.t
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
-import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
+import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
   adjustTap,
@@ -78,8 +78,6 @@ const DROP_REPORT_MS = 10_000;
 const DROP_LINES = 20;
 /** Rows of each network's FDB in a report; more are counted only. */
 const REPORT_ROWS = 1000;
-
-const ORIGINS = { [LEARNED]: "learned", [CONTROL]: "control", [STATIC]: "static" } as const;
 
 /** A network that is forwarded. */
 interface Live {
@@ -281,7 +279,7 @@ export class Agent implements Operations {
     for (const row of this.#fdb.rows()) {
       const name = names.get(row.network);
       if (name === undefined || (network !== undefined && name !== network)) continue;
-      if (origin !== undefined && ORIGINS[row.origin] !== origin) continue;
+      if (origin !== undefined && ORIGIN_NAMES[row.origin] !== origin) continue;
       const entry = this.#describe(row, name, now);
       if (mac !== undefined && entry.mac !== mac) continue;
       if (remote !== undefined && entry.destination !== remote) continue;
@@ -824,7 +822,7 @@ export class Agent implements Operations {
       network,
       mac: formatMac(row.macHigh, row.macLow),
       destination: this.#destinationOf(row),
-      origin: ORIGINS[row.origin],
+      origin: ORIGIN_NAMES[row.origin],
       ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
       moves: row.moves,
     };

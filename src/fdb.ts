@@ -33,6 +33,12 @@
 export const LEARNED = 1;
 export const CONTROL = 2;
 export const STATIC = 3;
+/** As users read them. */
+export const ORIGIN_NAMES = {
+  [LEARNED]: "learned",
+  [CONTROL]: "control",
+  [STATIC]: "static",
+} as const;
 export type Origin = typeof LEARNED | typeof CONTROL | typeof STATIC;
 
 /** What `learn` did. */

@@ -24,7 +24,7 @@ import {
   Work,
 } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
-import { CONTROL, type Fdb, LEARNED, STATIC } from "./fdb.ts";
+import { CONTROL, type Fdb, LEARNED, ORIGIN_NAMES, STATIC } from "./fdb.ts";
 import type { Remotes } from "./remotes.ts";
 
 /** Networks, and remotes, that have series of their own. */
@@ -64,11 +64,7 @@ const DIRECTIONS = [
   ["encap", Column.encapFrames, Column.encapBytes, TO_REMOTE],
   ["decap", Column.decapFrames, Column.decapBytes, FROM_REMOTE],
 ] as const;
-const ORIGINS = [
-  ["learned", LEARNED],
-  ["control", CONTROL],
-  ["static", STATIC],
-] as const;
+const ORIGINS = [LEARNED, CONTROL, STATIC] as const;
 const REASONS = Object.keys(Drop) as DropReason[];
 /** A timer that never fires; as long as one can be. */
 const NEVER_MS = 2 ** 31 - 1;
@@ -169,7 +165,7 @@ export class Metrics {
       "vtep_fdb_entries",
       "Entries of the forwarding database, by network and origin.",
       this.#byNetwork(({ index }) =>
-        ORIGINS.map(([origin, number]) => [{ origin }, fdb.count(index, number)]),
+        ORIGINS.map((origin) => [{ origin: ORIGIN_NAMES[origin] }, fdb.count(index, origin)]),
       ),
     );
     this.#gauge(

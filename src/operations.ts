@@ -9,6 +9,7 @@ import type { Config, NetworkConfig } from "./config.ts";
 import type { Counter, DropReason } from "./counters.ts";
 import type { Capabilities, Offloads } from "./device.ts";
 import type { Explanation, Question } from "./explain.ts";
+import type { ORIGIN_NAMES, Origin } from "./fdb.ts";
 
 export type Counts = Readonly<Record<keyof typeof Counter, number>>;
 export type Drops = Readonly<Partial<Record<DropReason, number>>>;
@@ -57,7 +58,7 @@ export interface RemoteStatus {
   readonly fromBytes: number;
 }
 
-export type FdbOrigin = "learned" | "control" | "static";
+export type FdbOrigin = (typeof ORIGIN_NAMES)[Origin];
 
 export interface FdbEntryStatus {
   readonly network: string;

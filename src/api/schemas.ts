@@ -8,6 +8,7 @@ import { WHOLE } from "../capture.ts";
 import { address, LOG_LEVELS, networkEntries } from "../config.ts";
 import { Counter, Drop } from "../counters.ts";
 import { OFFLOADS } from "../device.ts";
+import { ORIGIN_NAMES } from "../fdb.ts";
 import type {
   Changes,
   FdbEntryStatus,
@@ -19,7 +20,7 @@ import { formatMac, isMulticast, isZero, parseMac } from "../wire/ethernet.ts";
 import type { ApiStatus } from "./client.ts";
 import type { ApiEvent } from "./feed.ts";
 
-const ORIGINS = ["learned", "control", "static"] as const;
+const ORIGINS = Object.values(ORIGIN_NAMES);
 
 /** With a name, it is described once, for all places that have it. */
 function named<const Schema extends v.GenericSchema>(name: string, help: string, schema: Schema) {
