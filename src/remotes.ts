@@ -71,6 +71,11 @@ export function addressFamily(text: string): 4 | 6 {
   return ipaddr.process(text).kind() === "ipv4" ? 4 : 6;
 }
 
+/** Bytes that are around a packet on the way to this address. */
+export function overheadTo(address: string): number {
+  return addressFamily(address) === 4 ? OVERHEAD_IPV4 : OVERHEAD_IPV6;
+}
+
 export class Remotes {
   /** Rows, then the number of rows in use, then the hash table. */
   readonly words: Int32Array;

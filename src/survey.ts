@@ -6,8 +6,7 @@
 import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
 import { type Link, linksByName, localAddresses, type Route, routesTo } from "./host.ts";
-import { addressFamily } from "./remotes.ts";
-import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
+import { addressFamily, overheadTo } from "./remotes.ts";
 
 export interface Survey {
   readonly local4: string | undefined;
@@ -125,7 +124,7 @@ function mtuOf(network: NetworkConfig, routes: Routes): number {
   const paths = reached(network).flatMap((peer) => {
     const route = routes.get(peer);
     if (route === undefined) return [];
-    const overhead = addressFamily(peer) === 4 ? OVERHEAD_IPV4 : OVERHEAD_IPV6;
+    const overhead = overheadTo(peer);
     return [{ peer, route, overhead, mtu: route.mtu - overhead }];
   });
   const narrowest = paths.sort((a, b) => a.mtu - b.mtu)[0];

@@ -1,8 +1,8 @@
 /** The way to each peer: its route, its MTU, whether it answers, the device that it leaves by. */
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
+import { overheadTo } from "../remotes.ts";
 import { LARGEST_MTU } from "../survey.ts";
-import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "../wire/vxlan.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
 
@@ -122,7 +122,7 @@ function checkMtu(facts: Facts, peer: string): Finding[] {
   const { paths } = facts;
   const path = isUnseen(paths) ? undefined : paths.get(peer);
   if (path === undefined || !path.answers) return [];
-  const overhead = overheadOf(peer);
+  const overhead = overheadTo(peer);
   const networks = facts.config.networks
     .filter((network) => reached(network).includes(peer))
     .map((network) => ({ ...network, mtu: mtuOf(facts, network) }))
@@ -184,13 +184,9 @@ function mtuOf(facts: Facts, network: NetworkConfig): number {
   if (network.mtu !== "auto") return network.mtu;
   const carried = reached(network).flatMap((peer) => {
     const route = routes.get(peer);
-    return route === undefined ? [] : [route.mtu - overheadOf(peer)];
+    return route === undefined ? [] : [route.mtu - overheadTo(peer)];
   });
   return Math.min(LARGEST_MTU, ...carried);
-}
-
-function overheadOf(peer: string): number {
-  return peer.includes(":") ? OVERHEAD_IPV6 : OVERHEAD_IPV4;
 }
 
 /** What is lost without a feature of a device; by ethtool's name of it. */

@@ -17,6 +17,7 @@ import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { setTimeout as pause } from "node:timers/promises";
 import ipaddr from "ipaddr.js";
+import { addressFamily } from "../remotes.ts";
 import { checksum } from "../wire/checksum.ts";
 import type { PathFacts, PortFacts, Seen } from "./facts.ts";
 
@@ -108,12 +109,12 @@ export async function measurePaths(
   if ("unseen" in raw) return raw;
   const echoes = new Map<4 | 6, Echo>();
   try {
-    for (const family of new Set(targets.map(({ address }) => familyOf(address)))) {
+    for (const family of new Set(targets.map(({ address }) => addressFamily(address)))) {
       echoes.set(family, new Echo(raw, family));
     }
     const deadline = performance.now() + limitMs;
     return await each(targets, (target) => {
-      return measure(echoes.get(familyOf(target.address))!, target, deadline);
+      return measure(echoes.get(addressFamily(target.address))!, target, deadline);
     });
   } catch (error) {
     if (!/not permitted|denied/.test((error as Error).message)) throw error;
@@ -161,10 +162,6 @@ async function rawSockets(): Promise<Seen<RawSockets>> {
       remedy: `install python3, make and g++, then run where vtep is installed: npm ${missing ? "install" : "rebuild"} raw-socket`,
     };
   }
-}
-
-function familyOf(address: string): 4 | 6 {
-  return address.includes(":") ? 6 : 4;
 }
 
 type Answer =
