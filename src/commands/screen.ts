@@ -7,6 +7,7 @@
  */
 import { stripVTControlCharacters, styleText } from "node:util";
 import type { AgentStatus, Drops, NetworkStatus, RemoteStatus } from "../operations.ts";
+import { scaled } from "./table.ts";
 
 export interface Status extends AgentStatus {
   readonly version: string;
@@ -502,14 +503,9 @@ export function sparkline(values: readonly number[], width: number, isUtf8: bool
     .padStart(width);
 }
 
-/** Three digits and a unit: at most five characters. */
+/** At most five characters. */
 export function brief(value: number): string {
-  const units = ["", "k", "M", "G", "T", "P"];
-  let unit = 0;
-  let rest = value;
-  for (; rest >= 999.5 && unit < units.length - 1; unit++) rest /= 1000;
-  if (unit > 0) return `${rest.toPrecision(3)}${units[unit]}`;
-  return rest > 0 && rest < 9.95 ? `${Number(rest.toFixed(1))}` : `${Math.round(rest)}`;
+  return scaled(value, "");
 }
 
 function uptime(seconds: number): string {

@@ -68,11 +68,17 @@ function shrink(widths: number[], columns: readonly Column[], width: number): vo
 
 /** 1234567 as 1.23 M. */
 export function brief(count: number): string {
-  const units = ["", " k", " M", " G", " T", " P"];
+  return scaled(count, " ");
+}
+
+/** Three digits and, after the gap, a unit; a small number with the one decimal that it may have. */
+export function scaled(value: number, gap: string): string {
+  const units = ["", "k", "M", "G", "T", "P"];
   let unit = 0;
-  let value = count;
-  for (; value >= 999.5 && unit < units.length - 1; unit++) value /= 1000;
-  return `${unit === 0 ? value : value.toPrecision(3)}${units[unit]}`;
+  let rest = value;
+  for (; rest >= 999.5 && unit < units.length - 1; unit++) rest /= 1000;
+  if (unit > 0) return `${rest.toPrecision(3)}${gap}${units[unit]}`;
+  return rest > 0 && rest < 9.95 ? `${Number(rest.toFixed(1))}` : `${Math.round(rest)}`;
 }
 
 /** 93784 seconds as 1 d 2 h. */
