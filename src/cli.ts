@@ -148,8 +148,8 @@ async function ready(
   const reread = () => apply(agent, given);
   const metrics = () => agent.metrics();
   const served = { version: version(), operations: agent, reload: reread, metrics, log };
-  await using _ = await serve(place, served);
-  const leaveScrapes = metricsListen && (await listenForScrapes(metricsListen, metrics));
+  await using _api = await serve(place, served);
+  await using _metrics = metricsListen && (await listenForScrapes(metricsListen, metrics));
   const brief = summary(agent);
   log.info(brief, "ready");
   notifyReady(forwarding(brief.networks));
@@ -158,7 +158,6 @@ async function ready(
     return await Promise.race([stopped, agent.lost]);
   } finally {
     leaveWatchdog();
-    await leaveScrapes?.();
   }
 }
 

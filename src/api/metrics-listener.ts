@@ -6,8 +6,9 @@
  * gets there can keep the main thread busy, which forwards nothing, with one rendering at a time, since
  * all who ask meanwhile share it; holds a connection for REQUEST_MS at most; and is one of CONNECTIONS.
  */
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { VtepError } from "../errors.ts";
+import { disposable } from "./socket.ts";
 
 /** What is served: the media type, and the text. */
 type Read = () => Promise<{ readonly type: string; readonly text: string }>;
@@ -17,11 +18,11 @@ const CONNECTIONS = 64;
 const REQUEST_MS = 5000;
 const HEADER_BYTES = 8192;
 
-/** Resolves to what stops it, when it listens. Throws VtepError ADDRESS, PORT_IN_USE or PERMISSION. */
+/** Resolves when it listens, which it does until it is disposed of. Throws VtepError ADDRESS, PORT_IN_USE or PERMISSION. */
 export async function listenForScrapes(
   listen: { readonly address: string; readonly port: number },
   metrics: Read,
-): Promise<() => Promise<void>> {
+): Promise<AsyncDisposable> {
   const server = createServer({
     maxHeaderSize: HEADER_BYTES,
     headersTimeout: REQUEST_MS,
@@ -36,7 +37,7 @@ export async function listenForScrapes(
     server.listen({ host: listen.address, port: listen.port }, resolve);
   });
   server.on("error", () => undefined); // of accepting: no descriptor was left
-  return () => close(server);
+  return disposable(server);
 }
 
 async function answer(
@@ -61,12 +62,6 @@ async function answer(
 
 function refuse(response: ServerResponse, status: number, sentence: string): void {
   response.writeHead(status, { "Content-Type": "text/plain; charset=utf-8" }).end(sentence);
-}
-
-async function close(server: Server): Promise<void> {
-  const closed = new Promise((resolve) => server.close(resolve));
-  server.closeAllConnections();
-  await closed;
 }
 
 function explain(

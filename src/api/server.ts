@@ -8,7 +8,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Served } from "./routes.ts";
-import { listen, type Place } from "./socket.ts";
+import { disposable, listen, type Place } from "./socket.ts";
 
 /** How long a caller may take over its question. */
 const HEADERS_MS = 5_000;
@@ -46,13 +46,7 @@ export async function serve(place: Place, served: Served): Promise<AsyncDisposab
   server.on("error", (error) => log.warn({ reason: error.message }, "the API refused a caller"));
   answer = load(served);
   answer.catch((error: Error) => log.error({ err: error }, "the API could not be loaded"));
-  return {
-    async [Symbol.asyncDispose]() {
-      const closed = new Promise((resolve) => server.close(resolve));
-      server.closeAllConnections();
-      await closed;
-    },
-  };
+  return disposable(server);
 }
 
 type Listener = (request: IncomingMessage, response: ServerResponse) => unknown;

@@ -6,6 +6,7 @@
  */
 import { once } from "node:events";
 import { chmodSync, lstatSync, mkdirSync, rmSync, type Stats } from "node:fs";
+import type { Server as HttpServer } from "node:http";
 import { connect, type Server } from "node:net";
 import { dirname } from "node:path";
 import { VtepError } from "../errors.ts";
@@ -56,6 +57,17 @@ export async function listen(server: Server, place: Place): Promise<void> {
     if (error instanceof VtepError) throw error;
     throw new VtepError("SYSTEM", explained(where, error as NodeJS.ErrnoException), error);
   }
+}
+
+/** An HTTP server until it is disposed of, with whoever is connected to it. */
+export function disposable(server: HttpServer): AsyncDisposable {
+  return {
+    async [Symbol.asyncDispose]() {
+      const closed = new Promise((resolve) => server.close(resolve));
+      server.closeAllConnections();
+      await closed;
+    },
+  };
 }
 
 async function makeRoom(path: string): Promise<void> {

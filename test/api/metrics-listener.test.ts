@@ -10,15 +10,15 @@ const TYPE = "text/plain; version=0.0.4; charset=utf-8";
 const METRICS = "# HELP up Whether.\n# TYPE up gauge\nup 1\n";
 
 let port: number;
-let stop: () => Promise<void>;
+let listener: AsyncDisposable;
 let metrics: () => Promise<{ type: string; text: string }>;
 
 beforeEach(async () => {
   metrics = async () => ({ type: TYPE, text: METRICS });
   port = await freePort();
-  stop = await listenForScrapes({ address: "127.0.0.1", port }, () => metrics());
+  listener = await listenForScrapes({ address: "127.0.0.1", port }, () => metrics());
 });
-afterEach(() => stop());
+afterEach(() => listener[Symbol.asyncDispose]());
 
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
@@ -129,9 +129,9 @@ describe("the listener for scrapes", () => {
   it("stops at once, whoever is connected, and leaves the port", async () => {
     const socket = connect(port, "127.0.0.1");
     await once(socket, "connect");
-    await stop();
+    await listener[Symbol.asyncDispose]();
     await once(socket, "close");
-    stop = await listenForScrapes({ address: "127.0.0.1", port }, metrics);
+    listener = await listenForScrapes({ address: "127.0.0.1", port }, metrics);
     expect(await ask("/metrics")).toMatchObject({ status: 200 });
   });
 
