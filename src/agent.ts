@@ -358,14 +358,14 @@ export class Agent implements Operations {
 
   reload(config: Config): Promise<Changes> {
     return this.#exclusively(async () => {
-      const wanted = new Map(config.networks.map((network) => [network.name, network]));
+      const wanted = new Set(config.networks.map(({ name }) => name));
       const removed = [...this.#live.keys()].filter((name) => !wanted.has(name));
-      const different = config.networks.filter(({ name, ...rest }) => {
-        const live = this.#live.get(name);
-        return live === undefined || !isDeepStrictEqual(live.config, { name, ...rest });
+      const different = config.networks.filter((network) => {
+        return !isDeepStrictEqual(this.#live.get(network.name)?.config, network);
       });
-      const added = different.map(({ name }) => name).filter((name) => !this.#live.has(name));
-      const changed = different.map(({ name }) => name).filter((name) => !added.includes(name));
+      const names = different.map(({ name }) => name);
+      const added = names.filter((name) => !this.#live.has(name));
+      const changed = names.filter((name) => this.#live.has(name));
       await this.#apply(different, removed);
       this.setLogLevel(config.logLevel);
       const restart = Object.keys(config).filter(
@@ -493,13 +493,14 @@ export class Agent implements Operations {
   /** The status, and the first entries of each FDB: for the log. */
   report() {
     const status = this.status();
+    const rows = new Map(status.networks.map(({ name }) => [name, [] as FdbEntryStatus[]]));
+    for (const entry of this.fdb({})) {
+      const first = rows.get(entry.network)!;
+      if (first.length < REPORT_ROWS) first.push(entry);
+    }
     const networks = status.networks.map((network) => {
-      const rows: FdbEntryStatus[] = [];
-      for (const row of this.fdb({ network: network.name })) {
-        if (rows.push(row) === REPORT_ROWS) break;
-      }
       const { learned, control, static: fixed } = network.fdb;
-      return { ...network, fdbEntries: learned + control + fixed, fdb: rows };
+      return { ...network, fdbEntries: learned + control + fixed, fdb: rows.get(network.name)! };
     });
     return { ...status, networks };
   }
@@ -668,9 +669,10 @@ export class Agent implements Operations {
     removed: readonly string[],
     found: Survey | undefined,
   ): void {
-    const { local4, local6, largestMtu } = this.#plan;
-    const family = found?.local6 !== undefined && local6 === undefined ? 6 : 4;
-    if (found?.[`local${family}`] !== undefined && (family === 4 ? local4 : local6) === undefined) {
+    const { largestMtu } = this.#plan;
+    for (const family of [6, 4] as const) {
+      const local = `local${family}` as const;
+      if (found?.[local] === undefined || this.#plan[local] !== undefined) continue;
       throw new VtepError(
         "ADDRESS",
         `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
@@ -785,7 +787,7 @@ export class Agent implements Operations {
 
   /** The FDB's part of a network's configuration. */
   #enterStatic({ config, plan }: Live): void {
-    const { port } = this.#plan ?? this.#config;
+    const { port } = this.#config;
     writeStaticRoutes(config, {
       addToFlood: () => undefined,
       setStatic: (high, low, address) => {
@@ -801,13 +803,16 @@ export class Agent implements Operations {
       ({ name, vni }) => name === config.name && vni === config.vni,
     );
     const now = monotonicSeconds();
-    const may = new Set([...plan.flood, ...plan.allowed]);
+    const known = new Map([["local", LOCAL]]);
+    for (const remote of [...plan.flood, ...plan.allowed]) {
+      known.set(this.#remotes.address(remote), remote);
+    }
     for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
-      const { macHigh, macLow } = keyOf(mac);
-      const remote = to === "local" ? LOCAL : this.#remotes.add(to, this.#config.port);
-      const known = remote === LOCAL || may.has(remote);
+      const destination = known.get(to);
       const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
-      if (known && young) this.#fdb.learn(plan.index, macHigh, macLow, remote, now - age);
+      if (destination === undefined || !young) continue;
+      const { macHigh, macLow } = keyOf(mac);
+      this.#fdb.learn(plan.index, macHigh, macLow, destination, now - age);
     }
   }
 

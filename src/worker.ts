@@ -102,8 +102,10 @@ function store(vtep: Vtep): void {
 try {
   const { plan, worker, keep } = workerData as Post;
   const vtep = await Vtep.open(plan, worker);
-  recall(vtep, plan.kept);
-  if (keep) store(vtep);
+  if (keep) {
+    recall(vtep, plan.kept);
+    store(vtep);
+  }
   port.on("message", (order: Order) => {
     try {
       obey(vtep, order);

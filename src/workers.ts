@@ -55,8 +55,8 @@ export class Workers {
     // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
     setFlagsFromString("--no-memory-reducer");
     const { opened } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
-    if (opened.underlay === "dgram") return opened; // sockets of Node 20 share no port
-    const others = Array.from({ length: this.#plan.workers - 1 }, () => this.#spawn());
+    const more = opened.underlay === "dgram" ? 0 : this.#plan.workers - 1; // Node 20 shares no port
+    const others = Array.from({ length: more }, () => this.#spawn());
     await this.#wanted(Promise.all(others.map((thread) => this.#reportOf(thread, "opened"))));
     this.#opened = true;
     return opened;
