@@ -22,6 +22,7 @@ setpriv  util-linux    ends a lab'"'"'s processes with it
 ping     iputils-ping  pings through the tunnels
 iperf3   iperf3        measures throughput
 ethtool  ethtool       switches offloads on and off
+tmux     tmux          is the terminal that vtep top is tested in
 tshark   tshark        reads captures as Wireshark does
 fish     fish          completes command lines
 zsh      zsh           completes command lines
