@@ -206,9 +206,11 @@ describe("exit codes", () => {
 });
 
 describe("on a terminal", () => {
-  /** What a command prints on a terminal of 80 columns. */
+  /** What a command prints on a terminal of 80 columns, whatever the tests' environment says of colours. */
   const shown = async (words: string) => {
-    const command = `stty columns 80; node ${cli} ${words} --socket ${agent.socket}`;
+    const environment = 'env --ignore-environment PATH="$PATH" TERM=xterm';
+    const vtep = `node ${cli} ${words} --socket ${agent.socket}`;
+    const command = `stty columns 80; ${environment} ${vtep}`;
     const log = join(directory, "typescript");
     return ours.run("script", "--quiet", "--return", "--command", command, log);
   };
