@@ -647,6 +647,12 @@ export class Agent implements Operations {
     const undo = new Undo();
     try {
       for (const name of removed) await this.#remove(this.#named(name), undo);
+      // All that are made anew go before any comes: it may want the VNI or the TAP of another.
+      for (const network of networks) {
+        const before = this.#live.get(network.name);
+        if (before !== undefined && isAnew(before.config, network))
+          await this.#remove(before, undo);
+      }
       await this.#makeBridges(found?.missingBridges ?? []);
       for (const [at, network] of networks.entries()) {
         await this.#put(network, found!.mtus[at]!, undo);
@@ -701,13 +707,9 @@ export class Agent implements Operations {
   async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const before = this.#live.get(config.name);
     if (before === undefined) return this.#add(config, mtu, undo);
-    if (before.config.vni === config.vni && before.config.tap === config.tap) {
-      const after = this.#liven(config, before.plan.index, mtu, this.#plan);
-      undo.push(() => this.#change(after, before));
-      return this.#change(before, after);
-    }
-    await this.#remove(before, undo);
-    await this.#add(config, mtu, undo);
+    const after = this.#liven(config, before.plan.index, mtu, this.#plan);
+    undo.push(() => this.#change(after, before));
+    return this.#change(before, after);
   }
 
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
@@ -942,6 +944,11 @@ function macOf(text: string): { high: number; low: number } {
   const mac = parseMac(text);
   if (mac !== undefined) return mac;
   throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
+}
+
+/** Whether a network has to be removed and added for what is different. */
+function isAnew(before: NetworkConfig, after: NetworkConfig): boolean {
+  return before.vni !== after.vni || before.tap !== after.tap;
 }
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {

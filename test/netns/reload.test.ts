@@ -112,6 +112,22 @@ describe("a file that is read again", () => {
     expect(await isSilent(here, there.address)).toBe(true);
   });
 
+  test("has two networks exchange their VNIs, or their TAPs", async () => {
+    const one = { ...RED, name: "one", tap: "one" };
+    const other = { ...BLUE, name: "other", tap: "other" };
+    await write(one, other);
+    await reload();
+    await reach(blueHere, blueThere.address);
+    await write({ ...one, vni: 43 }, { ...other, vni: 42 });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["one", "other"] });
+    await reach(here, blueThere.address);
+    await reach(blueHere, there.address);
+    await write({ ...one, vni: 43, tap: "other" }, { ...other, vni: 42, tap: "one" });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["one", "other"] });
+    await reach(here, blueThere.address);
+    await reach(blueHere, there.address);
+  });
+
   test.each([
     ["is no YAML", "networks: [", /^.*vtep.yaml cannot be read/],
     ["has an unknown key", '{"networks":[{"vni":42,"colour":1}]}', /colour is no key of a network/],
