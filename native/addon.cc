@@ -367,7 +367,7 @@ class Udp : public port<Udp, udp> {
       return;
     }
     Napi::Value remotes_value = options.Get("remotes");
-    if (!get_shared(env, remotes_value, "remotes", layout::REMOTE_ROWS * layout::REMOTE_WORDS,
+    if (!get_shared(env, remotes_value, "remotes", layout::REMOTE_REFUSED + layout::REMOTE_ROWS,
                     false, &remotes)) {
       return;
     }

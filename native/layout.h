@@ -47,7 +47,8 @@
   X(REMOTE_PORT, 1)                                 \
   X(REMOTE_ADDRESS, 2)                              \
   X(REMOTE_PATH_MTU, 6)                             \
-  X(REMOTE_LEARNED_AT, 7)
+  X(REMOTE_LEARNED_AT, 7)                           \
+  X(REMOTE_REFUSED, REMOTE_ROWS * REMOTE_WORDS)
 
 namespace layout {
 #define X(name, value) constexpr int32_t name = value;

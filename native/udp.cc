@@ -247,7 +247,7 @@ static void read_control(const msghdr *header, int32_t *segment, int32_t *tos) {
   }
 }
 
-static void store_address(const udp *u, const udp_name *name, int32_t *words) {
+void store_address(const udp *u, const udp_name *name, int32_t *words) {
   if (u->family == 6) {
     memcpy(words, &name->v6.sin6_addr, 16);
     return;

@@ -26,7 +26,7 @@ struct udp_options {
   int slot_bytes;  // longest datagram that is received whole
   int receive_buffer, send_buffer;
   bool segment, coalesce;  // whether trains leave as one message (UDP_SEGMENT), arrive as one (UDP_GRO)
-  int32_t *remotes;        // written to: what their paths carry
+  int32_t *remotes;        // written to: what their paths carry, and who refused datagrams
 };
 
 union udp_name {
@@ -99,6 +99,9 @@ int udp_send(udp *u, const batch *b, int count);
 // Whether a send by `out_fd` to `remote` failed because of datagrams before it, and is to be tried
 // again. If it is the datagram that the path does not carry, the remote's row says what it does carry.
 bool udp_was_icmp(udp *u, int32_t remote, int error);
+
+// The address as REMOTE_ADDRESS and IN_ADDRESS have it.
+void store_address(const udp *u, const udp_name *name, int32_t *words);
 
 // ICMP errors that came back about datagrams that had been sent, but for those about their size.
 uint32_t udp_refusals(udp *u);

@@ -1,7 +1,8 @@
 // What the kernel says of datagrams afterwards: the error queues of the sending sockets (IP_RECVERR).
 //
 // Two kinds of entries matter. A local one is the kernel's own refusal, EMSGSIZE: it tells the MTU of
-// the path, which is written to the remote's row. Those that ICMP brought are counted. What an ICMP
+// the path, which is written to the remote's row. Those that ICMP brought are counted, in all and by
+// remote: a host that answers so does not listen, or is not there. What an ICMP
 // message says about an MTU is not believed: the kernel has checked it, keeps it above its floor, and
 // tells it with the next datagram that does not fit, as a local entry.
 //
@@ -12,6 +13,7 @@
 #include "udp.h"
 
 #include <cerrno>
+#include <cstring>
 #include <ctime>  // which the next one forgets
 
 #include <linux/errqueue.h>
@@ -29,13 +31,32 @@ static const sock_extended_err *error_of(msghdr *message) {
   return nullptr;
 }
 
+// Rows are in use from 1 on without a gap; a search of all takes microseconds, and the kernel limits ICMP.
+static void count_refusal(udp *u, const udp_name *to) {
+  u->refusals++;
+  int32_t address[layout::ADDRESS_WORDS];
+  store_address(u, to, address);
+  uint16_t port = ntohs(u->family == 6 ? to->v6.sin6_port : to->v4.sin_port);
+  for (int remote = 1; remote < layout::REMOTE_ROWS; remote++) {
+    const int32_t *row = u->remotes + remote * layout::REMOTE_WORDS;
+    if (load(row + layout::REMOTE_FAMILY) == 0) return;
+    if (load(row + layout::REMOTE_PORT) != port) continue;
+    if (memcmp(row + layout::REMOTE_ADDRESS, address, sizeof address) != 0) continue;
+    __atomic_fetch_add(u->remotes + layout::REMOTE_REFUSED + remote, 1, __ATOMIC_RELAXED);
+    return;
+  }
+}
+
 // Empties the queue, and with it takes away the error that waits for the next send. Returns the MTU
 // that the last local entry tells, 0 if there was none.
 static uint32_t drain(udp *u, int fd) {
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(sock_extended_err) + sizeof(sockaddr_in6))];
   uint32_t mtu = 0;
   for (int i = 0; i < MOST; i++) {
+    udp_name to = {};
     msghdr message = {};
+    message.msg_name = &to;  // of the datagram that the error is about
+    message.msg_namelen = sizeof to;
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     if (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) break;
@@ -44,7 +65,7 @@ static uint32_t drain(udp *u, int fd) {
     if (e->ee_origin == SO_EE_ORIGIN_LOCAL) {
       if (e->ee_errno == EMSGSIZE) mtu = e->ee_info;
     } else if (e->ee_errno != EMSGSIZE) {
-      u->refusals++;
+      count_refusal(u, &to);
     }
   }
   return mtu;

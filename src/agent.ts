@@ -42,7 +42,6 @@ import type {
   CaptureFilter,
   CaptureStream,
   Changes,
-  Drops,
   FdbEntryStatus,
   FdbFilter,
   NetworkStatus,
@@ -62,6 +61,7 @@ import {
   socketDescriptor,
   tapDescriptor,
 } from "./vtep.ts";
+import { Growth, Watch } from "./watch.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
 import { Workers } from "./workers.ts";
 
@@ -147,7 +147,7 @@ export class Agent implements Operations {
   readonly #live = new Map<string, Live>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
-  readonly #listeners = new Set<(event: AgentEvent) => void>();
+  readonly #watch: Watch;
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
   #metrics: Promise<Metrics> | undefined;
@@ -158,7 +158,8 @@ export class Agent implements Operations {
   #capturing: { end(): Promise<void> } | undefined;
   #readyAt = 0;
   #forwarded = true;
-  #reported = new Map<number, Drops>();
+  /** What was dropped since it was logged. */
+  readonly #logged = new Growth();
   /** Those in use; before it is known, those wanted. */
   #offloads: Offloads;
 
@@ -230,6 +231,14 @@ export class Agent implements Operations {
     }
     this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
     this.#workers = new Workers(this.#plan, unwanted, keeping !== undefined);
+    this.#watch = new Watch({
+      fdb: this.#fdb,
+      counters: this.#counters,
+      traffic: this.#traffic,
+      remotes: this.#remotes,
+      networks: () => this.#rows(),
+    });
+    this.#undo.push(() => this.#watch.stop());
     this.lost = this.#workers.lost;
   }
 
@@ -374,7 +383,7 @@ export class Agent implements Operations {
           !isDeepStrictEqual(config[key as never], this.#config[key as never]),
       );
       const changes = { added, changed, removed, restart };
-      this.#tell({ event: "reloaded", changes });
+      this.#watch.tell({ event: "reloaded", changes });
       return changes;
     });
   }
@@ -400,7 +409,7 @@ export class Agent implements Operations {
       traffic: this.#traffic,
       fdb: this.#fdb,
       remotes: this.#remotes,
-      networks: () => [...this.#live.values()].map(({ config, plan }) => ({ ...config, ...plan })),
+      networks: () => this.#rows(),
       underlay: () => this.#opened?.underlay ?? this.#plan.underlay,
       offloads: () => ({ wanted: this.#plan.offloads, inUse: this.#offloads }),
       busySeconds: () => this.#workers.busySeconds(),
@@ -481,13 +490,14 @@ export class Agent implements Operations {
         toBytes: to.bytes,
         fromFrames: from.frames,
         fromBytes: from.bytes,
+        refused: this.#remotes.refused(at + 1),
+        state: this.#watch.stateOf(at + 1),
       };
     });
   }
 
   listen(listener: (event: AgentEvent) => void): () => void {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
+    return this.#watch.listen(listener);
   }
 
   /** The status, and the first entries of each FDB: for the log. */
@@ -715,7 +725,6 @@ export class Agent implements Operations {
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const live = this.#liven(config, this.#freeIndex(), mtu, this.#plan);
     this.#counters.clear(live.plan.index);
-    this.#reported.delete(live.plan.index);
     this.#live.set(config.name, live);
     undo.push(() => this.#takeOut(live));
     this.#enterStatic(live);
@@ -733,6 +742,7 @@ export class Agent implements Operations {
     await this.#workers.retire(plan.index);
     await removeTaps([link]);
     await this.#workers.discard(plan.index);
+    this.#watch.readJournal();
     this.#fdb.clear(({ network }) => network === plan.index);
     this.#live.delete(config.name);
   }
@@ -820,6 +830,11 @@ export class Agent implements Operations {
 
   // telling
 
+  /** Each network with its row in the FDB and the counters. */
+  #rows() {
+    return [...this.#live.values()].map(({ config, plan }) => ({ ...config, ...plan }));
+  }
+
   #destinationOf({ destination }: FdbRow): string {
     return destination === LOCAL ? "local" : this.#remotes.address(destination);
   }
@@ -845,39 +860,28 @@ export class Agent implements Operations {
     this.#offloads = { ...this.#offloads, ...less };
     const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
     if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
-    for (const offload of doneWithout) this.#tell({ event: "offload-demoted", offload });
+    for (const offload of doneWithout) this.#watch.tell({ event: "offload-demoted", offload });
   }
 
   /** Logs what was dropped since the last report, a line a network, and one for those beyond. */
   #reportDrops(): void {
     let lines = 0;
     const beyond: Record<string, number> = {};
-    const live = [...this.#live.values()].map(({ plan, config }) => ({
-      ...plan,
-      name: config.name,
-    }));
-    for (const { index, vni, name } of [{ index: 0, vni: undefined, name: undefined }, ...live]) {
-      const drops = this.#counters.drops(index);
-      const since = growth(drops, this.#reported.get(index) ?? {});
-      this.#reported.set(index, drops);
-      if (Object.keys(since).length === 0) continue;
-      this.#tell({ event: "dropped", network: name, drops: since });
+    for (const { network, drops } of this.#logged.since(this.#counters, this.#rows())) {
       if (++lines > DROP_LINES) {
-        for (const [reason, drops] of Object.entries(since)) {
-          beyond[reason] = (beyond[reason] ?? 0) + drops;
+        for (const [reason, count] of Object.entries(drops)) {
+          beyond[reason] = (beyond[reason] ?? 0) + count;
         }
         continue;
       }
       const stranger =
-        since.VXLAN_REMOTE_NOT_ALLOWED === undefined ? undefined : this.#counters.stranger(index);
-      this.#log.warn({ vni, drops: since, stranger }, "frames were dropped");
+        network === undefined || drops.VXLAN_REMOTE_NOT_ALLOWED === undefined
+          ? undefined
+          : this.#counters.stranger(network.index);
+      this.#log.warn({ vni: network?.vni, drops, stranger }, "frames were dropped");
     }
     const networks = lines - DROP_LINES;
     if (networks > 0) this.#log.warn({ networks, drops: beyond }, "more networks dropped frames");
-  }
-
-  #tell(event: AgentEvent): void {
-    for (const listener of this.#listeners) listener(event);
   }
 }
 
@@ -953,11 +957,4 @@ function isAnew(before: NetworkConfig, after: NetworkConfig): boolean {
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {
   return one.macHigh === other.macHigh && one.macLow === other.macLow;
-}
-
-function growth(now: Drops, before: Drops): Drops {
-  const grown = Object.entries(now).map(([reason, count]) => {
-    return [reason, count - (before[reason as keyof Drops] ?? 0)] as const;
-  });
-  return Object.fromEntries(grown.filter(([, count]) => count > 0));
 }

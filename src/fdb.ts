@@ -24,6 +24,10 @@
  * (the kernel's VXLAN_ENTRY_EXISTS, drivers/net/vxlan/vxlan_core.c, vxlan_snoop). Only learned
  * entries age, count against the limit, or are evicted.
  *
+ * **Journal.** Every change of what was learned is also written to a ring, by whoever holds the lock.
+ * Whoever wants to know what happens reads that now and then, and learns how much of it was overwritten
+ * meanwhile. What the agent is told to remove is not in it.
+ *
  * **Limits.** A chain longer than CHAIN_LIMIT is not followed; the seed makes that a matter of
  * 10^-90 rather than of an attacker's choice of MACs, because the hash is a keyed one: a multiplying
  * hash has sets of MACs that collide under every seed. A reader that follows a recycled entry into
@@ -56,6 +60,9 @@ export type Learnt =
   | typeof REFUSED
   | typeof PASSED;
 
+/** What became of a learned entry, besides ADDED, MOVED and EVICTED. */
+export const AGED = 6;
+
 /** Networks that one FDB can hold; a network is known here by its index, from 1. */
 export const NETWORKS = 65_536;
 
@@ -66,6 +73,8 @@ const CAPACITY = 2;
 const FREE = 3;
 /** Entries from here on were never used. */
 const FRESH = 4;
+/** Changes that were ever written to the journal, modulo 2^32. */
+const WRITTEN = 5;
 const HEADER_WORDS = 16;
 
 const NETWORK_WORDS = 8;
@@ -77,6 +86,14 @@ const LIMIT = 3;
 const CONTROL_COUNT = 4;
 const STATIC_COUNT = 5;
 const COUNTS = { [LEARNED]: LEARNED_COUNT, [CONTROL]: CONTROL_COUNT, [STATIC]: STATIC_COUNT };
+
+/** Changes that the journal holds, a power of two. */
+export const JOURNAL_ROWS = 4096;
+const JOURNAL_WORDS = 8;
+const CHANGE = 2;
+const DESTINATION = 3;
+const BEFORE = 4;
+const MOVED_TIMES = 5;
 
 const ENTRY_WORDS = 8;
 const KEY_LOW = 0;
@@ -112,6 +129,19 @@ export interface FdbRow {
   readonly moves: number;
 }
 
+/** What became of a learned entry. */
+export interface FdbChange {
+  readonly change: typeof ADDED | typeof MOVED | typeof AGED | typeof EVICTED;
+  readonly network: number;
+  readonly macHigh: number;
+  readonly macLow: number;
+  /** Where it is now, or was until it went: LOCAL or the index of a remote. */
+  readonly destination: number;
+  /** Where it was before it moved. */
+  readonly before: number;
+  readonly moves: number;
+}
+
 export class Fdb {
   readonly memory: SharedArrayBuffer;
   readonly #words: Int32Array;
@@ -119,13 +149,14 @@ export class Fdb {
   readonly #seed: number;
   readonly #mask: number;
   /** Word offsets of the regions behind the header and the networks; entry 0 is never used. */
+  readonly #journal: number;
   readonly #buckets: number;
   readonly #entries: number;
 
   /** Memory for `capacity` entries; pages are taken from the system when they are first written. */
   static allocate(capacity: number, seed: number): SharedArrayBuffer {
-    const words =
-      HEADER_WORDS + NETWORKS * NETWORK_WORDS + bucketsFor(capacity) + (capacity + 1) * ENTRY_WORDS;
+    const fixed = HEADER_WORDS + NETWORKS * NETWORK_WORDS + JOURNAL_ROWS * JOURNAL_WORDS;
+    const words = fixed + bucketsFor(capacity) + (capacity + 1) * ENTRY_WORDS;
     const memory = new SharedArrayBuffer(words * 4);
     const header = new Int32Array(memory, 0, HEADER_WORDS);
     header[SEED] = seed;
@@ -141,7 +172,8 @@ export class Fdb {
     this.#capacity = this.#words[CAPACITY]!;
     const buckets = bucketsFor(this.#capacity);
     this.#mask = buckets - 1;
-    this.#buckets = HEADER_WORDS + NETWORKS * NETWORK_WORDS;
+    this.#journal = HEADER_WORDS + NETWORKS * NETWORK_WORDS;
+    this.#buckets = this.#journal + JOURNAL_ROWS * JOURNAL_WORDS;
     this.#entries = this.#buckets + buckets;
   }
 
@@ -236,7 +268,7 @@ export class Fdb {
     const words = this.#words;
     this.#lock();
     words[row + LIMIT] = limit;
-    while (words[row + LEARNED_COUNT]! > limit) this.#remove(words[row + OLDEST]!);
+    while (words[row + LEARNED_COUNT]! > limit) this.#forget(words[row + OLDEST]!, EVICTED);
     this.#unlock();
   }
 
@@ -262,7 +294,7 @@ export class Fdb {
     while (aged < budget) {
       const entry = words[head]!;
       if (entry === 0 || now - words[entry + SEEN_AT]! <= age) break;
-      this.#remove(entry);
+      this.#forget(entry, AGED);
       aged++;
     }
     this.#unlock();
@@ -288,6 +320,45 @@ export class Fdb {
     if (words[row + LEARNED_COUNT]! < words[row + LIMIT]! && !isUsedUp) return ADDED;
     const oldest = words[row + OLDEST]!;
     return oldest === 0 ? PASSED : (this.#row(oldest) ?? ADDED);
+  }
+
+  /** How far the journal has come. */
+  get written(): number {
+    return Atomics.load(this.#words, WRITTEN);
+  }
+
+  /**
+   * What changed since the journal had come as far as `since`: how many changes were overwritten before
+   * they could be read, and those after them.
+   */
+  changes(since: number): { missed: number; changes: FdbChange[]; written: number } {
+    const written = this.written;
+    const all = (written - since) | 0;
+    const held = Math.min(all, JOURNAL_ROWS);
+    const read = Array.from({ length: held }, (_, at) => this.#changeAt(written - held + at));
+    // Some were overwritten while they were read, and one more may be half overwritten.
+    const meanwhile = ((this.written - written) | 0) + 1;
+    const spoilt = Math.min(held, Math.max(0, held + meanwhile - JOURNAL_ROWS));
+    return { missed: all - held + spoilt, changes: read.slice(spoilt), written };
+  }
+
+  #changeAt(position: number): FdbChange {
+    const words = this.#words;
+    const row = this.#journalRow(position);
+    const keyHigh = words[row + KEY_HIGH]!;
+    return {
+      change: words[row + CHANGE] as FdbChange["change"],
+      network: keyHigh & 0xffff,
+      macHigh: keyHigh >>> 16,
+      macLow: words[row + KEY_LOW]!,
+      destination: words[row + DESTINATION]!,
+      before: words[row + BEFORE]!,
+      moves: words[row + MOVED_TIMES]!,
+    };
+  }
+
+  #journalRow(position: number): number {
+    return this.#journal + (position & (JOURNAL_ROWS - 1)) * JOURNAL_WORDS;
   }
 
   /** All entries, in no order; safe beside writers, which it may or may not see. */
@@ -396,6 +467,7 @@ export class Fdb {
     if (route >> 2 === destination) return SEEN;
     this.#reroute(entry, destination, LEARNED);
     words[entry + MOVES] = words[entry + MOVES]! + 1;
+    this.#write(entry, MOVED, route >> 2);
     return MOVED;
   }
 
@@ -404,12 +476,13 @@ export class Fdb {
     const row = this.#networkAt(network);
     const before = words[row + LEARNED_COUNT]!;
     if (words[row + LIMIT] === 0) return PASSED;
-    if (before >= words[row + LIMIT]!) this.#remove(words[row + OLDEST]!);
+    if (before >= words[row + LIMIT]!) this.#forget(words[row + OLDEST]!, EVICTED);
     const entry = this.#take(network);
     if (entry === 0) return PASSED;
     const evicted = words[row + LEARNED_COUNT]! < before;
     this.#enter(entry, network, macHigh, macLow, (destination << 2) | LEARNED);
     this.#list(entry, network, now);
+    this.#write(entry, ADDED, destination);
     return evicted ? EVICTED : ADDED;
   }
 
@@ -419,7 +492,7 @@ export class Fdb {
     if (words[FREE] === 0 && words[FRESH]! > this.#capacity) {
       const oldest = words[this.#networkAt(network) + OLDEST]!;
       if (oldest === 0) return 0;
-      this.#remove(oldest);
+      this.#forget(oldest, EVICTED);
     }
     const freed = words[FREE]!;
     if (freed !== 0) {
@@ -449,6 +522,26 @@ export class Fdb {
   #reroute(entry: number, destination: number, origin: Origin): void {
     const generation = this.#words[entry + ROUTE]! & ~ROUTE_MASK;
     Atomics.store(this.#words, entry + ROUTE, generation | (destination << 2) | origin);
+  }
+
+  /** Removes a learned entry that nobody asked to be removed. */
+  #forget(entry: number, change: typeof AGED | typeof EVICTED): void {
+    this.#write(entry, change, (this.#words[entry + ROUTE]! & ROUTE_MASK) >> 2);
+    this.#remove(entry);
+  }
+
+  /** Notes in the journal what becomes of an entry, while the entry says it. */
+  #write(entry: number, change: FdbChange["change"], before: number): void {
+    const words = this.#words;
+    const position = words[WRITTEN]!;
+    const row = this.#journalRow(position);
+    words[row + KEY_LOW] = words[entry + KEY_LOW]!;
+    words[row + KEY_HIGH] = words[entry + KEY_HIGH]!;
+    words[row + CHANGE] = change;
+    words[row + DESTINATION] = (words[entry + ROUTE]! & ROUTE_MASK) >> 2;
+    words[row + BEFORE] = before;
+    words[row + MOVED_TIMES] = words[entry + MOVES]!;
+    Atomics.store(words, WRITTEN, (position + 1) | 0);
   }
 
   #remove(entry: number): void {

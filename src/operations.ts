@@ -56,7 +56,13 @@ export interface RemoteStatus {
   readonly toBytes: number;
   readonly fromFrames: number;
   readonly fromBytes: number;
+  /** ICMP errors about datagrams to it. */
+  readonly refused: number;
+  readonly state: RemoteState;
 }
+
+/** "down": what was sent there was refused since a frame came from there; "silent": none ever came. */
+export type RemoteState = "silent" | "up" | "down";
 
 export type FdbOrigin = (typeof ORIGIN_NAMES)[Origin];
 
@@ -107,13 +113,15 @@ export interface Changes {
 }
 
 export type AgentEvent =
-  | { readonly event: "learned" | "aged"; readonly entry: FdbEntryStatus }
+  | { readonly event: "learned" | "aged" | "evicted"; readonly entry: FdbEntryStatus }
   | { readonly event: "moved"; readonly entry: FdbEntryStatus; readonly from: string }
   | { readonly event: "remote-up" | "remote-down"; readonly remote: string }
   | { readonly event: "offload-demoted"; readonly offload: keyof Offloads }
   /** Since the last event about that network; of no network when it has no name. */
   | { readonly event: "dropped"; readonly network: string | undefined; readonly drops: Drops }
-  | { readonly event: "reloaded"; readonly changes: Changes };
+  | { readonly event: "reloaded"; readonly changes: Changes }
+  /** Events that came too fast to be told. */
+  | { readonly event: "missed"; readonly count: number };
 
 export interface Operations {
   status(): AgentStatus;

@@ -10,6 +10,8 @@
  * forgotten after ten minutes, since only a datagram that is too long shows whether it still holds.
  * Any forwarding thread may learn and forget: the last one is right.
  *
+ * Native code also counts, by remote, the ICMP errors that answered what was sent there.
+ *
  * Index 0 is no remote: in the FDB it stands for the TAP.
  */
 import ipaddr from "ipaddr.js";
@@ -39,6 +41,9 @@ const PATH_SECONDS = 600;
 const OUTER_IPV4 = OVERHEAD_IPV4 - ETHERNET_HEADER;
 const OUTER_IPV6 = OVERHEAD_IPV6 - ETHERNET_HEADER;
 
+/** Behind the rows, for each of them: ICMP errors, modulo 2^32. */
+const REFUSED = REMOTE_ROWS * REMOTE_WORDS;
+
 /** What native code must agree with, as with `LAYOUT`. */
 export const REMOTE_LAYOUT = {
   REMOTE_ROWS,
@@ -48,10 +53,11 @@ export const REMOTE_LAYOUT = {
   REMOTE_ADDRESS: ADDRESS,
   REMOTE_PATH_MTU: PATH_MTU,
   REMOTE_LEARNED_AT: LEARNED_AT,
+  REMOTE_REFUSED: REFUSED,
 } as const;
 
+const COUNT = REFUSED + REMOTE_ROWS;
 const SLOTS = 2 * REMOTE_ROWS;
-const COUNT = REMOTE_ROWS * REMOTE_WORDS;
 const FIRST_SLOT = COUNT + 1;
 
 /** The address as 16 bytes in network order, IPv4 as ::ffff:a.b.c.d, read as host-order words. */
@@ -77,7 +83,7 @@ export function overheadTo(address: string): number {
 }
 
 export class Remotes {
-  /** Rows, then the number of rows in use, then the hash table. */
+  /** Rows, then what was refused by row, then the number of rows in use, then the hash table. */
   readonly words: Int32Array;
 
   constructor(memory = new SharedArrayBuffer((FIRST_SLOT + SLOTS) * 4)) {
@@ -128,6 +134,11 @@ export class Remotes {
 
   port(index: number): number {
     return this.words[index * REMOTE_WORDS + PORT]!;
+  }
+
+  /** ICMP errors about datagrams to a remote: nobody listens there, or no way leads there. */
+  refused(index: number): number {
+    return this.words[REFUSED + index]! >>> 0;
   }
 
   /** The MTU of the path to a remote, as learned; 0 while it has shown no limit of its own. */

@@ -8,6 +8,7 @@ import { text } from "node:stream/consumers";
 import { type ErrorCode, VtepError } from "../errors.ts";
 import type { Explanation, Question } from "../explain.ts";
 import type {
+  AgentEvent,
   AgentStatus,
   CaptureFilter,
   Changes,
@@ -16,7 +17,6 @@ import type {
   NetworkStatus,
   RemoteStatus,
 } from "../operations.ts";
-import type { ApiEvent } from "./feed.ts";
 
 /** An agent's status, with the version of the program that it runs. */
 export type ApiStatus = AgentStatus & { readonly version: string };
@@ -110,11 +110,11 @@ export class Client {
   }
 
   /** Everything that happens from now on. Ends by throwing UNREACHABLE, when the agent does. */
-  async *events(): AsyncGenerator<ApiEvent> {
+  async *events(): AsyncGenerator<AgentEvent> {
     const answer = await this.#answer("GET", "/v1/events");
     try {
       for await (const line of createInterface(answer)) {
-        if (line.startsWith("data: ")) yield JSON.parse(line.slice("data: ".length)) as ApiEvent;
+        if (line.startsWith("data: ")) yield JSON.parse(line.slice("data: ".length)) as AgentEvent;
       }
     } catch (error) {
       throw this.#unreachable(error as NodeJS.ErrnoException);

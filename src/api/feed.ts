@@ -4,16 +4,13 @@
  */
 import type { AgentEvent } from "../operations.ts";
 
-/** What a client hears: the agent's events, and how many of them it did not hear. */
-export type ApiEvent = AgentEvent | { readonly event: "missed"; readonly count: number };
-
 /** Events that wait for one client. */
-const MOST_WAITING = 1024;
+const MOST_WAITING = 4096;
 /** A comment is sent this often, so that a dead connection is noticed by either end. */
 const HEARTBEAT_MS = 10_000;
 
 export class Feed {
-  #waiting: ApiEvent[] = [];
+  #waiting: AgentEvent[] = [];
   #wake: (() => void) | undefined;
 
   /** Enters an event. Never waits. */
@@ -47,7 +44,7 @@ export class Feed {
   }
 }
 
-function missed(count: number): ApiEvent {
+function missed(count: number): AgentEvent {
   return { event: "missed", count };
 }
 

@@ -10,6 +10,7 @@ import { Counter, Drop } from "../counters.ts";
 import { OFFLOADS } from "../device.ts";
 import { ORIGIN_NAMES } from "../fdb.ts";
 import type {
+  AgentEvent,
   Changes,
   FdbEntryStatus,
   FdbFilter,
@@ -18,7 +19,6 @@ import type {
 } from "../operations.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "../wire/ethernet.ts";
 import type { ApiStatus } from "./client.ts";
-import type { ApiEvent } from "./feed.ts";
 
 const ORIGINS = Object.values(ORIGIN_NAMES);
 
@@ -98,6 +98,8 @@ export const remoteStatus = named(
     toBytes: v.number(),
     fromFrames: v.number(),
     fromBytes: v.number(),
+    refused: v.number(),
+    state: v.picklist(["silent", "up", "down"]),
   }),
 ) satisfies v.GenericSchema<RemoteStatus>;
 
@@ -150,9 +152,9 @@ export const changes = named(
 
 export const event = named(
   "Event",
-  "something that happened; of those that a slow reader missed, only their number",
+  "something that happened; of those that were too many for a reader, only their number",
   v.variant("event", [
-    v.object({ event: v.picklist(["learned", "aged"]), entry: fdbEntry }),
+    v.object({ event: v.picklist(["learned", "aged", "evicted"]), entry: fdbEntry }),
     v.object({ event: v.literal("moved"), entry: fdbEntry, from: v.string() }),
     v.object({ event: v.picklist(["remote-up", "remote-down"]), remote: v.string() }),
     v.object({ event: v.literal("offload-demoted"), offload: v.picklist(OFFLOADS) }),
@@ -160,7 +162,7 @@ export const event = named(
     v.object({ event: v.literal("reloaded"), changes }),
     v.object({ event: v.literal("missed"), count: v.number() }),
   ]),
-) satisfies v.GenericSchema<Given<Extract<ApiEvent, { event: "dropped" }>> | ApiEvent>;
+) satisfies v.GenericSchema<Given<Extract<AgentEvent, { event: "dropped" }>> | AgentEvent>;
 
 export const refusal = named(
   "Refusal",

@@ -1,8 +1,7 @@
 /** `vtep events`, `vtep reload` and `vtep log-level`: what happens in a running agent. */
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
-import type { ApiEvent } from "../api/feed.ts";
-import type { Changes, Drops } from "../operations.ts";
+import type { AgentEvent, Changes, Drops } from "../operations.ts";
 import { type Answer, ask, type Options } from "./ask.ts";
 
 export function addControlCommands(vtep: Command): void {
@@ -24,7 +23,7 @@ async function events(client: Client, _: unknown, { network, json }: Options): P
 }
 
 /** Undefined for what concerns all of them. */
-function networkOf(event: ApiEvent): string | undefined {
+function networkOf(event: AgentEvent): string | undefined {
   if ("entry" in event) return event.entry.network;
   return event.event === "dropped" ? (event.network ?? "") : undefined;
 }
@@ -33,7 +32,7 @@ function clock(): string {
   return new Date().toTimeString().slice(0, 8);
 }
 
-function eventText(event: ApiEvent): string {
+function eventText(event: AgentEvent): string {
   switch (event.event) {
     case "learned":
       return `${event.entry.network}: ${event.entry.mac} learned behind ${event.entry.destination}`;
@@ -41,10 +40,12 @@ function eventText(event: ApiEvent): string {
       return `${event.entry.network}: ${event.entry.mac} moved from ${event.from} to ${event.entry.destination}`;
     case "aged":
       return `${event.entry.network}: ${event.entry.mac} not seen any more behind ${event.entry.destination}`;
+    case "evicted":
+      return `${event.entry.network}: ${event.entry.mac} forgotten at the limit, was behind ${event.entry.destination}`;
     case "remote-up":
-      return `remote ${event.remote} is there`;
+      return `remote ${event.remote} is up`;
     case "remote-down":
-      return `remote ${event.remote} is gone`;
+      return `remote ${event.remote} is down: it refuses what is sent to it`;
     case "offload-demoted":
       return `offload ${event.offload} was refused: going on without`;
     case "dropped":

@@ -468,7 +468,8 @@ function remoteRows(history: History): Row[] {
     const key = remoteKey(remote);
     const { drops: _, ...rates } = history.latest(key);
     const path = paths.get(remote.address) ?? 0;
-    return { key, texts: [remote.address], values: { path, ...rates } };
+    const name = remote.state === "down" ? `${remote.address} (down)` : remote.address;
+    return { key, texts: [name], values: { path, ...rates } };
   });
 }
 

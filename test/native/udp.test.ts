@@ -403,6 +403,7 @@ describe("the native underlay", () => {
       }
       await until("ICMP errors", () => opened.refusals() > 0);
       expect(opened.refusals()).toBeLessThanOrEqual(200);
+      expect([remotes.refused(open), remotes.refused(closed)]).toEqual([0, opened.refusals()]);
       expect([remotes.pathMtu(open), remotes.pathMtu(closed)]).toEqual([0, 0]);
     },
   );

@@ -8,9 +8,10 @@ import { text } from "node:stream/consumers";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
-import type { ApiEvent } from "../../src/api/feed.ts";
+import type { AgentEvent } from "../../src/operations.ts";
+import { broadcast, ethernet, vxlan } from "../lab/frame.ts";
 import { Lab } from "../lab/lab.ts";
-import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
+import { iperf3, isSilent, ping, reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
@@ -166,17 +167,44 @@ describe("what is asked of an agent happens", () => {
 
   test("events are told as they happen, until the agent ends", async () => {
     const file = join(directory, "events.yaml");
-    await writeFile(file, `networks: [{ vni: 1, peers: [${theirs.address}] }]`);
+    const network = { vni: 42, name: "blue", age: 2, bridge: "br0", peers: [theirs.address] };
+    await writeFile(file, JSON.stringify({ networks: [network] }));
     await using vtep = await ours.vtep("--config", file).ready();
     const client = new Client(vtep.socket);
-    const heard: ApiEvent[] = [];
+    const heard: AgentEvent[] = [];
     const listening = (async () => {
       for await (const event of client.events()) heard.push(event);
     })();
     listening.catch(() => {});
+    const told = (event: AgentEvent["event"], about: object) => {
+      const wanted = expect.objectContaining({ event, ...about });
+      return until(event, () => heard.some((each) => wanted.asymmetricMatch(each)));
+    };
     await until("an event", async () => heard.length > 0 || void (await client.reload()));
     const changes = { added: [], changed: [], removed: [], restart: [] };
     expect(heard[0]).toEqual({ event: "reloaded", changes });
+
+    const asking = here.spawn("ping", "-q", "-i", "0.2", there.address);
+    const remote = theirs.address;
+    await told("remote-down", { remote }); // nobody listens there yet
+    const kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await told("remote-up", { remote });
+    const entryOf = (mac: string, destination: string) => ({
+      entry: expect.objectContaining({ network: "blue", mac, destination, origin: "learned" }),
+    });
+    await told("learned", entryOf(here.mac, "local"));
+    await told("learned", entryOf(there.mac, remote));
+    expect(await client.remotes()).toMatchObject([{ address: remote, state: "up" }]);
+    heard.length = 0;
+    await kernel[Symbol.asyncDispose]();
+    await told("remote-down", { remote });
+    await told("aged", entryOf(there.mac, remote));
+
+    asking.kill();
+    const frame = ethernet({ from: there.mac, to: broadcast, payload: Buffer.alloc(46) });
+    await send(theirs, { address: ours.address, port: 4789 }, [vxlan(43, frame)]);
+    await told("dropped", { drops: { VXLAN_VNI_NOT_FOUND: 1 } });
+
     await vtep.stop();
     await expect(listening).rejects.toMatchObject({ code: "UNREACHABLE" });
   });

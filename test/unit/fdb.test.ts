@@ -3,10 +3,12 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import {
   ADDED,
+  AGED,
   CONTROL,
   EVICTED,
   Fdb,
   type FdbRow,
+  JOURNAL_ROWS,
   LEARNED,
   type Learnt,
   MOVED,
@@ -80,6 +82,66 @@ function expectConsistent(fdb: Fdb, capacity: number, networks: readonly number[
   }
   expect(fdb.set(3, 0x0200, capacity, A, CONTROL)).toBe(false);
 }
+
+describe("the journal", () => {
+  /** What a reader is told, with MACs by their last byte. */
+  const told = (fdb: Fdb, since: number) => {
+    return fdb
+      .changes(since)
+      .changes.map(({ change, macLow, before, destination }) => [
+        change,
+        macLow - LOW,
+        before,
+        destination,
+      ]);
+  };
+
+  it("tells what was learned, moved, aged and evicted, in that order", () => {
+    const fdb = fdbOf({ limit: 2 });
+    learn(fdb, 9, A, 0);
+    const since = fdb.written;
+    learn(fdb, 1, A, 1);
+    learn(fdb, 1, A, 2); // seen again is no change
+    learn(fdb, 1, B, 2);
+    learn(fdb, 2, LOCAL, 3);
+    fdb.expire(NET, 300, 297, 10);
+    expect(told(fdb, since)).toEqual([
+      [ADDED, 1, A, A],
+      [MOVED, 1, A, B],
+      [EVICTED, 9, A, A],
+      [ADDED, 2, LOCAL, LOCAL],
+      [AGED, 1, B, B],
+    ]);
+    expect(fdb.changes(since).changes[1]).toMatchObject({ network: NET, macHigh: HIGH, moves: 1 });
+    expect(told(fdb, fdb.written)).toEqual([]);
+  });
+
+  it("tells what went because of a lower limit, and not what the agent removed", () => {
+    const fdb = fdbOf();
+    for (const last of [1, 2]) learn(fdb, last, A, last);
+    const since = fdb.written;
+    fdb.setLimit(NET, 1);
+    remove(fdb, 2, LEARNED);
+    set(fdb, 3, A, STATIC);
+    expect(told(fdb, since)).toEqual([[EVICTED, 1, A, A]]);
+  });
+
+  it("counts what was overwritten before it was read, also where its own count begins anew", () => {
+    const memory = Fdb.allocate(64, 1);
+    const fdb = new Fdb(memory);
+    fdb.setLimit(NET, 64);
+    new Int32Array(memory)[5] = -5; // WRITTEN
+    learn(fdb, 1, A);
+    const since = fdb.written;
+    const moves = JOURNAL_ROWS + 9;
+    for (let move = 1; move <= moves; move++) learn(fdb, 1, move % 2 === 0 ? A : B);
+    const { missed, changes, written } = fdb.changes(since);
+    expect(missed + changes.length).toBe(moves);
+    expect(missed).toBe(10); // one more than was overwritten: it may be half written
+    expect(changes.map(({ moves }) => moves)).toEqual(changes.map((_, at) => at + 11));
+    expect(fdb.changes(written)).toEqual({ missed: 0, changes: [], written });
+  });
+});
 
 describe("learning", () => {
   it("knows nothing at first", () => {

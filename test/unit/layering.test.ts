@@ -29,6 +29,7 @@ const LAYERS: readonly Layer[] = [
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
+  { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },

@@ -76,7 +76,7 @@ export class MemoryOperations implements Operations {
 
   remotes(): RemoteStatus[] {
     const nothing = { toFrames: 0, toBytes: 0, fromFrames: 0, fromBytes: 0 };
-    return [{ address: "192.0.2.2", ...nothing }];
+    return [{ address: "192.0.2.2", ...nothing, refused: 0, state: "silent" }];
   }
 
   readonly captures: { filter: CaptureFilter; isOver: boolean }[] = [];

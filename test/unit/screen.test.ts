@@ -150,17 +150,18 @@ describe("the screen of top", () => {
   });
 
   it("shows remotes with what they sent and got, and the path that was learned", () => {
-    const remote = (address: string, toFrames: number) => {
-      return { address, toFrames, toBytes: toFrames * 100, fromFrames: 0, fromBytes: 0 };
+    const remote = (address: string, toFrames: number, state: "up" | "down" = "up") => {
+      const sent = { toFrames, toBytes: toFrames * 100, fromFrames: 0, fromBytes: 0 };
+      return { address, ...sent, refused: 0, state };
     };
     const paths = [{ address: "2001:db8::2", mtu: 1400 }];
     const remotes = [remote("192.0.2.2", 0), remote("2001:db8::2", 0)];
-    const later = [remote("192.0.2.2", 5), remote("2001:db8::2", 1000)];
+    const later = [remote("192.0.2.2", 5, "down"), remote("2001:db8::2", 1000)];
     const made = history(status([], { remotes, paths }), status([], { remotes: later, paths }));
     const lines = draw(made, pressed(made, { name: "tab" }), SIZE);
     const at = lines.findIndex((line) => line.startsWith("REMOTE"));
     expect(lines[at + 1]).toMatch(/^2001:db8::2 +1400 +1\.00k +800k +0 +0 +█$/);
-    expect(lines[at + 2]).toMatch(/^192\.0\.2\.2 +- +5 +4\.00k +0 +0 +█$/);
+    expect(lines[at + 2]).toMatch(/^192\.0\.2\.2 \(down\) +- +5 +4\.00k +0 +0 +█$/);
   });
 
   it("has no rate over a restart, and goes on after it", () => {

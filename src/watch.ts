@@ -1,0 +1,188 @@
+/**
+ * What happens in a running agent, told to whoever listens: what became of MAC addresses, what was
+ * dropped, which remotes answer.
+ *
+ * Threads that forward tell nobody: they write to shared memory, where it is looked for. The FDB's
+ * journal is read ten times a second while somebody listens. Drops are told each second as what was added
+ * to the counters. More than the journal holds, and it is told how much was missed.
+ *
+ * **Up and down.** A remote is up when a frame came from it, and down when an ICMP error said, later than
+ * the last frame, that nobody listens there or that no way leads there. One that was silent so far is
+ * neither, and silence takes nobody down: VXLAN has no keepalive, and a VTEP whose stations have nothing
+ * to say sends nothing. The kernel tells of ICMP errors only the native underlay.
+ */
+import { type Counters, FROM_REMOTE, type Traffic } from "./counters.ts";
+import {
+  ADDED,
+  AGED,
+  EVICTED,
+  type Fdb,
+  type FdbChange,
+  LEARNED,
+  MOVED,
+  ORIGIN_NAMES,
+} from "./fdb.ts";
+import type { AgentEvent, Drops, RemoteState } from "./operations.ts";
+import { LOCAL, type Remotes } from "./remotes.ts";
+import { formatMac } from "./wire/ethernet.ts";
+
+const JOURNAL_MS = 100;
+const COUNTERS_MS = 1000;
+
+const CHANGES = {
+  [ADDED]: "learned",
+  [MOVED]: "moved",
+  [AGED]: "aged",
+  [EVICTED]: "evicted",
+} as const;
+const LEARNED_NAME = ORIGIN_NAMES[LEARNED];
+
+/** A network, by its row in the FDB and the counters. */
+interface Watched {
+  readonly index: number;
+  readonly name: string;
+}
+
+interface Sources {
+  readonly fdb: Fdb;
+  readonly counters: Counters;
+  readonly traffic: Traffic;
+  readonly remotes: Remotes;
+  readonly networks: () => readonly Watched[];
+}
+
+/** What was known of a remote when it was last looked at. */
+interface Presence {
+  state: RemoteState;
+  heard: number;
+  refused: number;
+}
+
+export class Watch {
+  readonly #from: Sources;
+  readonly #listeners = new Set<(event: AgentEvent) => void>();
+  readonly #looking: NodeJS.Timeout;
+  #reading: NodeJS.Timeout | undefined;
+  #read = 0;
+  /** By index less one. */
+  readonly #presences: Presence[] = [];
+  readonly #drops = new Growth();
+
+  constructor(from: Sources) {
+    this.#from = from;
+    this.#looking = setInterval(() => this.#lookAtCounters(), COUNTERS_MS).unref();
+  }
+
+  /** Calls back for every event from now on until what it returned is called. */
+  listen(listener: (event: AgentEvent) => void): () => void {
+    if (this.#listeners.size === 0) {
+      this.#read = this.#from.fdb.written;
+      for (const _ of this.#newDrops()); // what was before is nobody's news
+      this.#reading = setInterval(() => this.readJournal(), JOURNAL_MS).unref();
+    }
+    this.#listeners.add(listener);
+    return () => {
+      this.#listeners.delete(listener);
+      if (this.#listeners.size === 0) clearInterval(this.#reading);
+    };
+  }
+
+  tell(event: AgentEvent): void {
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  /** Whether a remote answers, by its index. */
+  stateOf(remote: number): RemoteState {
+    return this.#presences[remote - 1]?.state ?? "silent";
+  }
+
+  /** To be called also before a network goes, for its entries are told by its name. */
+  readJournal(): void {
+    if (this.#listeners.size === 0) return;
+    const names = new Map(this.#from.networks().map(({ index, name }) => [index, name]));
+    const { missed, changes, written } = this.#from.fdb.changes(this.#read);
+    this.#read = written;
+    if (missed > 0) this.tell({ event: "missed", count: missed });
+    for (const change of changes) {
+      const network = names.get(change.network);
+      if (network !== undefined) this.tell(this.#eventOf(change, network));
+    }
+  }
+
+  stop(): void {
+    clearInterval(this.#looking);
+    clearInterval(this.#reading);
+  }
+
+  #eventOf(found: FdbChange, network: string): AgentEvent {
+    const { change, macHigh, macLow, destination, before, moves } = found;
+    const mac = formatMac(macHigh, macLow);
+    const place = this.#placeOf(destination);
+    const entry = { network, mac, destination: place, origin: LEARNED_NAME, moves };
+    const event = CHANGES[change];
+    return event === "moved" ? { event, entry, from: this.#placeOf(before) } : { event, entry };
+  }
+
+  #placeOf(destination: number): string {
+    return destination === LOCAL ? "local" : this.#from.remotes.address(destination);
+  }
+
+  #lookAtCounters(): void {
+    this.#lookAtRemotes();
+    if (this.#listeners.size === 0) return;
+    for (const { network, drops } of this.#newDrops()) {
+      this.tell({ event: "dropped", network: network?.name, drops });
+    }
+  }
+
+  #lookAtRemotes(): void {
+    const { remotes, traffic } = this.#from;
+    for (let remote = 1; remote <= remotes.count; remote++) {
+      const now = {
+        heard: traffic.get(remote, FROM_REMOTE).frames,
+        refused: remotes.refused(remote),
+      };
+      const before = this.#presences[remote - 1] ?? { state: "silent", heard: 0, refused: 0 };
+      let { state } = before;
+      if (now.heard > before.heard) state = "up";
+      else if (now.refused !== before.refused) state = "down";
+      this.#presences[remote - 1] = { state, ...now };
+      if (state === before.state) continue;
+      const event = state === "up" ? "remote-up" : "remote-down";
+      this.tell({ event, remote: remotes.address(remote) });
+    }
+  }
+
+  #newDrops() {
+    return this.#drops.since(this.#from.counters, this.#from.networks());
+  }
+}
+
+/** What was dropped since it was asked last. */
+export class Growth {
+  readonly #known = new Map<number, Drops>();
+
+  /** By network, and for what belongs to none; those that dropped nothing are left out. */
+  *since<Each extends Watched>(
+    counters: Counters,
+    networks: readonly Each[],
+  ): Generator<{ network: Each | undefined; drops: Drops }> {
+    for (const network of [undefined, ...networks]) {
+      const index = network?.index ?? 0;
+      const now = counters.drops(index);
+      const before = this.#known.get(index) ?? {};
+      this.#known.set(index, now);
+      const drops = growth(now, before);
+      if (Object.keys(drops).length > 0) yield { network, drops };
+    }
+  }
+}
+
+/** A count that is less than before began anew. */
+function growth(now: Drops, before: Drops): Drops {
+  const grown = Object.entries(now).map(([reason, count]) => {
+    const known = before[reason as keyof Drops] ?? 0;
+    return [reason, count < known ? count : count - known] as const;
+  });
+  return Object.fromEntries(grown.filter(([, count]) => count > 0));
+}
