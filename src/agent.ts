@@ -12,7 +12,7 @@
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { createHash, randomInt } from "node:crypto";
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
@@ -52,6 +52,7 @@ import { addressWords, canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
 import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
+import { version } from "./version.ts";
 import {
   largestFrame,
   monotonicSeconds,
@@ -895,11 +896,6 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
     `UDP port ${port} is held by the kernel's VXLAN device ${device}: remove it ("ip link del ${device}") or choose another --port`,
     error,
   );
-}
-
-export function version(): string {
-  const file = new URL("../package.json", import.meta.url);
-  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
 }
 
 /**

@@ -37,6 +37,12 @@ export type ErrorCode =
   | "CLOSED" // used after close
   | "SYSTEM"; // anything else that the kernel refused
 
+/** One sentence where it is our own, whatever else is known where it is a fault of the program. */
+export function sentenceOf(error: unknown): string {
+  if (error instanceof VtepError) return error.message;
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}
+
 /** The exit code that goes with an error. */
 export function exitCode(error: unknown): number {
   const code = error instanceof VtepError ? error.code : undefined;

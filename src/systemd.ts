@@ -163,6 +163,9 @@ export function isJournal(fd: number, env: Environment = process.env): boolean {
   }
 }
 
+/** The level of an error, as pino counts. */
+export const ERROR = 50;
+
 /** What the journal takes for the priority of a line, before it. */
 export function priorityPrefix(level: number): string {
   return `<${PRIORITIES.find(([least]) => level >= least)![1]}>`;

@@ -21,6 +21,7 @@ const NOTHING = /^$/;
 const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
   { name: "commands", files: /^commands\//, mutual: true, outside: ANYTHING },
+  { name: "run", files: /^run\.ts$/, mutual: false, outside: ANYTHING },
   { name: "examination", files: /^doctor\/(examine|probe)\.ts$/, mutual: true, outside: ANYTHING },
   // Facts in, findings out: whatever fault can be written down can be tested.
   { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
@@ -34,6 +35,7 @@ const LAYERS: readonly Layer[] = [
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "version", files: /^version\.ts$/, mutual: false, outside: /^node:fs$/ },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },

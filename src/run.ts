@@ -1,0 +1,144 @@
+/**
+ * `vtep run`: an agent from a configuration, its API and its log, until it is told to stop.
+ */
+import { type Logger, pino } from "pino";
+import { Agent, type Keeping } from "./agent.ts";
+import { listenForScrapes } from "./api/metrics-listener.ts";
+import { serve } from "./api/server.ts";
+import { type Place, refuseHeld } from "./api/socket.ts";
+import type { Config } from "./config.ts";
+import { defaultFile, load } from "./config-file.ts";
+import { sentenceOf, VtepError } from "./errors.ts";
+import { valuesByKey } from "./flags.ts";
+import type { Changes } from "./operations.ts";
+import {
+  feedWatchdog,
+  type HandedOver,
+  handedOver,
+  isJournal,
+  journalStream,
+  notifyReady,
+  notifyReloading,
+  notifyStopping,
+} from "./systemd.ts";
+import { version } from "./version.ts";
+
+/** Runs until it is told to stop, or cannot go on. */
+export async function run(given: Record<string, unknown>): Promise<void> {
+  const config = configuration(given);
+  const log = pino({ level: config.logLevel }, await logStream());
+  const unwanted = new AbortController();
+  const stopped = new Promise<NodeJS.Signals>((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, resolve);
+  });
+  void stopped.then(() => unwanted.abort());
+  let agent: Agent | undefined;
+  process.on("SIGUSR2", () => {
+    if (agent === undefined) log.info("starting: there is no status yet");
+    else log.info(agent.report(), "status");
+  });
+  const descriptors = handedOver();
+  const socket = descriptors.find(({ name }) => name === "api");
+  const place = socket ?? { path: config.socket };
+  if ("path" in place) await refuseHeld(place.path);
+  const starting = Agent.start(config, log, unwanted.signal, keeping(descriptors));
+  process.on("SIGHUP", () => {
+    starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
+  });
+  agent = await starting;
+  if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
+  const reason = await ready(agent, config, place, given, log, stopped).finally(() => {
+    notifyStopping();
+    return agent?.stop();
+  });
+  if (reason instanceof VtepError) throw reason;
+  log.info({ signal: reason }, "stopped");
+}
+
+/** Our units keep what a restart would lose: descriptors in the manager's store, the rest in a file. */
+function keeping(handed: readonly HandedOver[]): Keeping | undefined {
+  const { VTEP_KEEP, STATE_DIRECTORY } = process.env;
+  if (VTEP_KEEP !== "1") return undefined;
+  const descriptors = handed.filter(({ name }) => name !== "api");
+  return { descriptors, directory: STATE_DIRECTORY?.split(":")[0] };
+}
+
+/** While frames can cross: until it is told to stop, or cannot go on. */
+async function ready(
+  agent: Agent,
+  { metricsListen }: Config,
+  place: Place,
+  given: Record<string, unknown>,
+  log: Logger,
+  stopped: Promise<NodeJS.Signals>,
+): Promise<NodeJS.Signals | VtepError> {
+  const reread = () => apply(agent, given);
+  const metrics = () => agent.metrics();
+  const served = { version: version(), operations: agent, reload: reread, metrics, log };
+  await using _api = await serve(place, served);
+  await using _metrics = metricsListen && (await listenForScrapes(metricsListen, metrics));
+  const brief = summary(agent);
+  log.info(brief, "ready");
+  notifyReady(forwarding(brief.networks));
+  const leaveWatchdog = feedWatchdog(() => agent.forwards());
+  try {
+    return await Promise.race([stopped, agent.lost]);
+  } finally {
+    leaveWatchdog();
+  }
+}
+
+/** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
+async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<void> {
+  try {
+    log.info(await apply(agent, given), "reloaded");
+  } catch (error) {
+    log.error({ reason: sentenceOf(error) }, "nothing was changed");
+  }
+}
+
+/** Reads the file again. Throws where there is none, for then nothing can be new. */
+async function apply(agent: Agent, given: Record<string, unknown>): Promise<Changes> {
+  notifyReloading();
+  try {
+    if (fileOf(given) !== undefined) return await agent.reload(configuration(given));
+    const message = "the agent was started by flags alone: there is no file to read again";
+    throw new VtepError("CONFLICT", `${message}, so add and remove networks, peers and entries`);
+  } finally {
+    notifyReady(forwarding(agent.status().networks));
+  }
+}
+
+/** One JSON line a message, or colours for people. A log that is full must not stop frames. */
+async function logStream() {
+  if (process.stdout.isTTY) {
+    const { default: pretty } = await import("pino-pretty");
+    return pretty({ colorize: true, ignore: "pid,hostname", sync: true });
+  }
+  const lines = pino.destination({ sync: true }).on("error", () => undefined);
+  return isJournal(process.stdout.fd) ? journalStream(lines) : lines;
+}
+
+function summary(agent: Agent) {
+  const { local, port, underlay, networks } = agent.status();
+  const brief = networks.map(({ vni, tap, mtu, peers }) => ({ vni, tap, mtu, peers }));
+  return { local, port, underlay, networks: brief };
+}
+
+/** Networks that the line of `systemctl status` names; more are counted. */
+const NAMED = 8;
+
+function forwarding(networks: readonly { vni: number; tap: string }[]): string {
+  const names = networks.map(({ vni, tap }) => `${vni} (${tap})`);
+  const more = names.length > NAMED ? ` and ${names.length - NAMED} more` : "";
+  const what = names.length === 1 ? "network" : `${names.length} networks:`;
+  return `forwarding ${what} ${names.slice(0, NAMED).join(", ")}${more}`;
+}
+
+function configuration(given: Record<string, unknown>): Config {
+  return load(fileOf(given), valuesByKey(given)).config;
+}
+
+function fileOf(given: Record<string, unknown>): string | undefined {
+  return (given.config as string | undefined) ?? defaultFile(valuesByKey(given));
+}
