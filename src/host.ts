@@ -34,45 +34,52 @@ export interface Link {
   readonly link?: string;
   readonly flags?: readonly string[];
   readonly group?: string;
+  readonly addr_info?: readonly { readonly local?: string }[];
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: { readonly port?: number };
   };
 }
 
-/** Every interface of this host, by each of its names. */
-export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
-  const links = await query<Link>(["-d", "link", "show"]);
+/** What matters of a host to who has peers. */
+export interface Surroundings {
+  /** Every interface, by each of its names. */
+  readonly links: ReadonlyMap<string, Link>;
+  /** The addresses of the interfaces, without prefix lengths. */
+  readonly addresses: readonly string[];
+  /** By address; one to which no route leads is left out. */
+  readonly routes: ReadonlyMap<string, Route>;
+}
+
+export async function surroundings(peers: readonly string[]): Promise<Surroundings> {
+  const [links, rows] = await Promise.all([linksByName(), routeRows(peers)]);
+  const addresses = [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
+    addr_info.flatMap(({ local }) => local ?? []),
+  );
+  const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
+    const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
+    const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
+    return [dst, route] as const;
+  });
+  return { links, addresses, routes: new Map(routes) };
+}
+
+async function linksByName(): Promise<ReadonlyMap<string, Link>> {
+  const links = await query<Link>(["-d", "addr", "show"]);
   return new Map(
     links.flatMap((link) => [link.ifname, ...(link.altnames ?? [])].map((name) => [name, link])),
   );
 }
 
-/** The routes to these addresses, by address; one to which none leads is left out. */
-export async function routesTo(
-  addresses: readonly string[],
-  links: ReadonlyMap<string, Link>,
-): Promise<ReadonlyMap<string, Route>> {
+async function routeRows(addresses: readonly string[]): Promise<RouteRow[]> {
+  if (addresses.length === 0) return [];
   const words = addresses.map((address) => ["route", "get", address]);
   const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
   // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.
   if (code !== 0 && !refusal.startsWith(KERNEL_SAYS)) {
     throw new VtepError("LINK", `"ip route get" failed: ${refusal}`);
   }
-  const rows = stdout.split("\n").flatMap((line) => parse<RouteRow>(line));
-  return new Map(
-    rows.map(({ dst, dev, prefsrc, metrics }) => {
-      const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
-      const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
-      return [dst, route] as const;
-    }),
-  );
-}
-
-/** The addresses of this host's interfaces, without prefix lengths. */
-export async function localAddresses(): Promise<string[]> {
-  const links = await query<{ addr_info?: { local?: string }[] }>(["addr", "show"]);
-  return links.flatMap(({ addr_info = [] }) => addr_info.flatMap(({ local }) => local ?? []));
+  return stdout.split("\n").flatMap((line) => parse<RouteRow>(line));
 }
 
 /** The name of the kernel VXLAN device that holds UDP `port`, if one does. */

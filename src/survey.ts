@@ -5,7 +5,7 @@
  */
 import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, linksByName, localAddresses, type Route, routesTo } from "./host.ts";
+import { type Link, type Route, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
 
 export interface Survey {
@@ -30,10 +30,10 @@ export async function survey(
   config: Config,
   own: ReadonlySet<string> = new Set(),
 ): Promise<Survey> {
-  const links = await linksByName();
-  const routes = await routesTo([...new Set(config.networks.flatMap(reached))], links);
+  const peers = [...new Set(config.networks.flatMap(reached))];
+  const { links, addresses, routes } = await surroundings(peers);
   const { local4, local6 } = localsOf(config, routes);
-  await checkLocals([local4, local6]);
+  checkLocals([local4, local6], addresses);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
     if (!own.has(network.tap)) checkTapName(network, links);
@@ -63,8 +63,7 @@ function localsOf(config: Config, routes: Routes) {
   return { local4: local(4), local6: local(6) };
 }
 
-async function checkLocals(locals: readonly (string | undefined)[]): Promise<void> {
-  const ours = await localAddresses();
+function checkLocals(locals: readonly (string | undefined)[], ours: readonly string[]): void {
   const wrong = locals.find((local) => local !== undefined && !isOurs(local, ours));
   if (wrong === undefined) return;
   const family = addressFamily(wrong);

@@ -8,7 +8,7 @@ import { closeSync, constants, openSync, readFileSync, realpathSync, statSync } 
 import { basename } from "node:path";
 import { promisify } from "node:util";
 import { type Config, reached } from "../config.ts";
-import { linksByName, localAddresses, routesTo } from "../host.ts";
+import { surroundings } from "../host.ts";
 import type { Facts, Features, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
@@ -22,10 +22,9 @@ const LONGEST_OUTPUT = 256 * 1024 * 1024;
 
 /** Throws VtepError LINK when iproute2 is missing or refuses: without it there is nothing to see. */
 export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Facts> {
-  const links = await linksByName();
-  const addresses = [...new Set(config.networks.flatMap(reached))];
-  const routes = await routesTo(addresses, links);
-  const targets = addresses.flatMap((address) => {
+  const peers = [...new Set(config.networks.flatMap(reached))];
+  const { links, addresses, routes } = await surroundings(peers);
+  const targets = peers.flatMap((address) => {
     const route = routes.get(address);
     if (route === undefined) return [];
     const upper = links.get(route.device)?.mtu ?? route.mtu;
@@ -48,7 +47,7 @@ export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Fa
     tun: tunDevice(),
     sockets,
     links,
-    addresses: await localAddresses(),
+    addresses,
     routes,
     filters,
     conntrack: conntrack(),

@@ -232,7 +232,7 @@ async function pathWithIp(script: string): Promise<string> {
 describe("an ip that fails while vtep stops", () => {
   const busy = 'echo "RTNETLINK answers: Device or resource busy" >&2';
   test.each([
-    ["to list links", `case "$*" in *"link show"*) ${busy}; exit 2; esac`, ["port42"]],
+    ["to list links", `case "$*" in *"addr show"*) ${busy}; exit 2; esac`, ["port42"]],
     [
       "to remove them",
       `case "$*" in *-batch*) ${busy}; echo "Command failed -:1" >&2; exit 1; esac`,
