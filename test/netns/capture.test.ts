@@ -137,6 +137,7 @@ describe.each(["native", "dgram"])("%s", (underlay) => {
       return counters.encapFrames! + counters.decapFrames!;
     };
     await rm(file, { force: true });
+    const atFirst = await count();
     let crossed = 0;
     const { stderr } = await captured([], async () => {
       const before = await count();
@@ -149,7 +150,9 @@ describe.each(["native", "dgram"])("%s", (underlay) => {
       crossed = (await count()) - before;
     });
     const [, taken, missed] = /(\d+) frames? captured, (\d+) missed/.exec(stderr)!.map(Number);
-    expect(taken! + missed!).toBe(crossed);
+    // A neighbour may be asked for while the capture begins or ends.
+    expect(taken! + missed!).toBeGreaterThanOrEqual(crossed);
+    expect(taken! + missed!).toBeLessThanOrEqual((await count()) - atFirst);
     const packets = cut(await readFile(file)).blocks.filter(({ type }) => type === "packet");
     expect(packets).toHaveLength(taken!);
   });
