@@ -112,11 +112,9 @@ build() {
     npm run --silent build:native
     touch build/Release/vtep.node # make leaves it alone when nothing that matters has changed
   fi
-  if older_than dist/cli.js src package.json tsconfig.json tsconfig.build.json; then
+  if older_than dist/cli.js src package.json tsconfig.json packaging/bundle.mjs; then
     say "compiling TypeScript"
-    rm -rf dist # no module outlives its source
     npm run --silent build:ts
-    touch dist/cli.js
   fi
 }
 

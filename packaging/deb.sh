@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds the Debian package of this checkout, which is built itself already, and prints its path.
 #
-# debhelper would build from a source package with every npm module packaged; here the modules that run
-# are taken along. Tools beyond dpkg's own are npm, to leave out what only builds and tests.
+# debhelper would build from a source package with every npm module packaged; dist/ has those that run
+# inside. Only raw-socket, which is optional and has an addon, is taken along as it was built.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -22,7 +22,8 @@ export SOURCE_DATE_EPOCH
 mkdir -p "$home/build/Release" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/vtep" \
   "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/usr/share/doc/vtep" "$root/usr/share/vtep" \
   "$root/DEBIAN"
-cp -a package.json package-lock.json node_modules dist systemd "$home"
+cp -a package.json dist systemd "$home"
+find "$home/dist" -name '*.map' -delete
 strip --strip-unneeded -o "$home/build/Release/vtep.node" build/Release/vtep.node
 ln -s ../lib/vtep/dist/cli.js "$root/usr/bin/vtep"
 cp systemd/*.service systemd/*.socket "$root/lib/systemd/system"
@@ -31,22 +32,17 @@ cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"
 node dist/cli.js config example >"$root/etc/vtep/vtep.yaml"
 cp -a monitoring "$root/usr/share/vtep"
 cp README.md "$root/usr/share/doc/vtep"
-cp LICENSE "$root/usr/share/doc/vtep/copyright"
+cat LICENSE dist/LICENSES.txt >"$root/usr/share/doc/vtep/copyright"
+rm "$home/dist/LICENSES.txt"
 
-# what only builds and tests; TypeScript stays behind npm as the optional peer of a module that runs
-(
-  cd "$home"
-  npm prune --omit=dev --omit=peer --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
-  rm -rf node_modules/typescript node_modules/@typescript node_modules/node-addon-api
-  rm -rf node_modules/.bin node_modules/.package-lock.json package-lock.json
-  # the optional raw-socket as it was built, and its source: for another Node it has to be built again
-  if [ -d node_modules/raw-socket/build ]; then
-    find node_modules/raw-socket/build -type f ! -name raw.node -delete
-    find node_modules/raw-socket/build -name raw.node -exec strip --strip-unneeded {} +
-  fi
-  find dist -name '*.d.ts' -delete -o -name '*.map' -delete
-  find . -type d -empty -delete
-)
+# with what builds it: for another Node it has to be built again
+if [ -e node_modules/raw-socket/build/Release/raw.node ]; then
+  mkdir "$home/node_modules"
+  cp -a node_modules/raw-socket node_modules/nan "$home/node_modules"
+  find "$home/node_modules/raw-socket/build" -type f ! -name raw.node -delete
+  find "$home/node_modules/raw-socket/build" -name raw.node -exec strip --strip-unneeded {} +
+  find "$home/node_modules" -type d -empty -delete
+fi
 
 # the libraries that the addon needs
 mkdir "$stage/debian"

@@ -15,6 +15,7 @@ import { createHash, randomInt } from "node:crypto";
 import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
+import type { Worker } from "node:worker_threads";
 import type { Logger } from "pino";
 import { Capture, WHOLE } from "./capture.ts";
 import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
@@ -126,6 +127,7 @@ interface Beginnings {
   readonly found: Survey;
   readonly log: Logger;
   readonly unwanted: AbortSignal;
+  readonly first: Worker;
   readonly before: Recollection;
   readonly keeping: Keeping | undefined;
 }
@@ -165,13 +167,14 @@ export class Agent implements Operations {
   #offloads: Offloads;
 
   /**
-   * Resolves when frames can cross, or to undefined when `unwanted` is aborted before. Throws
-   * VtepError. Whatever was made is undone in either case.
+   * Resolves when frames can cross, or to undefined when `unwanted` is aborted before. `first` is what
+   * `startThread` returned. Throws VtepError. Whatever was made is undone in either case.
    */
   static async start(
     config: Config,
     log: Logger,
     unwanted: AbortSignal,
+    first: Worker,
     keeping?: Keeping,
   ): Promise<Agent | undefined> {
     const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
@@ -179,7 +182,7 @@ export class Agent implements Operations {
     const own = config.networks.filter(({ tap }) => tapDescriptor(tap, 0) in before.kept);
     const found = await survey(config, new Set(own.map(({ tap }) => tap)));
     if (unwanted.aborted) return undefined;
-    const agent = new Agent({ config, workers, found, log, unwanted, before, keeping });
+    const agent = new Agent({ config, workers, found, log, unwanted, first, before, keeping });
     try {
       await agent.#start(found);
       return agent;
@@ -190,7 +193,8 @@ export class Agent implements Operations {
     }
   }
 
-  private constructor({ config, workers, found, log, unwanted, before, keeping }: Beginnings) {
+  private constructor(beginnings: Beginnings) {
+    const { config, workers, found, log, unwanted, first, before, keeping } = beginnings;
     this.#config = config;
     this.#keeping = keeping;
     this.#unwanted = unwanted;
@@ -231,7 +235,7 @@ export class Agent implements Operations {
       this.#enterLearned(live, before.snapshot);
     }
     this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
-    this.#workers = new Workers(this.#plan, unwanted, keeping !== undefined);
+    this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
     this.#watch = new Watch({
       fdb: this.#fdb,
       counters: this.#counters,

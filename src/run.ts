@@ -1,6 +1,7 @@
 /**
  * `vtep run`: an agent from a configuration, its API and its log, until it is told to stop.
  */
+import type { Worker } from "node:worker_threads";
 import { type Logger, pino } from "pino";
 import { Agent, type Keeping } from "./agent.ts";
 import { listenForScrapes } from "./api/metrics-listener.ts";
@@ -23,8 +24,8 @@ import {
 } from "./systemd.ts";
 import { version } from "./version.ts";
 
-/** Runs until it is told to stop, or cannot go on. */
-export async function run(given: Record<string, unknown>): Promise<void> {
+/** Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads. */
+export async function run(given: Record<string, unknown>, first: Worker): Promise<void> {
   const config = configuration(given);
   const log = pino({ level: config.logLevel }, await logStream());
   const unwanted = new AbortController();
@@ -41,7 +42,7 @@ export async function run(given: Record<string, unknown>): Promise<void> {
   const socket = descriptors.find(({ name }) => name === "api");
   const place = socket ?? { path: config.socket };
   if ("path" in place) await refuseHeld(place.path);
-  const starting = Agent.start(config, log, unwanted.signal, keeping(descriptors));
+  const starting = Agent.start(config, log, unwanted.signal, first, keeping(descriptors));
   process.on("SIGHUP", () => {
     starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
   });

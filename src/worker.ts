@@ -1,14 +1,15 @@
 /**
- * The entry of a forwarding thread. It opens its part of a plan's devices, tells the agent, forwards
+ * The entry of a forwarding thread. It waits for a plan, opens its part of the devices, tells the agent, forwards
  * when told to, changes networks, and ends when told to: the main thread may pause, frames go on.
  */
-import { parentPort, workerData } from "node:worker_threads";
+import { once } from "node:events";
+import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
 import { forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type Mirroring, type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
 
-/** What a forwarding thread is started with. */
+/** What a forwarding thread is told first. */
 export interface Post {
   readonly plan: Plan;
   /** Whether the service manager is to keep descriptors over a restart. */
@@ -100,7 +101,7 @@ function store(vtep: Vtep): void {
 }
 
 try {
-  const { plan, worker, keep } = workerData as Post;
+  const [{ plan, worker, keep }] = (await once(port, "message")) as [Post];
   const vtep = await Vtep.open(plan, worker);
   if (keep) {
     recall(vtep, plan.kept);

@@ -16,6 +16,19 @@ import type { Order, Post, Report } from "./worker.ts";
 /** How long threads may take to close their devices before they are ended. */
 const STOP_MS = 500;
 
+/**
+ * A thread that loads its program while there is no plan for it yet, on whatever core is idle: that takes
+ * a third of the time to the first frame. It keeps nobody from ending.
+ */
+export function startThread(): Worker {
+  // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
+  // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
+  setFlagsFromString("--no-memory-reducer");
+  const thread = new Worker(new URL("./worker.js", import.meta.url));
+  thread.unref();
+  return thread;
+}
+
 export class Workers {
   /** Resolves when forwarding broke down, with the reason; never when it was ended. */
   readonly lost: Promise<VtepError>;
@@ -24,15 +37,18 @@ export class Workers {
   readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
   #threads: Worker[] = [];
+  /** The first, until it has a plan. */
+  #idle: Worker | undefined;
   #opened = false;
   #orders = 0;
 
   /**
-   * `unwanted` calls off the start, not what comes after; `keep` has the service manager keep descriptors
-   * over a restart.
+   * `first` is the first of the threads; `unwanted` calls off the start, not what comes after; `keep` has
+   * the service manager keep descriptors over a restart.
    */
-  constructor(plan: Plan, unwanted: AbortSignal, keep: boolean) {
+  constructor(plan: Plan, first: Worker, unwanted: AbortSignal, keep: boolean) {
     this.#plan = plan;
+    this.#idle = first;
     this.#keep = keep;
     this.#unwanted = unwanted;
     this.lost = new Promise((resolve) => {
@@ -51,9 +67,6 @@ export class Workers {
 
   /** Opens the devices of the plan. Throws VtepError, or the reason of `unwanted`. */
   async open(): Promise<Opened> {
-    // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
-    // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
-    setFlagsFromString("--no-memory-reducer");
     const { opened } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
     const more = opened.underlay === "dgram" ? 0 : this.#plan.workers - 1; // Node 20 shares no port
     const others = Array.from({ length: more }, () => this.#spawn());
@@ -123,12 +136,11 @@ export class Workers {
   }
 
   #spawn(): Worker {
-    const workerData: Post = {
-      plan: this.#plan,
-      worker: this.#threads.length,
-      keep: this.#keep,
-    };
-    const thread = new Worker(new URL("./worker.js", import.meta.url), { workerData });
+    const thread = this.#idle ?? startThread();
+    this.#idle = undefined;
+    thread.ref();
+    const post: Post = { plan: this.#plan, worker: this.#threads.length, keep: this.#keep };
+    thread.postMessage(post);
     thread.on("error", (error) => {
       this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));
     });

@@ -2,6 +2,7 @@
 import { type Command, Option } from "commander";
 import { DEFAULT_FILE } from "../config-file.ts";
 import { addFlags, once } from "../flags.ts";
+import { startThread } from "../workers.ts";
 
 const EXAMPLES = `
 Examples:
@@ -32,5 +33,9 @@ export function addRunCommand(vtep: Command): void {
     );
   addFlags(run)
     .addHelpText("after", EXAMPLES)
-    .action(async (given: Record<string, unknown>) => (await import("../run.ts")).run(given));
+    .action(async (given: Record<string, unknown>) => {
+      const first = startThread();
+      const { run } = await import("../run.ts");
+      await run(given, first);
+    });
 }

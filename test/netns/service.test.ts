@@ -5,7 +5,9 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
 import {
   afterAll,
   afterEach,
@@ -20,6 +22,7 @@ import { Lab } from "../lab/lab.ts";
 import { Machine, PACKAGE } from "../lab/systemd.ts";
 import { ping, reach, send, transferTcp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
+import { ROOT } from "../native/fixture.ts";
 import { underlays } from "./kinds.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
@@ -381,7 +384,7 @@ describe("the service", () => {
 describe("systemd", () => {
   const KEEPER = `
     import { openSync } from "node:fs";
-    import * as systemd from "${PACKAGE}/dist/systemd.js";
+    import * as systemd from "${PACKAGE}/build/keeper/systemd.mjs";
     const kept = systemd.handedOver().map(({ name, fd }) => name + " " + fd);
     if (kept.length === 0) systemd.storeDescriptors("one", [openSync("/etc/hostname")]);
     process.on("SIGHUP", () => systemd.notifyReloading());
@@ -400,6 +403,13 @@ TimeoutStopSec=1
   const state = async () => (await machine.show("keeper", "ActiveState")).ActiveState;
 
   test("keeps descriptors, and knows of reloads and stops, as it is told", async () => {
+    await build({
+      entryPoints: [join(ROOT, "src/systemd.ts")],
+      outfile: join(ROOT, "build/keeper/systemd.mjs"),
+      bundle: true,
+      format: "esm",
+      platform: "node",
+    });
     await machine.write("/run/keeper.mjs", KEEPER);
     await machine.write("/run/systemd/system/keeper.service", UNIT);
     await systemctl("daemon-reload");
