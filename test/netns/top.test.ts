@@ -1,9 +1,12 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
 import type { Child } from "../lab/namespace.ts";
 import { Terminal } from "../lab/terminal.ts";
 import { reach } from "../lab/traffic.ts";
 import { cli } from "../lab/vtep.ts";
+import { ROOT } from "../native/fixture.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
 afterAll(() => lab[Symbol.asyncDispose]());
@@ -47,6 +50,9 @@ test("shows what is forwarded, in 80 columns and 24 rows", async () => {
   expect(lines[1]).toMatch(/^encap +\d+ frames\/s .*bit\/s +[▁-█]+ decap +\d+ .*bit\/s +[▁-█]+$/);
   expect(lines).toHaveLength(24);
   expect(lines.at(-1)).toMatch(/^q quit/);
+  const readme = await readFile(join(ROOT, "README.md"), "utf8");
+  const heading = (of: string) => of.split("\n").find((line) => line.startsWith("NETWORK"));
+  expect(heading(readme)).toBe(heading(screen));
 });
 
 test("does what keys say", async () => {
