@@ -7,9 +7,10 @@
  * ADDRESS is. SIZE is that of a payload, RATE the datagrams per second of all SENDERS (threads, each
  * with a source port of its own) together, 0 for as many as they can. Prints one line:
  *
- *   {"sent":…,"received":…,"seconds":…,"lost":…,"reordered":…}
+ *   {"sent":…,"received":…,"seconds":…,"lost":…,"reordered":…,"silence":…}
  *
- * `seconds` is how long the sources took: what arrives later, from queues, counts as received. A
+ * `seconds` is how long the sources took: what arrives later, from queues, counts as received. `silence`
+ * is the longest time, in seconds, in which nothing arrived after the first and before the last. A
  * datagram is reordered when one that its sender sent after it has arrived before it.
  *
  * Nothing blocks in a send or a receive: a source whose socket is full waits for it in poll(2), and so
@@ -67,6 +68,7 @@ static unsigned senders;
 static struct source sources[MAX_SENDERS];
 static atomic_bool finished;         /* every source has ended */
 static uint64_t received, reordered;
+static double silence;
 
 static void die(const char *what)
 {
@@ -172,7 +174,7 @@ static void *receive_all(void *argument)
 	struct mmsghdr messages[BURST] = { 0 };
 	struct iovec slices[BURST];
 	struct pollfd readable = { .fd = *(int *)argument, .events = POLLIN };
-	double end = 0;
+	double end = 0, heard = 0;
 
 	for (unsigned i = 0; i < BURST; i++) {
 		slices[i] = (struct iovec){ slots[i], SLOT };
@@ -186,6 +188,12 @@ static void *receive_all(void *argument)
 			die("recvmmsg");
 		for (int i = 0; i < n; i++)
 			note(slots[i], messages[i].msg_len, next);
+		if (n > 0) {
+			double at = now();
+			if (heard && at - heard > silence)
+				silence = at - heard;
+			heard = at;
+		}
 		if (atomic_load(&finished)) {
 			if (!end)
 				end = now() + MAX_DRAIN_MS / 1e3;
@@ -253,9 +261,10 @@ int main(int argc, char **argv)
 	}
 	atomic_store(&finished, true);
 	pthread_join(sink, NULL);
-	printf("{\"sent\":%llu,\"received\":%llu,\"seconds\":%.6f,\"lost\":%lld,\"reordered\":%llu}\n",
+	printf("{\"sent\":%llu,\"received\":%llu,\"seconds\":%.6f,\"lost\":%lld,\"reordered\":%llu,"
+	       "\"silence\":%.6f}\n",
 	       (unsigned long long)sent, (unsigned long long)received, seconds,
-	       (long long)(sent - received), (unsigned long long)reordered);
+	       (long long)(sent - received), (unsigned long long)reordered, silence);
 	return 0;
 
 usage:

@@ -14,6 +14,8 @@ export interface Blast {
   seconds: number;
   lost: number;
   reordered: number;
+  /** The longest time, in seconds, in which nothing arrived. */
+  silence: number;
 }
 
 export interface BlastOptions {

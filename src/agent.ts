@@ -30,6 +30,7 @@ import {
   adjustTap,
   bringUp,
   createBridges,
+  lengthenQueues,
   removeIdleBridges,
   removeTaps,
   type TapLink,
@@ -71,6 +72,11 @@ import { Workers } from "./workers.ts";
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
+/** What a TAP keeps for its reader: as the kernel has it for every Ethernet, and while there is none because of a restart. */
+const QUEUE_FRAMES = 1000;
+const PARKED_FRAMES = 10_000;
+/** When what was kept meanwhile has been read. */
+const DRAINED_MS = 2000;
 /** How often is written down what a restart is not to forget, and which share of the time at most. */
 const REMEMBER_MS = 30_000;
 const REMEMBER_SHARE = 100;
@@ -584,20 +590,38 @@ export class Agent implements Operations {
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
     this.#undo.push(() => this.#workers.end());
-    if (!stays)
+    if (stays) this.#undo.push(() => lengthenQueues(this.#links(), PARKED_FRAMES));
+    else
       this.#undo.push(async () => {
         const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
-        await removeTaps([...this.#live.values()].map(({ link }) => link)).catch(kept);
+        await removeTaps(this.#links()).catch(kept);
       });
     await this.#open();
-    await bringUp([...this.#live.values()].map(({ link }) => link));
+    await bringUp(this.#links());
     this.#unwanted.throwIfAborted();
     await this.#workers.forward((inUse) => this.#noteOffloads(inUse));
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
-    if (stays) this.#rememberRegularly();
+    if (stays) {
+      this.#shortenQueues();
+      this.#rememberRegularly();
+    }
     this.#undo.push(() => clearTimeout(this.#remembering));
+  }
+
+  /** After a restart: a long queue is a long wait for who shares it with a greedy stream. */
+  #shortenQueues(): void {
+    const shorten = () =>
+      lengthenQueues(this.#links(), QUEUE_FRAMES).catch(({ message }) => {
+        this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
+      });
+    const waiting = setTimeout(() => void this.#exclusively(shorten), DRAINED_MS).unref();
+    this.#undo.push(() => clearTimeout(waiting));
+  }
+
+  #links(): TapLink[] {
+    return [...this.#live.values()].map(({ link }) => link);
   }
 
   async #open(): Promise<void> {

@@ -126,6 +126,17 @@ export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
   if (failed !== undefined) throw failed.error;
 }
 
+/** Has the kernel keep as many frames as this for whoever reads a TAP. One that is to keep fewer drops the rest. */
+export async function lengthenQueues(taps: readonly TapLink[], frames: number): Promise<void> {
+  const failed = await batch(
+    taps.map(({ name }) => ({
+      does: `sizing the queue of TAP ${name}`,
+      words: ["link", "set", "dev", name, "txqueuelen", `${frames}`],
+    })),
+  );
+  if (failed !== undefined) throw failed.error;
+}
+
 /** Makes bridges and brings them up: all of them, or none and throws. */
 export async function createBridges(names: readonly string[]): Promise<void> {
   const failed = await batch([

@@ -18,6 +18,7 @@ import {
   onTestFinished,
   test,
 } from "vitest";
+import { blast } from "../../bench/blast.ts";
 import { Lab } from "../lab/lab.ts";
 import { Machine, PACKAGE } from "../lab/systemd.ts";
 import { ping, reach, send, transferTcp } from "../lab/traffic.ts";
@@ -186,6 +187,19 @@ describe("the service", () => {
       },
       60_000,
     );
+
+    test("with what was sent meanwhile, and then with the queue that it had", async () => {
+      const { txqlen } = await link();
+      const paced = blast(here, there, { size: 200, rate: 5_000, seconds: 4 });
+      const encapsulated = async () => (await ask("network", "list"))[0].counters.encapFrames;
+      await until("some of it", async () => (await encapsulated()) > 1000);
+      await systemctl("restart", "vtep");
+      const { sent, lost, reordered } = await paced;
+      expect(sent).toBeGreaterThan(15_000);
+      expect(lost).toBeLessThan(txqlen / 2);
+      expect(reordered).toBe(0);
+      await until("the queue that it had", async () => (await link()).txqlen === txqlen);
+    }, 30_000);
 
     test("forgets nobody although nobody speaks", async () => {
       const known = await entries();

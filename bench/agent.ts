@@ -1,0 +1,237 @@
+/**
+ * `npm run bench:agent`: what an operator of the agent is promised, measured on the built command, with
+ * kernel VXLAN at the other end and a real systemd around it where one is needed.
+ *
+ * Times are this machine's; beside the start stands that of a bare Node. Streams are paced: what is looked
+ * for is what they lose, and for how long nothing arrives, while the agent is busy with something else.
+ */
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { setTimeout as pause } from "node:timers/promises";
+import { Client } from "../src/api/client.ts";
+import type { Host } from "../test/lab/host.ts";
+import { Lab } from "../test/lab/lab.ts";
+import { misuse, sendFromMacs } from "../test/lab/misuse.ts";
+import { Machine, PACKAGE } from "../test/lab/systemd.ts";
+import { iperf3, ping, reach } from "../test/lab/traffic.ts";
+import { until } from "../test/lab/until.ts";
+import { cli } from "../test/lab/vtep.ts";
+import { blast } from "./blast.ts";
+import { cpuTime } from "./cpu.ts";
+import { percentile } from "./statistics.ts";
+import { table } from "./table.ts";
+
+const STARTS = 11;
+/** When V8 has cleaned up after the start. */
+const SETTLED_MS = 30_000;
+const IDLE_SECONDS = 30;
+const ENTRIES = 100_000;
+const MANY_ENTRIES = 1_000_000;
+const UDP = { size: 200, rate: 20_000 };
+const TCP = ["-b", "1G"];
+
+const rows: string[][] = [];
+
+function row(what: string, wanted: string, ...found: string[]): void {
+  rows.push([what, wanted, found.join(", ")]);
+  process.stderr.write(`${what}: ${found.join(", ")}\n`);
+}
+
+await using lab = await Lab.draw({ hosts: 2 });
+const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
+const near = await ours.container();
+const far = await theirs.container();
+await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-"));
+process.once("exit", () => rmSync(scratch, { recursive: true, force: true }));
+
+await starts();
+await idles();
+await lists();
+await isMisused();
+await remembers();
+await reloads();
+await restarts();
+process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
+
+async function starts(): Promise<void> {
+  const bare: number[] = [];
+  const ready: number[] = [];
+  const timed = async (host: Host, args: string[], said: string | undefined) => {
+    const began = performance.now();
+    const child = host.spawn("node", ...args);
+    child.stdin.end();
+    const gone = once(child, "close");
+    if (said !== undefined) {
+      for await (const chunk of child.stdout) if (`${chunk}`.includes(said)) break;
+    } else await gone;
+    const ms = performance.now() - began;
+    child.kill();
+    await gone;
+    return ms;
+  };
+  const socket = join(scratch, "start.sock");
+  for (let start = 0; start < STARTS; start++) {
+    bare.push(await timed(ours, ["-e", "0"], undefined));
+    ready.push(await timed(ours, [cli, "run", ...network, "--socket", socket], '"ready"'));
+  }
+  row(
+    "start to ready, median and least",
+    "300 ms",
+    `${ms(percentile(ready, 50))} and ${ms(Math.min(...ready))}`,
+    `a bare Node ${ms(percentile(bare, 50))} and ${ms(Math.min(...bare))}`,
+  );
+}
+
+async function idles(): Promise<void> {
+  await using vtep = await ours.vtep(...network).ready();
+  await pause(SETTLED_MS);
+  const before = cpuTime([vtep.pid]).processes;
+  await pause(IDLE_SECONDS * 1000);
+  const share = (cpuTime([vtep.pid]).processes - before) / IDLE_SECONDS;
+  row("CPU when idle", "0.2 %", `${(100 * share).toFixed(2)} % over ${IDLE_SECONDS} s`);
+}
+
+async function lists(): Promise<void> {
+  const limits = ["--fdb-limit", `${MANY_ENTRIES}`, "--age", "0"];
+  await using vtep = await ours.vtep(...network, ...limits).ready();
+  const client = new Client(vtep.socket);
+  await learn(client, ENTRIES);
+  await reach(near, far.address);
+  const rtt = async () => (await ping(near, far.address, { count: 500, intervalMs: 4 })).rttMs;
+  const times: number[] = [];
+  const ratios: number[] = [];
+  for (let round = 0; round < 5; round++) {
+    const alone = await rtt();
+    let going = true;
+    const listing = (async () => {
+      while (going) {
+        const began = performance.now();
+        await text(await client.fdbText());
+        times.push(performance.now() - began);
+        await pause(200);
+      }
+    })();
+    ratios.push((await rtt()) / alone);
+    going = false;
+    await listing;
+  }
+  row(
+    `listing ${ENTRIES.toLocaleString("en")} entries, median and longest`,
+    "1,000 ms",
+    `${ms(percentile(times, 50))} and ${ms(Math.max(...times))}`,
+  );
+  row(
+    "mean round trip beside these lists, times that alone",
+    "1",
+    percentile(ratios, 50).toFixed(2),
+    `rounds ${ratios.map((ratio) => ratio.toFixed(2)).join(" ")}`,
+  );
+}
+
+async function isMisused(): Promise<void> {
+  await using vtep = await ours.vtep(...network).ready();
+  await reach(near, far.address);
+  const throughput = async () => {
+    const { received } = await iperf3(near, far, { seconds: 5, args: TCP });
+    return received.bits_per_second;
+  };
+  const ratios: number[] = [];
+  let calls = 0;
+  for (let round = 0; round < 3; round++) {
+    const alone = await throughput();
+    const end = new AbortController();
+    const misusing = misuse(vtep.socket, end.signal);
+    ratios.push((await throughput()) / alone);
+    end.abort();
+    calls += (await misusing).calls;
+  }
+  row(
+    "1 Gbit/s of TCP beside clients without manners, times that alone",
+    "0.95",
+    percentile(ratios, 50).toFixed(2),
+    `${calls.toLocaleString("en")} calls`,
+  );
+}
+
+async function remembers(): Promise<void> {
+  const limits = ["--fdb-limit", `${MANY_ENTRIES}`, "--age", "0"];
+  await using vtep = await ours.vtep(...network, ...limits).ready();
+  await learn(new Client(vtep.socket), MANY_ENTRIES - 10);
+  const status = readFileSync(`/proc/${vtep.pid}/status`, "utf8");
+  const mib = Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)![1]) / 1024;
+  row("resident with 1,000,000 entries", "200 MB", `${(mib * 1.048576).toFixed(0)} MB`);
+}
+
+async function learn(client: Client, count: number): Promise<void> {
+  const learned = async () => (await client.network("blue")).fdb.learned;
+  await until(
+    `${count} entries`,
+    async () => {
+      if ((await learned()) >= count) return true;
+      await sendFromMacs(ours, "vtep42", count + 10);
+      return (await learned()) >= count;
+    },
+    300_000,
+  );
+}
+
+/** What 20,000 datagrams and 1 Gbit/s of TCP a second go through while something happens. */
+async function beside(happens: () => Promise<void>, seconds: number): Promise<string[]> {
+  const tcp = iperf3(far, near, { seconds, args: TCP });
+  const udp = blast(near, far, { ...UDP, seconds });
+  await pause(1500);
+  await happens();
+  const { sent, lost, silence, reordered } = await udp;
+  const { received } = await tcp;
+  return [
+    `${lost} of ${sent} lost`,
+    `silence ${ms(1000 * silence)}`,
+    ...(reordered > 0 ? [`${reordered} reordered`] : []),
+    `TCP ${(received.bits_per_second / 1e9).toFixed(2)} Gbit/s`,
+  ];
+}
+
+async function reloads(): Promise<void> {
+  const file = join(scratch, "vtep.json"); // which is YAML too
+  const red = { vni: 42, bridge: "br0", peers: [theirs.address] };
+  const write = (...networks: object[]) => writeFileSync(file, JSON.stringify({ networks }));
+  write(red);
+  await using vtep = await ours.vtep("--config", file).ready();
+  const client = new Client(vtep.socket);
+  await reach(near, far.address);
+  row("beside nothing", "", ...(await beside(async () => undefined, 8)));
+  const reload = async () => {
+    for (let at = 0; at < 10; at++) {
+      write(red, ...(at % 2 === 0 ? [{ ...red, vni: 43, bridge: "blue" }] : []));
+      await client.reload();
+      await pause(300);
+    }
+  };
+  row("beside ten reloads", "0 lost", ...(await beside(reload, 8)));
+}
+
+async function restarts(): Promise<void> {
+  await using machine = await Machine.boot(ours);
+  await machine.run("node", `${PACKAGE}/dist/cli.js`, "service", "install");
+  await machine.run("mkdir", "-p", "/etc/vtep");
+  const file = `networks: [{ vni: 42, peers: [${theirs.address}], bridge: br0 }]`;
+  await machine.write("/etc/vtep/vtep.yaml", file);
+  await machine.run("systemctl", "start", "vtep");
+  await reach(near, far.address);
+  const restart = async () => void (await machine.run("systemctl", "restart", "vtep"));
+  row("beside systemctl restart", "silence 200 ms", ...(await beside(restart, 8)));
+  const kill = async () => {
+    await machine.run("systemctl", "kill", "--kill-whom=main", "--signal=SIGKILL", "vtep");
+  };
+  row("beside SIGKILL", "", ...(await beside(kill, 8)));
+  await machine.run("systemctl", "stop", "vtep");
+}
+
+function ms(time: number): string {
+  return `${Math.round(time)} ms`;
+}
