@@ -496,7 +496,7 @@ describe("vtep service", () => {
       `of another version or place (run: vtep service install): ${unit}\n`,
     );
     expect(await vtep("service", "install")).toMatch(new RegExp(`^wrote ${unit}\nunchanged `));
-    expect(await systemctl("cat", "vtep")).toContain("RestartSec=1\n");
+    expect(await systemctl("cat", "vtep")).toContain("RestartSec=100ms\n");
   });
 
   test("leaves alone what it did not write", async () => {
