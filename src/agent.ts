@@ -11,12 +11,13 @@
  * Changes go one after the other, and each is whole or not at all: what the host would refuse is
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
-import { createHash, randomInt } from "node:crypto";
+import { randomInt } from "node:crypto";
 import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Worker } from "node:worker_threads";
 import type { Logger } from "pino";
+import { type Attachment, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Capture, WHOLE } from "./capture.ts";
 import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
@@ -31,6 +32,7 @@ import {
   bringUp,
   createBridges,
   lengthenQueues,
+  linksByName,
   removeIdleBridges,
   removeTaps,
   type TapLink,
@@ -376,6 +378,27 @@ export class Agent implements Operations {
     });
   }
 
+  attachments(): Promise<readonly Attachment[]> {
+    return this.#exclusively(async () => this.#noteAttached(await linksByName()));
+  }
+
+  /** Nobody else can have the MAC of what is attached here. */
+  #noteAttached(links: Survey["links"]): Attachment[] {
+    const bridges = this.#rows().map(({ name, bridge }) => [name, bridge] as const);
+    const attached = attachmentsAmong(links, new Map(bridges));
+    const macs = new Set(attached.map(({ network, mac }) => `${network} ${mac}`));
+    const names = new Map(this.#rows().map(({ index, name }) => [index, name]));
+    this.#fdb.clear(({ origin, destination, network, macHigh, macLow }) => {
+      if (origin !== CONTROL || destination !== LOCAL) return false;
+      return !macs.has(`${names.get(network)} ${formatMac(macHigh, macLow)}`);
+    });
+    for (const { network, mac } of attached) {
+      const { macHigh, macLow } = keyOf(mac);
+      this.#fdb.set(this.#named(network).plan.index, macHigh, macLow, LOCAL, CONTROL);
+    }
+    return attached;
+  }
+
   reload(config: Config): Promise<Changes> {
     return this.#exclusively(async () => {
       const wanted = new Set(config.networks.map(({ name }) => name));
@@ -599,6 +622,7 @@ export class Agent implements Operations {
     await this.#open();
     await bringUp(this.#links());
     this.#unwanted.throwIfAborted();
+    this.#noteAttached(found.links);
     await this.#workers.forward((inUse) => this.#noteOffloads(inUse));
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
@@ -820,7 +844,8 @@ export class Agent implements Operations {
       setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
     });
     const { vni, tap, bridge, clampMss, ageSeconds } = config;
-    const mac = stableMac(local4 ?? local6!, vni);
+    // The TAP's address stays the same over restarts of this VTEP.
+    const mac = stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
     return { config, link, plan: { vni, index, tap, mac, mtu, clampMss, ageSeconds, ...remotes } };
@@ -955,12 +980,6 @@ function recollect(config: Config, workers: number, keeping: Keeping | undefined
 /** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */
 function suggestedWorkers(): number {
   return Math.max(1, Math.floor(availableParallelism() / 2));
-}
-
-/** The TAP's address: locally administered, and the same after every restart of this VTEP. */
-function stableMac(local: string, vni: number): { high: number; low: number } {
-  const digest = createHash("sha256").update(`${local} ${vni}`).digest();
-  return { high: 0x0200 | digest.readUInt8(0), low: digest.readInt32BE(1) };
 }
 
 function keyOf(text: string): Pick<FdbEntry, "macHigh" | "macLow"> {

@@ -12,6 +12,7 @@ async function program(): Promise<Command> {
     .version(version(), "--version", "print the version")
     .helpOption("--help", "print this help")
     .helpCommand(false)
+    .enablePositionalOptions() // a command's options are its own
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
   addRunCommand(vtep);

@@ -34,6 +34,8 @@ export interface Link {
   readonly link?: string;
   readonly flags?: readonly string[];
   readonly group?: string;
+  /** What its maker noted about it. */
+  readonly ifalias?: string;
   readonly addr_info?: readonly { readonly local?: string }[];
   readonly linkinfo?: {
     readonly info_kind?: string;
@@ -64,7 +66,7 @@ export async function surroundings(peers: readonly string[]): Promise<Surroundin
   return { links, addresses, routes: new Map(routes) };
 }
 
-async function linksByName(): Promise<ReadonlyMap<string, Link>> {
+export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
   const links = await query<Link>(["-d", "addr", "show"]);
   return new Map(
     links.flatMap((link) => [link.ifname, ...(link.altnames ?? [])].map((name) => [name, link])),
@@ -135,6 +137,97 @@ export async function lengthenQueues(taps: readonly TapLink[], frames: number): 
     })),
   );
   if (failed !== undefined) throw failed.error;
+}
+
+/** A veth pair: one end is the port of a bridge here, the other the interface of a container. */
+export interface Veth {
+  /** Of the end that is here. */
+  readonly name: string;
+  readonly bridge: string;
+  readonly alias: string;
+  /** Path of the container's network namespace. */
+  readonly namespace: string;
+  readonly ifname: string;
+  readonly mac: string;
+  readonly mtu: number;
+  /** With prefix lengths. */
+  readonly addresses: readonly string[];
+  readonly routes: readonly { readonly to: string; readonly via: string | undefined }[];
+}
+
+/**
+ * Makes a veth pair and sets up both of its ends, or leaves nothing and throws.
+ *
+ * Last of all the container's end is given the MAC that it has: the kernel takes that for a change, and
+ * announces the addresses (arp_notify, ndisc_notify). When the interface comes up, the bridge does not
+ * forward from its port yet.
+ */
+export async function plug(veth: Veth): Promise<void> {
+  const { name, bridge, alias, namespace, ifname, mac, mtu, addresses, routes } = veth;
+  const inside = { namespace, ifname };
+  const made = await batch([
+    {
+      does: `making ${ifname} in ${namespace}`,
+      words: [
+        ...["link", "add", "dev", name, "mtu", `${mtu}`, "type", "veth"],
+        ...["peer", "name", ifname, "address", mac, "mtu", `${mtu}`, "netns", namespace],
+      ],
+    },
+    {
+      does: `bringing up ${name}`,
+      words: ["link", "set", "dev", name, "alias", alias, "up"],
+    },
+  ]);
+  if (made?.at === 0) throw made.error;
+  const steps: [Change[], Inside?][] = [
+    [
+      [
+        ...addresses.map((address) => ({
+          does: `giving ${ifname} the address ${address}`,
+          words: [
+            ...["addr", "add", address, "dev", ifname],
+            ...(address.includes(":") ? ["nodad"] : []),
+          ],
+        })),
+        { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
+        ...routes.map(({ to, via }) => ({
+          does: `routing ${to} over ${ifname}`,
+          words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
+        })),
+      ],
+      inside,
+    ],
+    [
+      [
+        {
+          does: `joining ${name} to ${bridge}`,
+          words: ["link", "set", "dev", name, "master", bridge],
+        },
+      ],
+    ],
+    [
+      [
+        {
+          does: `announcing ${ifname}`,
+          words: ["link", "set", "dev", ifname, "address", mac],
+        },
+      ],
+      inside,
+    ],
+  ];
+  let failed = made;
+  for (const [changes, where] of steps) failed ??= await batch(changes, [], where);
+  if (failed === undefined) return;
+  await unplug(name);
+  throw failed.error;
+}
+
+/** Removes a link, whose other end goes with it; false when there is none. */
+export async function unplug(name: string): Promise<boolean> {
+  const failed = await batch([{ does: `removing ${name}`, words: ["link", "del", "dev", name] }]);
+  if (failed === undefined) return true;
+  if (failed.error.message.includes("Cannot find device")) return false;
+  throw failed.error;
 }
 
 /** Makes bridges and brings them up: all of them, or none and throws. */
@@ -242,12 +335,13 @@ interface Change {
 async function batch(
   changes: readonly Change[],
   options: readonly string[] = [],
+  inside?: Inside,
 ): Promise<{ at: number; error: VtepError } | undefined> {
   if (changes.length === 0) return undefined;
   const lines = changes.map(({ words }) => words);
   const said = lines.flat().some((word) => UNWRITABLE.test(word))
-    ? await oneByOne(lines, options)
-    : await ip([...options, "-batch", "-"], lines);
+    ? await oneByOne(lines, options, inside)
+    : await ip([...options, "-batch", "-"], lines, inside);
   if (said === undefined || said.code === 0) return undefined;
   const at = said.line === undefined ? changes.length : said.line - 1;
   const does = changes[at]?.does ?? "changing links";
@@ -266,10 +360,11 @@ const UNWRITABLE = /[#'"\\]/;
 async function oneByOne(
   lines: readonly (readonly string[])[],
   options: readonly string[],
+  inside: Inside | undefined,
 ): Promise<Said | undefined> {
   let first: Said | undefined;
   for (const [at, words] of lines.entries()) {
-    const said = await ip(words);
+    const said = await ip(words, [], inside);
     if (said.code === 0) continue;
     first ??= { ...said, line: at + 1 };
     if (!options.includes("-force")) break;
@@ -278,6 +373,19 @@ async function oneByOne(
 }
 
 const KERNEL_SAYS = "RTNETLINK answers: ";
+
+/** The namespace of a container, and its interface there, which is to announce its addresses. */
+interface Inside {
+  readonly namespace: string;
+  readonly ifname: string;
+}
+
+/** Settings of an interface can be reached from its namespace only. */
+const ANNOUNCING = `
+for setting in ipv4/conf/$0/arp_notify ipv6/conf/$0/ndisc_notify; do
+  echo 1 >/proc/sys/net/$setting
+done 2>/dev/null
+exec ip "$@"`;
 
 interface Said {
   readonly stdout: string;
@@ -291,9 +399,14 @@ interface Said {
 async function ip(
   args: readonly string[],
   lines: readonly (readonly string[])[] = [],
+  inside?: Inside,
 ): Promise<Said> {
+  const command =
+    inside === undefined
+      ? ["ip", ...args]
+      : ["nsenter", `--net=${inside.namespace}`, "sh", "-c", ANNOUNCING, inside.ifname, ...args];
   // In a session of its own: a terminal's Ctrl-C is for us, and must not end it half-way.
-  const child = spawn("ip", args, { detached: true });
+  const child = spawn(command[0]!, command.slice(1), { detached: true });
   const ended = once(child, "close") as Promise<[code: number | null]>;
   try {
     if (child.pid === undefined) await ended; // throws why; it may not even have streams

@@ -5,6 +5,7 @@
  * A request that is refused throws VtepError and has changed nothing. Networks go by their name.
  * Changes made here last until the agent ends or reloads; the configuration file stays as it is.
  */
+import type { Attachment } from "./attachments.ts";
 import type { Config, NetworkConfig } from "./config.ts";
 import type { Counter, DropReason } from "./counters.ts";
 import type { Capabilities, Offloads } from "./device.ts";
@@ -124,6 +125,8 @@ export type AgentEvent =
   | { readonly event: "missed"; readonly count: number };
 
 export interface Operations {
+  /** Containers' interfaces on the bridges of networks, as the host has them now. */
+  attachments(): Promise<readonly Attachment[]>;
   status(): AgentStatus;
   /** All that were ever known, in the order in which they became so. */
   remotes(): readonly RemoteStatus[];

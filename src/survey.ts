@@ -9,6 +9,8 @@ import { type Link, type Route, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
 
 export interface Survey {
+  /** Every interface of this host. */
+  readonly links: Links;
   readonly local4: string | undefined;
   readonly local6: string | undefined;
   /** MTU of each network's TAP, in the order of the configuration. */
@@ -43,7 +45,7 @@ export async function survey(
     checkPeers(network, [local4, local6], routes);
   }
   const mtus = config.networks.map((network) => mtuOf(network, routes));
-  return { local4, local6, mtus, missingBridges: [...missingBridges] };
+  return { links, local4, local6, mtus, missingBridges: [...missingBridges] };
 }
 
 /** Of each family in use: the configured address, else the source of the route to its first peer. */

@@ -5,6 +5,7 @@
 import { type IncomingMessage, request } from "node:http";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
+import type { Attachment } from "../attachments.ts";
 import { type ErrorCode, VtepError } from "../errors.ts";
 import type { Explanation, Question } from "../explain.ts";
 import type {
@@ -81,6 +82,11 @@ export class Client {
 
   flushFdb(filter: Omit<FdbFilter, "origin"> = {}): Promise<{ readonly flushed: number }> {
     return this.#call("DELETE", `/v1/fdb${queryOf(filter)}`);
+  }
+
+  /** What is attached now; the agent looks. */
+  attachments(): Promise<Attachment[]> {
+    return this.#call("GET", "/v1/attachments");
   }
 
   remotes(): Promise<RemoteStatus[]> {

@@ -78,6 +78,15 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
   );
 
   app.get(
+    "/v1/attachments",
+    describe("containers' interfaces on the bridges of networks, as the host has them now", {
+      200: v.array(schemas.attachment),
+    }),
+    query(schemas.nothing),
+    async (c) => c.json(await operations.attachments()),
+  );
+
+  app.get(
     "/v1/networks",
     describe("all networks", { 200: v.array(schemas.networkStatus) }),
     query(schemas.nothing),

@@ -4,6 +4,7 @@
  * answers when they are tested. A network's is the configuration's own.
  */
 import * as v from "valibot";
+import type { Attachment } from "../attachments.ts";
 import { WHOLE } from "../capture.ts";
 import { address, LOG_LEVELS, networkEntries } from "../config.ts";
 import { Counter, Drop } from "../counters.ts";
@@ -102,6 +103,19 @@ export const remoteStatus = named(
     state: v.picklist(["silent", "up", "down"]),
   }),
 ) satisfies v.GenericSchema<RemoteStatus>;
+
+export const attachment = named(
+  "Attachment",
+  "an interface of a container on the bridge of a network",
+  v.object({
+    network: v.string(),
+    target: v.string(),
+    ifname: v.string(),
+    mac: v.string(),
+    addresses: v.array(v.string()),
+    link: v.string(),
+  }),
+) satisfies v.GenericSchema<Given<Attachment>>;
 
 export const fdbEntry = named(
   "FdbEntry",

@@ -1,5 +1,6 @@
 /** Every command but `vtep run`, which has no time to load them. */
 import type { Command } from "commander";
+import { addAttachCommands } from "./attach.ts";
 import { addCaptureCommand } from "./capture.ts";
 import { addCompletionCommand } from "./completion.ts";
 import { addConfigCommand } from "./config.ts";
@@ -13,6 +14,7 @@ import { addTopCommand } from "./top.ts";
 
 export function addOtherCommands(vtep: Command): void {
   addNetworkCommands(vtep);
+  addAttachCommands(vtep);
   addFdbCommands(vtep);
   addControlCommands(vtep);
   addCaptureCommand(vtep);

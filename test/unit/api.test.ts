@@ -147,6 +147,7 @@ describe("the description", () => {
       "delete /v1/networks/{name}/fdb/{mac}",
       "delete /v1/networks/{name}/peers/{address}",
       "get /metrics",
+      "get /v1/attachments",
       "get /v1/capture",
       "get /v1/events",
       "get /v1/fdb",

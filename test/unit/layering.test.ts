@@ -26,6 +26,8 @@ const LAYERS: readonly Layer[] = [
   // Facts in, findings out: whatever fault can be written down can be tested.
   { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
   { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
+  // Asks an agent, and makes the links that the agent may not.
+  { name: "attaching", files: /^attach\.ts$/, mutual: false, outside: ANYTHING },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
@@ -33,6 +35,12 @@ const LAYERS: readonly Layer[] = [
   { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
+  {
+    name: "attachments",
+    files: /^attachments\.ts$/,
+    mutual: false,
+    outside: /^node:crypto$/,
+  },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
   { name: "version", files: /^version\.ts$/, mutual: false, outside: /^node:fs$/ },

@@ -1,3 +1,4 @@
+import type { Attachment } from "../../src/attachments.ts";
 import type { Config, NetworkConfig } from "../../src/config.ts";
 import { Counter } from "../../src/counters.ts";
 import { VtepError } from "../../src/errors.ts";
@@ -72,6 +73,12 @@ export class MemoryOperations implements Operations {
       drops: {},
       fdb: { learned: this.entries.length, control: 0, static: 0 }, // the agent tells them apart
     };
+  }
+
+  async attachments(): Promise<Attachment[]> {
+    const container = { target: "/run/netns/web", ifname: "eth0", link: "vt0123456789ab" };
+    const addresses = { mac: "02:00:00:00:00:09", addresses: ["192.0.2.9/24"] };
+    return [{ network: "blue", ...container, ...addresses }];
   }
 
   remotes(): RemoteStatus[] {

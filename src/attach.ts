@@ -1,0 +1,193 @@
+/**
+ * Attaches a container to a network of a running agent, and detaches it: by whoever may make links, which
+ * the agent's own sandbox need not permit, so the agent is only told.
+ *
+ * Attaching is idempotent, and whole or not at all.
+ */
+import { statSync } from "node:fs";
+import ipaddr from "ipaddr.js";
+import type { Client } from "./api/client.ts";
+import { type Attachment, aliasOf, attachmentOf, linkName, stableMac } from "./attachments.ts";
+import { VtepError } from "./errors.ts";
+import { linksByName, plug, unplug } from "./host.ts";
+import type { NetworkStatus } from "./operations.ts";
+import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
+
+/** What an interface of a container is to be. */
+export interface Wanted {
+  readonly network: string;
+  /** Path of its network namespace. */
+  readonly target: string;
+  /** Whose it is; unless told, the namespace's. */
+  readonly owner?: string | undefined;
+  readonly ifname: string;
+  /** With prefix lengths. */
+  readonly addresses: readonly string[];
+  /** Where what is for elsewhere goes. */
+  readonly gateways: readonly string[];
+  readonly routes: readonly { readonly to: string; readonly via: string | undefined }[];
+  /** Unless told, one that stays the same for the same owner, interface and host. */
+  readonly mac: string | undefined;
+  /** Unless told, the network's. */
+  readonly mtu: number | undefined;
+}
+
+/** What was attached, with what follows from the network. */
+export interface Attached extends Attachment {
+  readonly mtu: number;
+  /** False when it was there already, as it is wanted. */
+  readonly isNew: boolean;
+}
+
+/**
+ * Throws VtepError: NOT_FOUND without such a network or target, USAGE for what cannot be, CONFLICT where
+ * something else has the interface or the address, LINK and PERMISSION from the host.
+ */
+export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
+  const { ifname, target } = wanted;
+  const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
+  const bridge = bridgeOf(network);
+  const mtu = mtuOf(wanted, network);
+  checkInterface(ifname);
+  const addresses = wanted.addresses.map(checkedPrefix);
+  const routes = [
+    ...wanted.gateways.map((via) => ({ to: via.includes(":") ? "::/0" : "0.0.0.0/0", via })),
+    ...wanted.routes,
+  ];
+  checkRoutes(routes, addresses);
+  const owner = wanted.owner ?? namespaceId(target);
+  const link = linkName(owner, ifname);
+  const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
+  const attachment = { network: network.name, target, ifname, mac, addresses, link };
+  const alias = aliasOf(attachment);
+  const links = await linksByName();
+  const before = links.get(link);
+  if (before !== undefined) {
+    if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
+    throw new VtepError(
+      "CONFLICT",
+      `${ifname} of ${target} is attached already, in another way: detach it first`,
+    );
+  }
+  checkUnused(
+    attachment,
+    [...new Set(links.values())].flatMap((each) => attachmentOf(each) ?? []),
+  );
+  await plug({ name: link, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
+  await client.attachments().catch(async (error: unknown) => {
+    await unplug(link);
+    throw error;
+  });
+  return { ...attachment, mtu, isNew: true };
+}
+
+/** Detaches an interface of an owner; false when it was not attached. The agent may be away. */
+export async function detach(client: Client, owner: string, ifname: string): Promise<boolean> {
+  const was = await unplug(linkName(owner, ifname));
+  if (was) await client.attachments().catch(() => undefined); // it will look when it is back
+  return was;
+}
+
+/** What tells a network namespace from any other, however it is called. Throws VtepError NOT_FOUND. */
+export function namespaceId(path: string): string {
+  try {
+    const { dev, ino } = statSync(path);
+    return `${dev}:${ino}`;
+  } catch (error) {
+    throw new VtepError("NOT_FOUND", `${path} is not there: name a network namespace`, error);
+  }
+}
+
+function bridgeOf({ name, bridge }: NetworkStatus): string {
+  if (bridge !== undefined) return bridge;
+  throw new VtepError(
+    "USAGE",
+    `network ${name} has no bridge that containers could be attached to: give it one (bridge: NAME)`,
+  );
+}
+
+function mtuOf({ mtu }: Wanted, { name, mtu: largest }: NetworkStatus): number {
+  if (mtu === undefined) return largest;
+  if (mtu <= largest) return mtu;
+  throw new VtepError("USAGE", `MTU ${mtu} is more than the ${largest} of network ${name}`);
+}
+
+function checkInterface(name: string): void {
+  if (/^(?!\.{1,2}$)[^\s/:%|]{1,15}$/.test(name)) return;
+  throw new VtepError(
+    "USAGE",
+    `${JSON.stringify(name)} cannot name an interface: at most 15 characters, no spaces, "/", ":", "%" or "|"`,
+  );
+}
+
+/** As given, else one of this host's own, so that another host does not come to the same. */
+function macOf(text: string | undefined, otherwise: string): string {
+  const mac = text === undefined ? stableMac(otherwise) : parseMac(text);
+  if (mac !== undefined && !isMulticast(mac.high) && !isZero(mac.high, mac.low)) {
+    return formatMac(mac.high, mac.low);
+  }
+  throw new VtepError("USAGE", `${JSON.stringify(text)} is not the MAC address of a station`);
+}
+
+/** As it is spelt usually. */
+function checkedPrefix(text: string): string {
+  if (ipaddr.isValidCIDR(text)) {
+    const [address, length] = ipaddr.parseCIDR(text);
+    const isStation = !["multicast", "unspecified", "broadcast"].includes(address.range());
+    if (isStation) return `${address.toString()}/${length}`;
+  }
+  throw new VtepError(
+    "USAGE",
+    `${JSON.stringify(text)} is not the address of a station with its prefix length (192.0.2.7/24)`,
+  );
+}
+
+/** The kernel would say "Nexthop has invalid gateway". */
+function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): void {
+  const subnets = addresses.map((address) => ipaddr.parseCIDR(address));
+  for (const { to, via } of routes) {
+    if (!ipaddr.isValidCIDR(to)) {
+      throw new VtepError(
+        "USAGE",
+        `${JSON.stringify(to)} is not a network to route (192.0.2.0/24)`,
+      );
+    }
+    if (via === undefined) continue;
+    if (!ipaddr.isValid(via)) {
+      throw new VtepError("USAGE", `${JSON.stringify(via)} is not an address`);
+    }
+    const gateway = ipaddr.parse(via);
+    const isNear = subnets.some(
+      (subnet) => subnet[0].kind() === gateway.kind() && gateway.match(subnet),
+    );
+    if (isNear || (gateway.kind() === "ipv6" && gateway.range() === "linkLocal")) continue;
+    const those = addresses.join(", ") || "it has none";
+    throw new VtepError(
+      "USAGE",
+      `${via} is in no subnet of the container's addresses (${those}): give it one in that subnet`,
+    );
+  }
+}
+
+function checkUnused(wanted: Attachment, others: readonly Attachment[]): void {
+  for (const other of others) {
+    if (other.network !== wanted.network) continue;
+    if (other.mac === wanted.mac) {
+      throw new VtepError(
+        "CONFLICT",
+        `${wanted.mac} is the MAC of ${other.ifname} of ${other.target}`,
+      );
+    }
+    const used = new Set(other.addresses.map(bare));
+    const twice = wanted.addresses.map(bare).find((address) => used.has(address));
+    if (twice === undefined) continue;
+    throw new VtepError(
+      "CONFLICT",
+      `${twice} is used already, by ${other.ifname} of ${other.target}`,
+    );
+  }
+}
+
+function bare(prefix: string): string {
+  return prefix.split("/")[0]!;
+}

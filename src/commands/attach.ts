@@ -1,0 +1,101 @@
+/** `vtep attach` and `vtep detach`: containers on the networks of a running agent. */
+import type { Command } from "commander";
+import type { Client } from "../api/client.ts";
+import { attach, detach, namespaceId } from "../attach.ts";
+import { VtepError } from "../errors.ts";
+import { type Answer, ask, type Options } from "./ask.ts";
+import { paper, table } from "./table.ts";
+
+const TARGET = `
+TARGET is the network namespace of a container: a name that "ip netns" knows, a path, or the ID of one of
+its processes.`;
+
+export function addAttachCommands(vtep: Command): void {
+  const command = ask(
+    vtep,
+    "attach <TARGET>",
+    "Give a container an interface in a network of a running agent",
+    add,
+  )
+    .option("--network <NETWORK>", "the network, which needs a bridge")
+    .option("--ifname <NAME>", "name of the interface in the container", "eth0")
+    .option("--ip <CIDR...>", "addresses of the interface, with their prefix lengths")
+    .option("--gateway <ADDR...>", "where what is for elsewhere goes; of each family one")
+    .option("--route <CIDR=VIA...>", "what goes elsewhere than that; without =VIA, straight out")
+    .option("--mac <MAC>", "its MAC address (default: one that stays the same)")
+    .option("--mtu <N>", "its MTU (default: the network's)")
+    .addHelpText("after", TARGET)
+    .enablePositionalOptions(); // those of "list" are its own
+  ask(command, "list", "list what is attached", list);
+  ask(vtep, "detach <TARGET>", "Take such an interface away again", remove)
+    .option("--ifname <NAME>", "name of the interface in the container", "eth0")
+    .addHelpText("after", TARGET);
+}
+
+async function add(client: Client, [target]: readonly string[], options: Options): Promise<Answer> {
+  const { network, ifname, ip = [], gateway = [], route = [], mac, mtu } = options;
+  if (network === undefined) {
+    throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
+  }
+  const attached = await attach(client, {
+    network: network as string,
+    target: namespaceOf(target!),
+    ifname: ifname as string,
+    addresses: ip as string[],
+    gateways: gateway as string[],
+    routes: (route as string[]).map(routeOf),
+    mac: mac as string | undefined,
+    mtu: mtu === undefined ? undefined : mtuOf(mtu as string),
+  });
+  const { isNew, ...data } = attached;
+  const addresses = data.addresses.length === 0 ? "" : `, ${data.addresses.join(", ")}`;
+  const what = `${data.ifname} of ${target} is in network ${data.network}`;
+  return {
+    data,
+    text: `${what}${isNew ? "" : " already"}: ${data.mac}, MTU ${data.mtu}${addresses}`,
+  };
+}
+
+async function list(client: Client): Promise<Answer> {
+  const data = await client.attachments();
+  const columns = [
+    { title: "NETWORK", shrinks: true },
+    { title: "TARGET", shrinks: true },
+    { title: "INTERFACE" },
+    { title: "MAC" },
+    { title: "ADDRESSES", shrinks: true },
+    { title: "LINK" },
+  ];
+  const rows = data.map(({ network, target, ifname, mac, addresses, link }) => {
+    return [network, target, ifname, mac, addresses.join(" ") || "-", link];
+  });
+  return { data, text: table(columns, rows.sort(), paper()) };
+}
+
+async function remove(
+  client: Client,
+  [target]: readonly string[],
+  { ifname }: Options,
+): Promise<Answer> {
+  const path = namespaceOf(target!);
+  const detached = await detach(client, namespaceId(path), ifname as string);
+  const text = detached ? "is detached" : "was not attached";
+  return { data: { detached }, text: `${ifname} of ${target} ${text}` };
+}
+
+function namespaceOf(target: string): string {
+  if (/^\d+$/.test(target)) return `/proc/${target}/ns/net`;
+  return target.includes("/") ? target : `/run/netns/${target}`;
+}
+
+function routeOf(text: string): { to: string; via: string | undefined } {
+  const [to = "", via, ...more] = text.split("=");
+  if (more.length === 0) return { to, via };
+  throw new VtepError("USAGE", `--route ${JSON.stringify(text)} must be CIDR or CIDR=VIA`);
+}
+
+function mtuOf(text: string): number {
+  const mtu = Number(text);
+  if (/^\d+$/.test(text) && mtu >= 68) return mtu;
+  throw new VtepError("USAGE", `--mtu ${text} must be a whole number from 68`);
+}

@@ -1,0 +1,252 @@
+import { existsSync } from "node:fs";
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Attachment } from "../../src/attachments.ts";
+import { Lab } from "../lab/lab.ts";
+import { create, type Finished, Namespace } from "../lab/namespace.ts";
+import { ping, reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const there = await theirs.container(); // 192.168.0.x of the lab's own
+await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+const prefix = there.address.replace(/\d+$/, "");
+const ADDRESS = `${prefix}201`;
+
+const box = new Namespace(`${ours.name}box`);
+const other = new Namespace(`${ours.name}box2`);
+ours.guests.push(box, other);
+
+let vtep: Vtep;
+beforeEach(async () => {
+  await create(box, other);
+  vtep = await start();
+});
+afterEach(async () => {
+  await vtep[Symbol.asyncDispose]();
+  for (const { name } of [box, other]) await ours.finish(["ip", "netns", "del", name]);
+  await until("no veth", async () => (await ours.links()).every((link) => !link.startsWith("vt")));
+});
+
+function start(...more: string[]): Promise<Vtep> {
+  const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+  return ours.vtep(...network, ...more).ready();
+}
+
+/** A command of ours to its end. */
+function run(...words: string[]): Promise<Finished> {
+  return ours.finish(["node", cli, ...words, "--socket", vtep.socket]);
+}
+
+async function attach(target: string, ...options: string[]): Promise<Finished> {
+  return run("attach", target, "--network", "blue", ...options);
+}
+
+async function attached(): Promise<Attachment[]> {
+  return JSON.parse((await run("attach", "list", "--json")).stdout);
+}
+
+/** What is left of an attachment. */
+async function remains() {
+  const inside = await box.finish(["ip", "-json", "link", "show", "type", "veth"]);
+  const links = (await ours.links()).filter((link) => link.startsWith("vt") && link !== "vtep42");
+  return { links, inside: JSON.parse(inside.stdout || "[]").length, attached: await attached() };
+}
+const NOTHING = { links: [], inside: 0, attached: [] };
+
+describe("a container that is attached", () => {
+  test.each([
+    ["by the name of its namespace", () => box.name],
+    ["by a path", () => `/run/netns/${box.name}`],
+  ])("%s, reaches whoever is in the network", async (_, target) => {
+    const options = ["--ip", `${ADDRESS}/24`, "fd07::201/64", "--gateway", `${prefix}1`];
+    const { code, stdout, stderr } = await attach(target(), ...options);
+    expect([code, stderr]).toEqual([0, ""]);
+    expect(stdout).toMatch(/^eth0 of \S+ is in network blue: 0[2367ae]:\S+, MTU 1450, /);
+    await reach(box, there.address);
+    const [link] = JSON.parse(await box.run("ip", "-json", "addr", "show", "eth0"));
+    expect(link).toMatchObject({ mtu: 1450, operstate: "UP" });
+    const [here] = await attached();
+    expect(here).toMatchObject({
+      network: "blue",
+      ifname: "eth0",
+      mac: link.address,
+      addresses: [`${ADDRESS}/24`, "fd07::201/64"],
+    });
+    expect(await box.run("ip", "route", "show", "default")).toContain(`via ${prefix}1 dev eth0`);
+    expect((await run("detach", target())).code).toBe(0);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("by the ID of one of its processes, under a name of its own", async () => {
+    const process = box.spawn("sleep", "60");
+    try {
+      const pid = `${process.pid}`;
+      const options = ["--ifname", "net7", "--mac", "02:00:00:00:00:77", "--mtu", "1400"];
+      const first = await attach(pid, ...options, "--ip", `${ADDRESS}/24`);
+      expect(first).toMatchObject({ code: 0, stderr: "" });
+      const [link] = JSON.parse(await box.run("ip", "-json", "link", "show", "net7"));
+      expect(link).toMatchObject({ address: "02:00:00:00:00:77", mtu: 1400 });
+      await reach(box, there.address);
+      // The same namespace, by another of its names.
+      expect(await run("detach", box.name, "--ifname", "net7")).toMatchObject({ code: 0 });
+      expect(await remains()).toEqual(NOTHING);
+    } finally {
+      process.kill();
+    }
+  });
+
+  test("is announced to who has known its address behind another MAC", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    await reach(there, ADDRESS);
+    await run("detach", box.name);
+    await attach(other.name, "--ip", `${ADDRESS}/24`);
+    expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
+  });
+
+  test("has a MAC that no remote can take over", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    const [{ mac }] = (await attached()) as [Attachment];
+    const entry = async () => JSON.parse((await run("fdb", "list", "--mac", mac, "--json")).stdout);
+    expect(await entry()).toMatchObject([{ destination: "local", origin: "control" }]);
+    await run("detach", box.name);
+    expect(
+      (await entry()).filter(({ origin }: { origin: string }) => origin === "control"),
+    ).toEqual([]);
+  });
+
+  test("twice is attached once, and stays the same", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    const before = await attached();
+    const again = await attach(box.name, "--ip", `${ADDRESS}/24`);
+    expect(again).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("network blue already"),
+    });
+    expect(await attached()).toEqual(before);
+    expect(await attach(box.name, "--ip", `${prefix}202/24`)).toMatchObject({
+      code: 1,
+      stderr: `vtep: eth0 of /run/netns/${box.name} is attached already, in another way: detach it first\n`,
+    });
+    expect(await attached()).toEqual(before);
+  });
+
+  test("is known to an agent that was started again, and gone with its namespace", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    const before = await attached();
+    await vtep.stop();
+    expect((await ours.links()).some((link) => link === before[0]!.link)).toBe(true);
+    vtep = await start();
+    expect(await attached()).toEqual(before);
+    await reach(box, there.address);
+    await ours.run("ip", "netns", "del", box.name);
+    await until("nothing attached", async () => (await attached()).length === 0);
+    expect(existsSync(`/run/netns/${box.name}`)).toBe(false);
+  });
+});
+
+describe("what cannot be is refused, and leaves nothing", () => {
+  test.each([
+    ["a network unknown", ["--network", "red"], 1, /^vtep: there is no network "red"/],
+    ["a name too long", ["--ifname", "abcdefghijklmnop"], 2, /cannot name an interface/],
+    ["no address", ["--ip", "x/24"], 2, /"x\/24" is not the address of a station/],
+    ["a group's address", ["--ip", "224.0.0.1/24"], 2, /is not the address of a station/],
+    ["an MTU too large", ["--mtu", "1451"], 2, /MTU 1451 is more than the 1450 of network blue/],
+    ["no MTU", ["--mtu", "x"], 2, /must be a whole number from 68/],
+    ["a group's MAC", ["--mac", "01:00:5e:00:00:01"], 2, /is not the MAC address of a station/],
+    ["a gateway elsewhere", ["--ip", "10.9.9.9/24", "--gateway", "10.8.8.8"], 2, /is in no subnet/],
+    ["no route", ["--route", "x=y=z"], 2, /must be CIDR or CIDR=VIA/],
+  ])("%s", async (_, options, code, message) => {
+    const found = await attach(box.name, ...options);
+    expect([found.code, found.stdout]).toEqual([code, ""]);
+    expect(found.stderr).toMatch(message);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("a namespace that is gone", async () => {
+    const found = await attach("nowhere");
+    expect(found).toMatchObject({
+      code: 1,
+      stderr: "vtep: /run/netns/nowhere is not there: name a network namespace\n",
+    });
+  });
+
+  test("something that is no namespace", async () => {
+    const found = await attach("/etc/hostname");
+    expect([found.code, found.stderr]).toEqual([1, expect.stringMatching(/^vtep: making eth0 in/)]);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("an interface that is taken", async () => {
+    await box.run("ip", "link", "add", "eth0", "type", "bridge");
+    const found = await attach(box.name);
+    expect([found.code, found.stderr]).toEqual([1, expect.stringContaining("File exists")]);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("an address, or a MAC, that another container has", async () => {
+    const mac = "02:00:00:00:00:77";
+    await attach(box.name, "--ip", `${ADDRESS}/24`, "--mac", mac);
+    const before = await attached();
+    const first = await attach(other.name, "--ip", `${ADDRESS}/24`);
+    expect([first.code, first.stderr]).toEqual([
+      1,
+      expect.stringContaining("is used already, by eth0"),
+    ]);
+    const second = await attach(other.name, "--mac", mac);
+    expect([second.code, second.stderr]).toEqual([
+      1,
+      expect.stringContaining(`${mac} is the MAC of eth0`),
+    ]);
+    expect(await attached()).toEqual(before);
+  });
+
+  test("half-way: an address that the kernel refuses", async () => {
+    const found = await attach(box.name, "--ip", `${ADDRESS}/24`, `${ADDRESS}/24`);
+    expect([found.code, found.stderr]).toEqual([
+      1,
+      expect.stringContaining("giving eth0 the address"),
+    ]);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("an agent that is away: exit code 3, but detaching goes on", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    await vtep.stop();
+    expect((await attach(other.name)).code).toBe(3);
+    expect(await run("detach", box.name)).toMatchObject({ code: 0 });
+    expect(await run("detach", box.name)).toMatchObject({
+      code: 0,
+      stdout: `eth0 of ${box.name} was not attached\n`,
+    });
+  });
+
+  test("a network without a bridge", async () => {
+    await vtep.stop();
+    const alone = ["--vni", "42", "--name", "blue", "--peer", theirs.address];
+    vtep = await ours.vtep(...alone).ready();
+    const found = await attach(box.name);
+    expect([found.code, found.stderr]).toEqual([2, expect.stringContaining("blue has no bridge")]);
+  });
+});
+
+test("two hundred times leaves no link and no entry behind", async () => {
+  const module = (name: string) =>
+    JSON.stringify(new URL(`../../src/${name}`, import.meta.url).href);
+  const code = `
+    const { attach, detach, namespaceId } = await import(${module("attach.ts")});
+    const { Client } = await import(${module("api/client.ts")});
+    const client = new Client(${JSON.stringify(vtep.socket)});
+    const target = "/run/netns/${box.name}";
+    const wanted = { network: "blue", target, ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [] };
+    for (let turn = 0; turn < 200; turn++) {
+      await attach(client, wanted);
+      if (!(await detach(client, namespaceId(target), "eth0"))) throw new Error("it was not attached");
+    }`;
+  await ours.run("node", "--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code);
+  expect(await remains()).toEqual(NOTHING);
+  const entries = JSON.parse((await run("fdb", "list", "--origin", "control", "--json")).stdout);
+  expect(entries).toEqual([]);
+}, 120_000);
