@@ -112,7 +112,7 @@ build() {
     npm run --silent build:native
     touch build/Release/vtep.node # make leaves it alone when nothing that matters has changed
   fi
-  if older_than dist/cli.js src package.json tsconfig.json packaging/bundle.mjs; then
+  if older_than dist/cli.js src package.json package-lock.json tsconfig.json packaging/bundle.mjs; then
     say "compiling TypeScript"
     npm run --silent build:ts
   fi

@@ -16,7 +16,7 @@ import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
 import { misuse, sendFromMacs } from "../test/lab/misuse.ts";
 import { Machine, PACKAGE } from "../test/lab/systemd.ts";
-import { iperf3, ping, reach } from "../test/lab/traffic.ts";
+import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { until } from "../test/lab/until.ts";
 import { cli } from "../test/lab/vtep.ts";
 import { blast } from "./blast.ts";
@@ -66,9 +66,8 @@ async function starts(): Promise<void> {
     const child = host.spawn("node", ...args);
     child.stdin.end();
     const gone = once(child, "close");
-    if (said !== undefined) {
-      for await (const chunk of child.stdout) if (`${chunk}`.includes(said)) break;
-    } else await gone;
+    if (said !== undefined) await hears(child.stdout, said);
+    else await gone;
     const ms = performance.now() - began;
     child.kill();
     await gone;
@@ -148,7 +147,9 @@ async function isMisused(): Promise<void> {
     const misusing = misuse(vtep.socket, end.signal);
     ratios.push((await throughput()) / alone);
     end.abort();
-    calls += (await misusing).calls;
+    const answers = await misusing;
+    if (answers.wrong.length > 0) throw new Error(`wrong answers: ${answers.wrong[0]}`);
+    calls += answers.calls;
   }
   row(
     "1 Gbit/s of TCP beside clients without manners, times that alone",

@@ -2,8 +2,9 @@
  * Compiles src/ to dist/, with the modules that it uses: a start then reads a dozen files instead of some
  * four hundred, which is most of what starting takes.
  *
- * dist/cli.js is the command; dist/parts/ holds what it loads, by what loads it, among it the entry of a
- * forwarding thread. Left outside are raw-socket, which is optional and has an addon of its own, and the
+ * dist/cli.js is the command; dist/parts/ holds what it loads, among it the entry of a forwarding thread.
+ * Whatever finds a file by where its own is (`import.meta.url`) is in dist/parts/, which is as deep in
+ * this package as the directories of src/ that it is in. Left outside are raw-socket, which is optional and has an addon of its own, and the
  * validators that hono-openapi would load for users of others than ours. dist/LICENSES.txt has the terms
  * of all that is inside.
  */
@@ -33,6 +34,10 @@ const { metafile } = await build({
   logLevel: "warning",
 });
 await chmod("dist/cli.js", 0o755);
+for (const file of Object.keys(metafile.outputs["dist/cli.js"].inputs)) {
+  if (!readFileSync(file, "utf8").includes("import.meta.url")) continue;
+  throw new Error(`${file} would look for files from dist/, and not from dist/parts/`);
+}
 
 const inside = new Set(
   Object.keys(metafile.inputs).flatMap((file) => {
@@ -40,9 +45,14 @@ const inside = new Set(
   }),
 );
 const terms = [...inside].sort().map((directory) => {
-  const { name, version, license } = JSON.parse(readFileSync(join(directory, "package.json")));
+  const { name, version, license, author } = JSON.parse(
+    readFileSync(join(directory, "package.json"), "utf8"),
+  );
   const file = readdirSync(directory).find((each) => /^licen[cs]e/i.test(each));
-  const text = file === undefined ? "" : readFileSync(join(directory, file), "utf8").trim();
+  const text =
+    file === undefined
+      ? `By ${author?.name ?? author ?? "its contributors"}; its package has no text of the license.`
+      : readFileSync(join(directory, file), "utf8").trim();
   return `${name} ${version} (${license})\n\n${text}\n`;
 });
 writeFileSync("dist/LICENSES.txt", terms.join(`\n${"-".repeat(72)}\n\n`));

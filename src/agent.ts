@@ -15,7 +15,6 @@ import { randomInt } from "node:crypto";
 import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
-import type { Worker } from "node:worker_threads";
 import type { Logger } from "pino";
 import { type Attachment, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Capture, WHOLE } from "./capture.ts";
@@ -31,10 +30,10 @@ import {
   adjustTap,
   bringUp,
   createBridges,
-  lengthenQueues,
   linksByName,
   removeIdleBridges,
   removeTaps,
+  resizeQueues,
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
@@ -68,14 +67,13 @@ import {
 } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
-import { Workers } from "./workers.ts";
+import { type Thread, Workers } from "./workers.ts";
 
 /** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
-/** What a TAP keeps for its reader: as the kernel has it for every Ethernet, and while there is none because of a restart. */
-const QUEUE_FRAMES = 1000;
+/** Frames that a TAP keeps for its reader, at least, while there is none because of a restart. */
 const PARKED_FRAMES = 10_000;
 /** When what was kept meanwhile has been read. */
 const DRAINED_MS = 2000;
@@ -135,7 +133,7 @@ interface Beginnings {
   readonly found: Survey;
   readonly log: Logger;
   readonly unwanted: AbortSignal;
-  readonly first: Worker;
+  readonly first: Thread;
   readonly before: Recollection;
   readonly keeping: Keeping | undefined;
 }
@@ -164,6 +162,8 @@ export class Agent implements Operations {
   #metrics: Promise<Metrics> | undefined;
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
+  /** How long the queues of TAPs are to be again; a restart made them longer. */
+  readonly #queues: Map<string, number>;
   #opened: Opened | undefined;
   /** The capture that is under way. */
   #capturing: { end(): Promise<void> } | undefined;
@@ -182,7 +182,7 @@ export class Agent implements Operations {
     config: Config,
     log: Logger,
     unwanted: AbortSignal,
-    first: Worker,
+    first: Thread,
     keeping?: Keeping,
   ): Promise<Agent | undefined> {
     const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
@@ -236,6 +236,7 @@ export class Agent implements Operations {
       kept: before.kept,
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
+    this.#queues = new Map(Object.entries(before.snapshot?.queues ?? {}));
     for (const [at, network] of config.networks.entries()) {
       const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
       this.#live.set(network.name, live);
@@ -429,7 +430,10 @@ export class Agent implements Operations {
 
   /** For Prometheus: the media type, and the text. */
   async metrics(): Promise<{ readonly type: string; readonly text: string }> {
-    this.#metrics ??= this.#makeMetrics();
+    this.#metrics ??= this.#makeMetrics().catch((error: unknown) => {
+      this.#metrics = undefined; // whoever asks next tries again
+      throw error;
+    });
     const metrics = await this.#metrics;
     return { type: metrics.type, text: await metrics.text() };
   }
@@ -538,9 +542,12 @@ export class Agent implements Operations {
   report() {
     const status = this.status();
     const rows = new Map(status.networks.map(({ name }) => [name, [] as FdbEntryStatus[]]));
-    for (const entry of this.fdb({})) {
-      const first = rows.get(entry.network)!;
-      if (first.length < REPORT_ROWS) first.push(entry);
+    const names = new Map(this.#rows().map(({ index, name }) => [index, name]));
+    const now = monotonicSeconds();
+    for (const row of this.#fdb.rows()) {
+      const name = names.get(row.network)!;
+      const first = rows.get(name)!;
+      if (first.length < REPORT_ROWS) first.push(this.#describe(row, name, now));
     }
     const networks = status.networks.map((network) => {
       const { learned, control, static: fixed } = network.fdb;
@@ -568,6 +575,29 @@ export class Agent implements Operations {
     );
   }
 
+  /** What is sent while nobody reads is to wait. */
+  async #lengthenQueues(): Promise<void> {
+    const links = await linksByName();
+    const lengths = [...this.#tapNames()].map((tap) => [tap, links.get(tap)?.txqlen ?? 0] as const);
+    const short = lengths.filter(([, length]) => length > 0 && length < PARKED_FRAMES);
+    for (const [tap, length] of short) this.#queues.set(tap, length);
+    await resizeQueues(new Map(short.map(([tap]) => [tap, PARKED_FRAMES])));
+  }
+
+  /** After a restart: a long queue is a long wait for who shares it with a greedy stream. */
+  #restoreQueues(): void {
+    const restore = async () => {
+      const taps = this.#tapNames();
+      const own = new Map([...this.#queues].filter(([tap]) => taps.has(tap)));
+      this.#queues.clear();
+      await resizeQueues(own).catch(({ message }: Error) => {
+        this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
+      });
+    };
+    const waiting = setTimeout(() => void this.#exclusively(restore), DRAINED_MS).unref();
+    this.#undo.push(() => clearTimeout(waiting));
+  }
+
   /** What a restart is not to forget; nothing where it is kept nowhere. */
   #remember(): void {
     const directory = this.#keeping?.directory;
@@ -585,6 +615,7 @@ export class Agent implements Operations {
       writeSnapshot(directory, {
         workers: this.#plan.workers,
         bridges: [...this.#bridges],
+        queues: Object.fromEntries(this.#queues),
         networks,
       });
     } catch (error) {
@@ -613,14 +644,14 @@ export class Agent implements Operations {
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
     this.#undo.push(() => this.#workers.end());
-    if (stays) this.#undo.push(() => lengthenQueues(this.#links(), PARKED_FRAMES));
-    else
+    if (!stays)
       this.#undo.push(async () => {
         const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
         await removeTaps(this.#links()).catch(kept);
       });
     await this.#open();
     await bringUp(this.#links());
+    if (stays) this.#undo.push(() => this.#lengthenQueues());
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
     await this.#workers.forward((inUse) => this.#noteOffloads(inUse));
@@ -628,20 +659,10 @@ export class Agent implements Operations {
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
     if (stays) {
-      this.#shortenQueues();
+      this.#restoreQueues();
       this.#rememberRegularly();
     }
     this.#undo.push(() => clearTimeout(this.#remembering));
-  }
-
-  /** After a restart: a long queue is a long wait for who shares it with a greedy stream. */
-  #shortenQueues(): void {
-    const shorten = () =>
-      lengthenQueues(this.#links(), QUEUE_FRAMES).catch(({ message }) => {
-        this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
-      });
-    const waiting = setTimeout(() => void this.#exclusively(shorten), DRAINED_MS).unref();
-    this.#undo.push(() => clearTimeout(waiting));
   }
 
   #links(): TapLink[] {
@@ -778,6 +799,8 @@ export class Agent implements Operations {
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const live = this.#liven(config, this.#freeIndex(), mtu, this.#plan);
     this.#counters.clear(live.plan.index);
+    this.#logged.forget(live.plan.index);
+    this.#watch.forget(live.plan.index);
     this.#live.set(config.name, live);
     undo.push(() => this.#takeOut(live));
     this.#enterStatic(live);

@@ -24,9 +24,9 @@
  * (the kernel's VXLAN_ENTRY_EXISTS, drivers/net/vxlan/vxlan_core.c, vxlan_snoop). Only learned
  * entries age, count against the limit, or are evicted.
  *
- * **Journal.** Every change of what was learned is also written to a ring, by whoever holds the lock.
- * Whoever wants to know what happens reads that now and then, and learns how much of it was overwritten
- * meanwhile. What the agent is told to remove is not in it.
+ * **Journal.** What is learned, moves, ages or is evicted is also written to a ring, by whoever holds the
+ * lock. Whoever wants to know what happens reads that now and then, and learns how much of it was
+ * overwritten meanwhile. What the agent removes, or overrides by a weightier entry, is not in it.
  *
  * **Limits.** A chain longer than CHAIN_LIMIT is not followed; the seed makes that a matter of
  * 10^-90 rather than of an attacker's choice of MACs, because the hash is a keyed one: a multiplying
@@ -345,15 +345,15 @@ export class Fdb {
   #changeAt(position: number): FdbChange {
     const words = this.#words;
     const row = this.#journalRow(position);
-    const keyHigh = words[row + KEY_HIGH]!;
+    const keyHigh = Atomics.load(words, row + KEY_HIGH);
     return {
-      change: words[row + CHANGE] as FdbChange["change"],
+      change: Atomics.load(words, row + CHANGE) as FdbChange["change"],
       network: keyHigh & 0xffff,
       macHigh: keyHigh >>> 16,
-      macLow: words[row + KEY_LOW]!,
-      destination: words[row + DESTINATION]!,
-      before: words[row + BEFORE]!,
-      moves: words[row + MOVED_TIMES]!,
+      macLow: Atomics.load(words, row + KEY_LOW),
+      destination: Atomics.load(words, row + DESTINATION),
+      before: Atomics.load(words, row + BEFORE),
+      moves: Atomics.load(words, row + MOVED_TIMES),
     };
   }
 
@@ -535,12 +535,12 @@ export class Fdb {
     const words = this.#words;
     const position = words[WRITTEN]!;
     const row = this.#journalRow(position);
-    words[row + KEY_LOW] = words[entry + KEY_LOW]!;
-    words[row + KEY_HIGH] = words[entry + KEY_HIGH]!;
-    words[row + CHANGE] = change;
-    words[row + DESTINATION] = (words[entry + ROUTE]! & ROUTE_MASK) >> 2;
-    words[row + BEFORE] = before;
-    words[row + MOVED_TIMES] = words[entry + MOVES]!;
+    Atomics.store(words, row + KEY_LOW, words[entry + KEY_LOW]!);
+    Atomics.store(words, row + KEY_HIGH, words[entry + KEY_HIGH]!);
+    Atomics.store(words, row + CHANGE, change);
+    Atomics.store(words, row + DESTINATION, (words[entry + ROUTE]! & ROUTE_MASK) >> 2);
+    Atomics.store(words, row + BEFORE, before);
+    Atomics.store(words, row + MOVED_TIMES, words[entry + MOVES]!);
     Atomics.store(words, WRITTEN, (position + 1) | 0);
   }
 

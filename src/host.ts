@@ -34,6 +34,7 @@ export interface Link {
   readonly link?: string;
   readonly flags?: readonly string[];
   readonly group?: string;
+  readonly txqlen?: number;
   /** What its maker noted about it. */
   readonly ifalias?: string;
   readonly addr_info?: readonly { readonly local?: string }[];
@@ -128,14 +129,13 @@ export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
   if (failed !== undefined) throw failed.error;
 }
 
-/** Has the kernel keep as many frames as this for whoever reads a TAP. One that is to keep fewer drops the rest. */
-export async function lengthenQueues(taps: readonly TapLink[], frames: number): Promise<void> {
-  const failed = await batch(
-    taps.map(({ name }) => ({
-      does: `sizing the queue of TAP ${name}`,
-      words: ["link", "set", "dev", name, "txqueuelen", `${frames}`],
-    })),
-  );
+/** Has the kernel keep so many frames for whoever reads a TAP; one that is to keep fewer drops the rest. */
+export async function resizeQueues(frames: ReadonlyMap<string, number>): Promise<void> {
+  const changes = [...frames].map(([tap, length]) => ({
+    does: `sizing the queue of TAP ${tap}`,
+    words: ["link", "set", "dev", tap, "txqueuelen", `${length}`],
+  }));
+  const failed = await batch(changes, ["-force"]); // one that is gone must not keep the others
   if (failed !== undefined) throw failed.error;
 }
 

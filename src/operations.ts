@@ -62,7 +62,7 @@ export interface RemoteStatus {
   readonly state: RemoteState;
 }
 
-/** "down": what was sent there was refused since a frame came from there; "silent": none ever came. */
+/** "down": what was sent there was refused since a frame came from there; "silent": neither ever happened. */
 export type RemoteState = "silent" | "up" | "down";
 
 export type FdbOrigin = (typeof ORIGIN_NAMES)[Origin];

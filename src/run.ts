@@ -1,7 +1,6 @@
 /**
  * `vtep run`: an agent from a configuration, its API and its log, until it is told to stop.
  */
-import type { Worker } from "node:worker_threads";
 import { type Logger, pino } from "pino";
 import { Agent, type Keeping } from "./agent.ts";
 import { listenForScrapes } from "./api/metrics-listener.ts";
@@ -23,9 +22,10 @@ import {
   notifyStopping,
 } from "./systemd.ts";
 import { version } from "./version.ts";
+import type { Thread } from "./workers.ts";
 
 /** Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads. */
-export async function run(given: Record<string, unknown>, first: Worker): Promise<void> {
+export async function run(given: Record<string, unknown>, first: Thread): Promise<void> {
   const config = configuration(given);
   const log = pino({ level: config.logLevel }, await logStream());
   const unwanted = new AbortController();

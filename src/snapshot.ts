@@ -1,6 +1,7 @@
 /**
  * What an agent knows that its configuration does not, in a file of its state directory, so that a
- * restart forgets nothing: the FDB's learned entries with their age, and the bridges that were made here.
+ * restart forgets nothing: the FDB's learned entries with their age, the bridges that were made here, and
+ * how long the queues of the TAPs are to be again.
  *
  * It is written when the agent stops and now and then before, for when it is killed; as a whole or not
  * at all. Ages are as of the time of writing, by the clock on the wall: only that one goes on while
@@ -18,6 +19,8 @@ const schema = v.object({
   /** Forwarding threads: a TAP of one queue cannot become one of several. */
   workers: v.number(),
   bridges: v.array(v.string()),
+  /** Frames that the TAPs, by their names, keep for their readers, where it is more until a restart is over. */
+  queues: v.optional(v.record(v.string(), v.number()), {}),
   networks: v.array(
     v.object({
       name: v.string(),

@@ -3,11 +3,11 @@
  * dropped, which remotes answer.
  *
  * Threads that forward tell nobody: they write to shared memory, where it is looked for. The FDB's
- * journal is read ten times a second while somebody listens. Drops are told each second as what was added
- * to the counters. More than the journal holds, and it is told how much was missed.
+ * journal is read ten times a second while somebody listens; of what it could not hold for so long, the
+ * number is told. Drops are told each second, as what was added to the counters.
  *
- * **Up and down.** A remote is up when a frame came from it, and down when an ICMP error said, later than
- * the last frame, that nobody listens there or that no way leads there. One that was silent so far is
+ * **Up and down.** A remote is up when a frame came from it, and down when an ICMP error said, a second
+ * after the last frame or later, that nobody listens there or that no way leads there. One that was silent so far is
  * neither, and silence takes nobody down: VXLAN has no keepalive, and a VTEP whose stations have nothing
  * to say sends nothing. The kernel tells of ICMP errors only the native underlay.
  */
@@ -53,10 +53,13 @@ interface Sources {
 
 /** What was known of a remote when it was last looked at. */
 interface Presence {
-  state: RemoteState;
-  heard: number;
-  refused: number;
+  readonly state: RemoteState;
+  readonly heard: number;
+  /** Whether anything came in the second before. */
+  readonly isHeard: boolean;
+  readonly refused: number;
 }
+const UNKNOWN: Presence = { state: "silent", heard: 0, isHeard: false, refused: 0 };
 
 export class Watch {
   readonly #from: Sources;
@@ -91,6 +94,11 @@ export class Watch {
     for (const listener of this.#listeners) listener(event);
   }
 
+  /** A network that has this row from now on counts from zero. */
+  forget(index: number): void {
+    this.#drops.forget(index);
+  }
+
   /** Whether a remote answers, by its index. */
   stateOf(remote: number): RemoteState {
     return this.#presences[remote - 1]?.state ?? "silent";
@@ -98,7 +106,7 @@ export class Watch {
 
   /** To be called also before a network goes, for its entries are told by its name. */
   readJournal(): void {
-    if (this.#listeners.size === 0) return;
+    if (this.#listeners.size === 0 || this.#from.fdb.written === this.#read) return;
     const names = new Map(this.#from.networks().map(({ index, name }) => [index, name]));
     const { missed, changes, written } = this.#from.fdb.changes(this.#read);
     this.#read = written;
@@ -142,11 +150,13 @@ export class Watch {
         heard: traffic.get(remote, FROM_REMOTE).frames,
         refused: remotes.refused(remote),
       };
-      const before = this.#presences[remote - 1] ?? { state: "silent", heard: 0, refused: 0 };
+      const before = this.#presences[remote - 1] ?? UNKNOWN;
+      const isHeard = now.heard > before.heard;
       let { state } = before;
-      if (now.heard > before.heard) state = "up";
-      else if (now.refused !== before.refused) state = "down";
-      this.#presences[remote - 1] = { state, ...now };
+      if (isHeard) state = "up";
+      // A thread may learn of an error up to a second late: it may be older than a frame heard before.
+      else if (now.refused !== before.refused && !before.isHeard) state = "down";
+      this.#presences[remote - 1] = { state, isHeard, ...now };
       if (state === before.state) continue;
       const event = state === "up" ? "remote-up" : "remote-down";
       this.tell({ event, remote: remotes.address(remote) });
@@ -161,6 +171,11 @@ export class Watch {
 /** What was dropped since it was asked last. */
 export class Growth {
   readonly #known = new Map<number, Drops>();
+
+  /** Its counters begin anew. */
+  forget(index: number): void {
+    this.#known.delete(index);
+  }
 
   /** By network, and for what belongs to none; those that dropped nothing are left out. */
   *since<Each extends Watched>(
@@ -178,11 +193,9 @@ export class Growth {
   }
 }
 
-/** A count that is less than before began anew. */
 function growth(now: Drops, before: Drops): Drops {
   const grown = Object.entries(now).map(([reason, count]) => {
-    const known = before[reason as keyof Drops] ?? 0;
-    return [reason, count < known ? count : count - known] as const;
+    return [reason, count - (before[reason as keyof Drops] ?? 0)] as const;
   });
   return Object.fromEntries(grown.filter(([, count]) => count > 0));
 }

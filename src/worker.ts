@@ -1,6 +1,6 @@
 /**
- * The entry of a forwarding thread. It waits for a plan, opens its part of the devices, tells the agent, forwards
- * when told to, changes networks, and ends when told to: the main thread may pause, frames go on.
+ * The entry of a forwarding thread. It waits for a plan, opens its part of the devices, tells the agent,
+ * forwards when told to, changes networks, and ends when told to: the main thread may pause, frames go on.
  */
 import { once } from "node:events";
 import { parentPort } from "node:worker_threads";
@@ -47,10 +47,10 @@ function report(message: Report): void {
 /** An error as what can be posted. */
 function described(error: unknown): { code: VtepError["code"]; message: string } {
   const code = error instanceof VtepError ? error.code : "SYSTEM";
-  return { code, message: sentenceOf(error) };
+  return { code, message: messageOf(error) };
 }
 
-function sentenceOf(error: unknown): string {
+function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
   if (code !== "EMFILE" && code !== "ENFILE") return error.message;

@@ -16,17 +16,27 @@ import type { Order, Post, Report } from "./worker.ts";
 /** How long threads may take to close their devices before they are ended. */
 const STOP_MS = 500;
 
+/** A thread, and when it ended: with the error if that was why. */
+export interface Thread {
+  readonly worker: Worker;
+  readonly ended: Promise<Error | undefined>;
+}
+
 /**
- * A thread that loads its program while there is no plan for it yet, on whatever core is idle: that takes
+ * A thread that loads its program while there is no plan for it yet, on whatever core is idle: that saves
  * a third of the time to the first frame. It keeps nobody from ending.
  */
-export function startThread(): Worker {
+export function startThread(): Thread {
   // Forwarding allocates next to nothing, which V8 takes for idleness: every half minute it would stop
   // a thread in the middle of its traffic, for 10 to 40 ms, to give back a megabyte.
   setFlagsFromString("--no-memory-reducer");
-  const thread = new Worker(new URL("./worker.js", import.meta.url));
-  thread.unref();
-  return thread;
+  const worker = new Worker(new URL("./worker.js", import.meta.url));
+  worker.unref();
+  const ended = new Promise<Error | undefined>((resolve) => {
+    worker.once("error", resolve);
+    worker.once("exit", () => resolve(undefined));
+  });
+  return { worker, ended };
 }
 
 export class Workers {
@@ -38,7 +48,7 @@ export class Workers {
   #lose!: (error: VtepError) => void;
   #threads: Worker[] = [];
   /** The first, until it has a plan. */
-  #idle: Worker | undefined;
+  #idle: Thread | undefined;
   #opened = false;
   #orders = 0;
 
@@ -46,7 +56,7 @@ export class Workers {
    * `first` is the first of the threads; `unwanted` calls off the start, not what comes after; `keep` has
    * the service manager keep descriptors over a restart.
    */
-  constructor(plan: Plan, first: Worker, unwanted: AbortSignal, keep: boolean) {
+  constructor(plan: Plan, first: Thread, unwanted: AbortSignal, keep: boolean) {
     this.#plan = plan;
     this.#idle = first;
     this.#keep = keep;
@@ -121,6 +131,7 @@ export class Workers {
   }
 
   async end(): Promise<void> {
+    void this.#idle?.worker.terminate();
     const threads = this.#threads;
     this.#threads = [];
     // One that is still opening devices would finish first.
@@ -136,18 +147,16 @@ export class Workers {
   }
 
   #spawn(): Worker {
-    const thread = this.#idle ?? startThread();
+    const { worker: thread, ended } = this.#idle ?? startThread();
     this.#idle = undefined;
     thread.ref();
     const post: Post = { plan: this.#plan, worker: this.#threads.length, keep: this.#keep };
     thread.postMessage(post);
-    thread.on("error", (error) => {
-      this.#lose(new VtepError("SYSTEM", `a forwarding thread failed: ${error.message}`, error));
-    });
-    thread.on("exit", () => {
+    void ended.then((error) => {
       if (!this.#threads.includes(thread)) return;
       this.#threads = this.#threads.filter((other) => other !== thread);
-      this.#lose(new VtepError("SYSTEM", "a forwarding thread ended by itself"));
+      const how = error === undefined ? "ended by itself" : `failed: ${error.message}`;
+      this.#lose(new VtepError("SYSTEM", `a forwarding thread ${how}`, error));
     });
     this.#threads.push(thread);
     return thread;

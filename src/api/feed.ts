@@ -16,9 +16,10 @@ export class Feed {
   /** Enters an event. Never waits. */
   push(event: AgentEvent): void {
     const last = this.#waiting.at(-1);
+    const lost = event.event === "missed" ? event.count : 1;
     if (this.#waiting.length < MOST_WAITING) this.#waiting.push(event);
-    else if (last?.event === "missed") this.#waiting.splice(-1, 1, missed(last.count + 1));
-    else this.#waiting.push(missed(1));
+    else if (last?.event === "missed") this.#waiting.splice(-1, 1, missed(last.count + lost));
+    else this.#waiting.push(missed(lost));
     this.#wake?.();
   }
 

@@ -18,7 +18,10 @@ const CONNECTIONS = 64;
 const REQUEST_MS = 5000;
 const HEADER_BYTES = 8192;
 
-/** Resolves when it listens, which it does until it is disposed of. Throws VtepError ADDRESS, PORT_IN_USE or PERMISSION. */
+/**
+ * Resolves when it listens, which it does until it is disposed of. Throws VtepError ADDRESS, PORT_IN_USE
+ * or PERMISSION.
+ */
 export async function listenForScrapes(
   listen: { readonly address: string; readonly port: number },
   metrics: Read,

@@ -45,7 +45,7 @@ function eventText(event: AgentEvent): string {
     case "remote-up":
       return `remote ${event.remote} is up`;
     case "remote-down":
-      return `remote ${event.remote} is down: it refuses what is sent to it`;
+      return `remote ${event.remote} is down: it refuses what is sent there, or cannot be reached`;
     case "offload-demoted":
       return `offload ${event.offload} was refused: going on without`;
     case "dropped":

@@ -22,7 +22,7 @@ Signals:
 `;
 
 export function addRunCommand(vtep: Command): void {
-  const run = vtep
+  const command = vtep
     .command("run")
     .description("Forward frames between TAP devices and VXLAN peers, in the foreground")
     .addOption(
@@ -31,7 +31,7 @@ export function addRunCommand(vtep: Command): void {
         `take the configuration from a YAML file; flags of a network add one (default: ${DEFAULT_FILE}, unless flags give a network)`,
       ).argParser(once("--config", "one file holds all networks")),
     );
-  addFlags(run)
+  addFlags(command)
     .addHelpText("after", EXAMPLES)
     .action(async (given: Record<string, unknown>) => {
       const first = startThread();

@@ -468,7 +468,7 @@ function remoteRows(history: History): Row[] {
     const key = remoteKey(remote);
     const { drops: _, ...rates } = history.latest(key);
     const path = paths.get(remote.address) ?? 0;
-    const name = remote.state === "down" ? `${remote.address} (down)` : remote.address;
+    const name = remote.state === "down" ? `(down) ${remote.address}` : remote.address;
     return { key, texts: [name], values: { path, ...rates } };
   });
 }

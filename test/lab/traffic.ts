@@ -213,7 +213,8 @@ export async function iperf3(
   }
 }
 
-async function hears(output: Readable, word: string): Promise<void> {
+/** Waits for a word of a program. Throws when it ends without it. */
+export async function hears(output: Readable, word: string): Promise<void> {
   let heard = "";
   for await (const chunk of output.iterator({ destroyOnReturn: false })) {
     heard += chunk;

@@ -189,7 +189,8 @@ describe("the service", () => {
     );
 
     test("with what was sent meanwhile, and then with the queue that it had", async () => {
-      const { txqlen } = await link();
+      const txqlen = 1500;
+      await ours.ip(`link set vtep42 txqueuelen ${txqlen}`);
       const paced = blast(here, there, { size: 200, rate: 5_000, seconds: 4 });
       const encapsulated = async () => (await ask("network", "list"))[0].counters.encapFrames;
       await until("some of it", async () => (await encapsulated()) > 1000);

@@ -43,7 +43,7 @@ const LAYERS: readonly Layer[] = [
   },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
-  { name: "version", files: /^version\.ts$/, mutual: false, outside: /^node:fs$/ },
+  { name: "version", files: /^version\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },

@@ -161,7 +161,7 @@ describe("the screen of top", () => {
     const lines = draw(made, pressed(made, { name: "tab" }), SIZE);
     const at = lines.findIndex((line) => line.startsWith("REMOTE"));
     expect(lines[at + 1]).toMatch(/^2001:db8::2 +1400 +1\.00k +800k +0 +0 +█$/);
-    expect(lines[at + 2]).toMatch(/^192\.0\.2\.2 \(down\) +- +5 +4\.00k +0 +0 +█$/);
+    expect(lines[at + 2]).toMatch(/^\(down\) 192\.0\.2\.2 +- +5 +4\.00k +0 +0 +█$/);
   });
 
   it("has no rate over a restart, and goes on after it", () => {

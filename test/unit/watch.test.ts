@@ -100,6 +100,20 @@ describe("a listener", () => {
   });
 });
 
+it("a network that has another's row counts from zero", () => {
+  counters.add(NET, Drop.MAC_INVALID_SOURCE, 3);
+  vi.advanceTimersByTime(1000);
+  counters.clear(NET);
+  watch.forget(NET);
+  counters.add(NET, Drop.MAC_INVALID_SOURCE, 5);
+  vi.advanceTimersByTime(1000);
+  expect(events[1]).toEqual({
+    event: "dropped",
+    network: "blue",
+    drops: { MAC_INVALID_SOURCE: 5 },
+  });
+});
+
 describe("a remote", () => {
   it("is silent, up when a frame came from it, and down when it refused since", () => {
     const states: string[] = [];
@@ -125,6 +139,17 @@ describe("a remote", () => {
       { event: "remote-up", remote: A },
     ]);
     expect(watch.stateOf(2)).toBe("silent");
+  });
+
+  it("is not taken down by an error that may be older than what it said", () => {
+    traffic.add(1, FROM_REMOTE, 1, 60);
+    vi.advanceTimersByTime(1000);
+    refuse(1);
+    vi.advanceTimersByTime(1000);
+    expect(watch.stateOf(1)).toBe("up");
+    refuse(1);
+    vi.advanceTimersByTime(1000);
+    expect(watch.stateOf(1)).toBe("down");
   });
 
   it("is looked at also while nobody listens", () => {
