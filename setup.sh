@@ -29,6 +29,10 @@ zsh      zsh           completes command lines
 nft      nftables      marks and drops packets as routers do
 iptables iptables      does so as older hosts do, both of its kinds
 dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
+/usr/lib/cni/host-local containernetworking-plugins gives out addresses, as CNI has it
+podman   podman        runs containers through CNI
+runc     runc          runs them where crun cannot
+busybox  busybox-static is what runs in them
 unshare  util-linux    isolates a systemd of the lab'"'"'s own
 systemd-analyze systemd boots in the lab, and judges the units
 '

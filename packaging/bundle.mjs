@@ -2,7 +2,7 @@
  * Compiles src/ to dist/, with the modules that it uses: a start then reads a dozen files instead of some
  * four hundred, which is most of what starting takes.
  *
- * dist/cli.js is the command; dist/parts/ holds what it loads, among it the entry of a forwarding thread.
+ * dist/cli.js and dist/vtep-cni.js are the commands; dist/parts/ holds what it loads, among it the entry of a forwarding thread.
  * Whatever finds a file by where its own is (`import.meta.url`) is in dist/parts/, which is as deep in
  * this package as the directories of src/ that it is in. Left outside are raw-socket, which is optional and has an addon of its own, and the
  * validators that hono-openapi would load for users of others than ours. dist/LICENSES.txt has the terms
@@ -15,7 +15,11 @@ import { build } from "esbuild";
 
 rmSync("dist", { recursive: true, force: true });
 const { metafile } = await build({
-  entryPoints: { cli: "src/cli.ts", "parts/worker": "src/worker.ts" },
+  entryPoints: {
+    cli: "src/cli.ts",
+    "vtep-cni": "src/vtep-cni.ts",
+    "parts/worker": "src/worker.ts",
+  },
   outdir: "dist",
   chunkNames: "parts/[name]-[hash]",
   bundle: true,
@@ -33,10 +37,12 @@ const { metafile } = await build({
   metafile: true,
   logLevel: "warning",
 });
-await chmod("dist/cli.js", 0o755);
-for (const file of Object.keys(metafile.outputs["dist/cli.js"].inputs)) {
-  if (!readFileSync(file, "utf8").includes("import.meta.url")) continue;
-  throw new Error(`${file} would look for files from dist/, and not from dist/parts/`);
+for (const command of ["dist/cli.js", "dist/vtep-cni.js"]) {
+  await chmod(command, 0o755);
+  for (const file of Object.keys(metafile.outputs[command].inputs)) {
+    if (!readFileSync(file, "utf8").includes("import.meta.url")) continue;
+    throw new Error(`${file} would look for files from dist/, and not from dist/parts/`);
+  }
 }
 
 const inside = new Set(

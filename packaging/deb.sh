@@ -26,6 +26,8 @@ cp -a package.json dist systemd "$home"
 find "$home/dist" -name '*.map' -delete
 strip --strip-unneeded -o "$home/build/Release/vtep.node" build/Release/vtep.node
 ln -s ../lib/vtep/dist/cli.js "$root/usr/bin/vtep"
+mkdir -p "$root/usr/lib/cni" # where Debian's plugins are
+ln -s ../vtep/dist/vtep-cni.js "$root/usr/lib/cni/vtep-cni"
 cp systemd/*.service systemd/*.socket "$root/lib/systemd/system"
 cp systemd/sysusers.conf "$root/usr/lib/sysusers.d/vtep.conf"
 cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"

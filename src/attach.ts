@@ -18,8 +18,10 @@ export interface Wanted {
   readonly network: string;
   /** Path of its network namespace. */
   readonly target: string;
-  /** Whose it is; unless told, the namespace's. */
-  readonly owner?: string | undefined;
+  /** Whose it is: what it is detached by. */
+  readonly owner: string;
+  /** As of `Attachment`. */
+  readonly by: string;
   readonly ifname: string;
   /** With prefix lengths. */
   readonly addresses: readonly string[];
@@ -55,10 +57,10 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     ...wanted.routes,
   ];
   checkRoutes(routes, addresses);
-  const owner = wanted.owner ?? namespaceId(target);
-  const link = linkName(owner, ifname);
+  const link = linkName(wanted.owner, ifname);
   const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
-  const attachment = { network: network.name, target, ifname, mac, addresses, link };
+  const { by } = wanted;
+  const attachment = { network: network.name, target, ifname, mac, addresses, by, link };
   const alias = aliasOf(attachment);
   const links = await linksByName();
   const before = links.get(link);
@@ -81,9 +83,9 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
   return { ...attachment, mtu, isNew: true };
 }
 
-/** Detaches an interface of an owner; false when it was not attached. The agent may be away. */
-export async function detach(client: Client, owner: string, ifname: string): Promise<boolean> {
-  const was = await unplug(linkName(owner, ifname));
+/** Detaches by the end that is here (`linkName`); false when it was not attached. The agent may be away. */
+export async function detach(client: Client, link: string): Promise<boolean> {
+  const was = await unplug(link);
   if (was) await client.attachments().catch(() => undefined); // it will look when it is back
   return was;
 }

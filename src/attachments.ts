@@ -6,7 +6,7 @@
  * the interface does, whoever removes it, and over restarts of the agent and of whoever attached. The
  * end's name follows from whose it is, so that attaching twice is attaching once.
  *
- * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|TARGET`.
+ * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|BY|TARGET`.
  */
 import { createHash } from "node:crypto";
 import type { Link } from "./host.ts";
@@ -21,6 +21,8 @@ export interface Attachment {
   readonly mac: string;
   /** With prefix lengths. */
   readonly addresses: readonly string[];
+  /** Who attached it: "attach", or "cni:" and the name of the runtime's network. */
+  readonly by: string;
   /** The end that is on this host. */
   readonly link: string;
 }
@@ -41,8 +43,8 @@ export function linkName(owner: string, ifname: string): string {
   return `vt${digest.slice(0, 12)}`;
 }
 
-export function aliasOf({ network, ifname, mac, addresses, target }: Attachment): string {
-  const alias = [MARK, network, ifname, mac, addresses.join(","), target].join("|");
+export function aliasOf({ network, ifname, mac, addresses, by, target }: Attachment): string {
+  const alias = [MARK, network, ifname, mac, addresses.join(","), by, target].join("|");
   return alias.slice(0, LONGEST_ALIAS);
 }
 
@@ -60,9 +62,15 @@ export function attachmentsAmong(
 
 /** What a link's alias says; undefined where it is none of ours. */
 export function attachmentOf({ ifname: link, ifalias = "" }: Link): Attachment | undefined {
-  const [mark, network, ifname, mac, addresses, ...target] = ifalias.split("|");
-  if (mark !== MARK || network === undefined || ifname === undefined) return undefined;
-  if (mac === undefined || addresses === undefined) return undefined;
+  const [mark, ...fields] = ifalias.split("|");
+  if (mark !== MARK || fields.length < 6) return undefined;
+  const [network, ifname, mac, addresses, by, ...target] = fields as [
+    string,
+    string,
+    string,
+    string,
+    string,
+  ];
   const list = addresses === "" ? [] : addresses.split(",");
-  return { network, ifname, mac, addresses: list, target: target.join("|"), link };
+  return { network, ifname, mac, addresses: list, by, target: target.join("|"), link };
 }

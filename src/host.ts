@@ -37,7 +37,7 @@ export interface Link {
   readonly txqlen?: number;
   /** What its maker noted about it. */
   readonly ifalias?: string;
-  readonly addr_info?: readonly { readonly local?: string }[];
+  readonly addr_info?: readonly { readonly local?: string; readonly prefixlen?: number }[];
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: { readonly port?: number };
@@ -222,6 +222,18 @@ export async function plug(veth: Veth): Promise<void> {
   throw failed.error;
 }
 
+/** The MAC and the addresses, with prefix lengths, of a container's interface. */
+export async function addressesInside(
+  namespace: string,
+  ifname: string,
+): Promise<{ mac: string | undefined; addresses: string[] }> {
+  const said = await ip(["-j", "addr", "show", "dev", ifname], [], { namespace, ifname });
+  if (said.code !== 0) throw new VtepError("LINK", `${ifname} of ${namespace}: ${said.refusal}`);
+  const [link] = parse<Link>(said.stdout);
+  const addresses = link?.addr_info?.map(({ local, prefixlen }) => `${local}/${prefixlen}`) ?? [];
+  return { mac: link?.address, addresses };
+}
+
 /** Removes a link, whose other end goes with it; false when there is none. */
 export async function unplug(name: string): Promise<boolean> {
   const failed = await batch([{ does: `removing ${name}`, words: ["link", "del", "dev", name] }]);
@@ -353,8 +365,8 @@ async function batch(
   return { at, error: new VtepError("PERMISSION", sentence) };
 }
 
-/** What an interface may be called, and a batch of ip's reads as a comment or a quotation. */
-const UNWRITABLE = /[#'"\\]/;
+/** What a word may hold, and a batch of ip's reads as its end, a comment or a quotation. */
+const UNWRITABLE = /[\s#'"\\]/;
 
 /** As `ip -batch` does it: what the first that failed said. */
 async function oneByOne(

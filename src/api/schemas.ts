@@ -113,6 +113,7 @@ export const attachment = named(
     ifname: v.string(),
     mac: v.string(),
     addresses: v.array(v.string()),
+    by: v.string(),
     link: v.string(),
   }),
 ) satisfies v.GenericSchema<Given<Attachment>>;

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
 import { attach, detach, namespaceId } from "../attach.ts";
+import { linkName } from "../attachments.ts";
 import { VtepError } from "../errors.ts";
 import { type Answer, ask, type Options } from "./ask.ts";
 import { paper, table } from "./table.ts";
@@ -37,9 +38,12 @@ async function add(client: Client, [target]: readonly string[], options: Options
   if (network === undefined) {
     throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
   }
+  const path = namespaceOf(target!);
   const attached = await attach(client, {
     network: network as string,
-    target: namespaceOf(target!),
+    target: path,
+    owner: namespaceId(path),
+    by: "attach",
     ifname: ifname as string,
     addresses: ip as string[],
     gateways: gateway as string[],
@@ -64,10 +68,11 @@ async function list(client: Client): Promise<Answer> {
     { title: "INTERFACE" },
     { title: "MAC" },
     { title: "ADDRESSES", shrinks: true },
+    { title: "BY" },
     { title: "LINK" },
   ];
-  const rows = data.map(({ network, target, ifname, mac, addresses, link }) => {
-    return [network, target, ifname, mac, addresses.join(" ") || "-", link];
+  const rows = data.map(({ network, target, ifname, mac, addresses, by, link }) => {
+    return [network, target, ifname, mac, addresses.join(" ") || "-", by, link];
   });
   return { data, text: table(columns, rows.sort(), paper()) };
 }
@@ -77,8 +82,8 @@ async function remove(
   [target]: readonly string[],
   { ifname }: Options,
 ): Promise<Answer> {
-  const path = namespaceOf(target!);
-  const detached = await detach(client, namespaceId(path), ifname as string);
+  const owner = namespaceId(namespaceOf(target!));
+  const detached = await detach(client, linkName(owner, ifname as string));
   const text = detached ? "is detached" : "was not attached";
   return { data: { detached }, text: `${ifname} of ${target} ${text}` };
 }

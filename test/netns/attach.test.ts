@@ -237,13 +237,14 @@ test("two hundred times leaves no link and no entry behind", async () => {
     JSON.stringify(new URL(`../../src/${name}`, import.meta.url).href);
   const code = `
     const { attach, detach, namespaceId } = await import(${module("attach.ts")});
+    const { linkName } = await import(${module("attachments.ts")});
     const { Client } = await import(${module("api/client.ts")});
     const client = new Client(${JSON.stringify(vtep.socket)});
     const target = "/run/netns/${box.name}";
-    const wanted = { network: "blue", target, ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [] };
+    const wanted = { network: "blue", target, owner: namespaceId(target), by: "attach", ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [] };
     for (let turn = 0; turn < 200; turn++) {
       await attach(client, wanted);
-      if (!(await detach(client, namespaceId(target), "eth0"))) throw new Error("it was not attached");
+      if (!(await detach(client, linkName(wanted.owner, "eth0")))) throw new Error("it was not attached");
     }`;
   await ours.run("node", "--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code);
   expect(await remains()).toEqual(NOTHING);

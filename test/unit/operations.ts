@@ -76,7 +76,12 @@ export class MemoryOperations implements Operations {
   }
 
   async attachments(): Promise<Attachment[]> {
-    const container = { target: "/run/netns/web", ifname: "eth0", link: "vt0123456789ab" };
+    const container = {
+      target: "/run/netns/web",
+      ifname: "eth0",
+      by: "attach",
+      link: "vt0123456789ab",
+    };
     const addresses = { mac: "02:00:00:00:00:09", addresses: ["192.0.2.9/24"] };
     return [{ network: "blue", ...container, ...addresses }];
   }

@@ -1,0 +1,414 @@
+/** The CNI plugin: driven as the specification says, with Debian's IPAM plugins, and by podman. */
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { Lab } from "../lab/lab.ts";
+import { create, Namespace } from "../lab/namespace.ts";
+import { reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import type { Vtep } from "../lab/vtep.ts";
+
+const PLUGIN = fileURLToPath(new URL("../../dist/vtep-cni.js", import.meta.url));
+/** Debian 12's plugins know the specification up to 1.0.0; what 1.1.0 adds, this one takes part in. */
+const UP_TO_DATE = `#!/bin/sh
+case $CNI_COMMAND in GC|STATUS) cat >/dev/null; exit 0; esac
+sed 's/"cniVersion":"1.1.0"/"cniVersion":"1.0.0"/' | /usr/lib/cni/host-local
+`;
+
+const lab = await Lab.draw({ hosts: 2 });
+const scratch = mkdtempSync(join(tmpdir(), "vtep-cni-"));
+writeFileSync(join(scratch, "host-local-1.1"), UP_TO_DATE, { mode: 0o755 });
+afterAll(async () => {
+  await lab[Symbol.asyncDispose]();
+  rmSync(scratch, { recursive: true });
+});
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const there = await theirs.container();
+await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+const prefix = there.address.replace(/\d+$/, "");
+const box = new Namespace(`${ours.name}box`);
+ours.guests.push(box);
+
+let vtep: Vtep;
+let leases: string;
+beforeEach(async () => {
+  await create(box);
+  leases = mkdtempSync(join(scratch, "leases-"));
+  vtep = await start();
+});
+afterEach(async () => {
+  await vtep[Symbol.asyncDispose]();
+  await ours.finish(["ip", "netns", "del", box.name]);
+  await until("no veth", async () => (await veths()).length === 0);
+});
+
+function start(): Promise<Vtep> {
+  const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+  return ours.vtep(...network).ready();
+}
+
+async function veths(): Promise<string[]> {
+  return (await ours.links()).filter((link) => /^vt[0-9a-f]{12}$/.test(link));
+}
+
+/** Addresses that the IPAM plugin has given out and not got back. */
+function leased(): string[] {
+  const directory = join(leases, "web");
+  const names = readdirSync(leases).includes("web") ? readdirSync(directory) : [];
+  return names.filter((name) => /^\d+\./.test(name));
+}
+
+function configuration(more: Readonly<Record<string, unknown>> = {}) {
+  return {
+    cniVersion: "1.0.0",
+    name: "web",
+    type: "vtep-cni",
+    network: "blue",
+    socket: vtep.socket,
+    ipam: {
+      type: more.cniVersion === "1.1.0" ? "host-local-1.1" : "host-local",
+      dataDir: leases,
+      ranges: [[{ subnet: `${prefix}0/24`, rangeStart: `${prefix}190`, gateway: `${prefix}1` }]],
+      routes: [{ dst: "0.0.0.0/0" }],
+    },
+    ...more,
+  };
+}
+
+const ENVIRONMENT = {
+  CNI_CONTAINERID: "0123456789ab",
+  CNI_NETNS: `/run/netns/${box.name}`,
+  CNI_IFNAME: "eth0",
+  CNI_PATH: `${scratch}:/usr/lib/cni`,
+};
+
+/** A call as a runtime makes it; the answer is that on standard output. */
+async function cni(
+  command: string,
+  input: object | string,
+  environment: Partial<Record<keyof typeof ENVIRONMENT | "CNI_ARGS", string>> = {},
+) {
+  const variables = { ...ENVIRONMENT, CNI_COMMAND: command, ...environment };
+  const settings = Object.entries(variables).map(([name, value]) => `${name}=${value}`);
+  const text = typeof input === "string" ? input : JSON.stringify(input);
+  const done = await ours.finish(["env", ...settings, "node", PLUGIN], { input: text });
+  expect(done.stderr).toBe("");
+  return { code: done.code, answer: done.stdout === "" ? undefined : JSON.parse(done.stdout) };
+}
+
+const DONE = { code: 0, answer: undefined };
+
+test("says which versions it knows", async () => {
+  expect(await cni("VERSION", { cniVersion: "0.4.0" })).toEqual({
+    code: 0,
+    answer: { cniVersion: "0.4.0", supportedVersions: ["0.4.0", "1.0.0", "1.1.0"] },
+  });
+});
+
+describe("a container", () => {
+  test.each([
+    ["0.4.0", { version: "4" }, {}],
+    ["1.0.0", {}, {}],
+    ["1.1.0", {}, { mtu: 1450 }],
+  ])("is added, checked and deleted by version %s", async (cniVersion, version, size) => {
+    const { code, answer } = await cni("ADD", configuration({ cniVersion }));
+    const [link] = await veths();
+    const [{ address: mac }] = JSON.parse(await box.run("ip", "-j", "link", "show", "eth0"));
+    expect([code, answer]).toEqual([
+      0,
+      {
+        cniVersion,
+        interfaces: [
+          { name: link, ...size },
+          { name: "eth0", mac, ...size, sandbox: ENVIRONMENT.CNI_NETNS },
+        ],
+        ips: [{ ...version, address: `${prefix}190/24`, gateway: `${prefix}1`, interface: 1 }],
+        routes: [{ dst: "0.0.0.0/0" }],
+        dns: {},
+      },
+    ]);
+    await reach(box, there.address);
+    expect(await box.run("ip", "route", "show", "default")).toContain(`via ${prefix}1 dev eth0`);
+    expect(leased()).toEqual([`${prefix}190`]);
+    expect(await cni("CHECK", configuration({ cniVersion, prevResult: answer }))).toEqual(DONE);
+    expect(await cni("DEL", configuration({ cniVersion }))).toEqual(DONE);
+    expect([await veths(), leased()]).toEqual([[], []]);
+    expect(await cni("DEL", configuration({ cniVersion }))).toEqual(DONE);
+  });
+
+  test.each([
+    ["the runtime's capability", { runtimeConfig: { mac: "02:00:00:00:00:61" } }, ""],
+    ["conventional arguments", { args: { cni: { mac: "02:00:00:00:00:61" } } }, ""],
+    ["CNI_ARGS", {}, "IgnoreUnknown=1;MAC=02:00:00:00:00:61"],
+  ])("has the MAC that is wanted by %s", async (_, more, CNI_ARGS) => {
+    const { answer } = await cni("ADD", configuration(more), { CNI_ARGS });
+    expect(answer.interfaces[1]).toMatchObject({ mac: "02:00:00:00:00:61" });
+    expect(await cni("DEL", configuration(more), { CNI_ARGS })).toEqual(DONE);
+  });
+
+  test("has a fixed address of another IPAM plugin, and an MTU", async () => {
+    const ipam = { type: "static", addresses: [{ address: `${prefix}222/24` }] };
+    const { answer } = await cni("ADD", configuration({ ipam, mtu: 1300 }));
+    expect(answer.ips).toMatchObject([{ address: `${prefix}222/24` }]);
+    expect(await box.run("ip", "link", "show", "eth0")).toContain("mtu 1300");
+    await reach(there, `${prefix}222`);
+    expect(await cni("DEL", configuration({ ipam }))).toEqual(DONE);
+  });
+
+  test("is added once: a second time is refused, and changes nothing", async () => {
+    await cni("ADD", configuration());
+    const again = await cni("ADD", configuration());
+    expect(again).toMatchObject({
+      code: 1,
+      answer: { code: 100, msg: expect.stringMatching(/added to this container/) },
+    });
+    expect([(await veths()).length, leased()]).toEqual([1, [`${prefix}190`]]);
+    await reach(box, there.address);
+    await cni("DEL", configuration());
+  });
+
+  test("is deleted without its namespace, without the agent, and after both", async () => {
+    await cni("ADD", configuration());
+    await ours.run("ip", "netns", "del", box.name);
+    expect(await cni("DEL", configuration(), { CNI_NETNS: "" })).toEqual(DONE);
+    expect(leased()).toEqual([]);
+    await create(box);
+    await cni("ADD", configuration());
+    await vtep.stop();
+    expect(await cni("DEL", configuration())).toEqual(DONE);
+    expect([await veths(), leased()]).toEqual([[], []]);
+  });
+
+  test("is not as it was: CHECK says what is different", async () => {
+    const { answer } = await cni("ADD", configuration());
+    const check = () => cni("CHECK", configuration({ prevResult: answer }));
+    await box.run("ip", "addr", "flush", "dev", "eth0");
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: expect.stringMatching(/has not the address/) },
+    });
+    await box.run("ip", "addr", "add", `${prefix}190/24`, "dev", "eth0");
+    expect(await check()).toEqual(DONE);
+    await box.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:62");
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: expect.stringMatching(/has the MAC 02:00:00:00:00:62/) },
+    });
+    const [link] = await veths();
+    await ours.run("ip", "link", "set", link!, "nomaster");
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: expect.stringMatching(/is a port of no bridge/) },
+    });
+    await ours.run("ip", "link", "del", link!);
+    expect(await check()).toMatchObject({ code: 1, answer: { code: 3 } });
+    await cni("DEL", configuration());
+  });
+});
+
+test("attachments that the runtime does not know any more are collected, and no others", async () => {
+  const kept = new Namespace(`${ours.name}kept`);
+  ours.guests.push(kept);
+  await create(kept);
+  const mine = { CNI_CONTAINERID: "kept", CNI_NETNS: `/run/netns/${kept.name}` };
+  const latest = { cniVersion: "1.1.0" };
+  await cni("ADD", configuration(latest));
+  await cni("ADD", configuration(latest), mine);
+  const valid = [{ containerID: "kept", ifname: "eth0" }];
+  expect(await cni("GC", configuration({ ...latest, "cni.dev/valid-attachments": valid }))).toEqual(
+    DONE,
+  );
+  expect(await veths()).toHaveLength(1);
+  await reach(kept, there.address);
+  await cni("DEL", configuration(), mine);
+  await ours.run("ip", "netns", "del", kept.name);
+});
+
+test("STATUS tells whether a container could be added", async () => {
+  const latest = { cniVersion: "1.1.0" };
+  expect(await cni("STATUS", configuration(latest))).toEqual(DONE);
+  expect(await cni("STATUS", configuration({ ...latest, network: "red" }))).toMatchObject({
+    code: 1,
+    answer: {
+      cniVersion: "1.1.0",
+      code: 50,
+      msg: expect.stringMatching(/there is no network "red"/),
+    },
+  });
+  await vtep.stop();
+  expect(await cni("STATUS", configuration(latest))).toMatchObject({
+    code: 1,
+    answer: { code: 50 },
+  });
+});
+
+describe("what cannot be added is refused with a code, and leaves no link and no lease", () => {
+  const host = "/proc/self/ns/net";
+  test.each<[string, () => object | string, object, number, RegExp]>([
+    ["no JSON", () => "{", {}, 6, /is no JSON object/],
+    ["a version unknown", () => configuration({ cniVersion: "0.2.0" }), {}, 1, /use one of 0.4.0/],
+    ["a network unknown", () => configuration({ network: "red" }), {}, 7, /no network "red"/],
+    ["no name", () => configuration({ name: undefined }), {}, 7, /^name must be/],
+    [
+      "an MTU too large",
+      () => configuration({ mtu: 9000 }),
+      {},
+      7,
+      /MTU 9000 is more than the 1450/,
+    ],
+    [
+      "an IPAM plugin that is not there",
+      () => configuration({ ipam: { type: "x" } }),
+      {},
+      7,
+      /CNI_PATH/,
+    ],
+    [
+      "no container",
+      () => configuration(),
+      { CNI_CONTAINERID: "" },
+      4,
+      /CNI_CONTAINERID is not set/,
+    ],
+    ["no interface", () => configuration(), { CNI_IFNAME: "" }, 4, /CNI_IFNAME is not set/],
+    [
+      "a name too long",
+      () => configuration(),
+      { CNI_IFNAME: "abcdefghijklmnop" },
+      4,
+      /host-local ADD: /,
+    ],
+    [
+      "a namespace that is gone",
+      () => configuration(),
+      { CNI_NETNS: "/run/netns/no" },
+      7,
+      /is not there/,
+    ],
+    ["the host's namespace", () => configuration(), { CNI_NETNS: host }, 4, /the host's own/],
+    [
+      "no address left",
+      () => {
+        const range = { subnet: `${prefix}0/24`, rangeStart: `${prefix}9`, rangeEnd: `${prefix}9` };
+        const used = { type: "host-local", dataDir: leases, ranges: [[range]] };
+        mkdirSync(join(leases, "web"));
+        writeFileSync(join(leases, "web", `${prefix}9`), "somebody");
+        return configuration({ ipam: used });
+      },
+      {},
+      999,
+      /host-local ADD: .*no IP addresses available/,
+    ],
+  ])("%s", async (_, input, environment, code, message) => {
+    const given = input();
+    const before = leased();
+    const found = await cni("ADD", given, environment);
+    expect([found.code, found.answer.code]).toEqual([1, code]);
+    expect(found.answer.msg).toMatch(message);
+    expect([await veths(), leased()]).toEqual([[], before]);
+  });
+
+  test("an agent that is away: try again later", async () => {
+    await vtep.stop();
+    expect(await cni("ADD", configuration())).toMatchObject({ code: 1, answer: { code: 11 } });
+    expect([await veths(), leased()]).toEqual([[], []]);
+  });
+
+  test("an interface that is taken", async () => {
+    await box.run("ip", "link", "add", "eth0", "type", "bridge");
+    expect(await cni("ADD", configuration())).toMatchObject({ code: 1, answer: { code: 100 } });
+    expect([await veths(), leased()]).toEqual([[], []]);
+  });
+});
+
+test("fifty containers at once are all added, and deleted", async () => {
+  const boxes = Array.from({ length: 50 }, (_, at) => new Namespace(`${ours.name}b${at}`));
+  ours.guests.push(...boxes);
+  await create(...boxes);
+  const each = (command: string) =>
+    Promise.all(
+      boxes.map(({ name }) =>
+        cni(command, configuration(), { CNI_CONTAINERID: name, CNI_NETNS: `/run/netns/${name}` }),
+      ),
+    );
+  const added = await each("ADD");
+  expect(added.filter(({ code }) => code !== 0)).toEqual([]);
+  const addresses = new Set(added.map(({ answer }) => answer.ips[0].address));
+  expect(addresses.size).toBe(boxes.length);
+  await reach(boxes[0]!, there.address);
+  await reach(boxes[49]!, there.address);
+  expect((await each("DEL")).filter(({ code }) => code !== 0)).toEqual([]);
+  expect([await veths(), leased()]).toEqual([[], []]);
+  for (const { name } of boxes) await ours.run("ip", "netns", "del", name);
+}, 120_000);
+
+test("podman's containers reach a kernel VXLAN host, are resolved, and leave nothing", async () => {
+  const root = join(scratch, "podman");
+  const networks = join(root, "net.d");
+  mkdirSync(networks, { recursive: true });
+  const { ipam, ...rest } = configuration({ cniVersion: "0.4.0" });
+  const portmap = { type: "portmap", capabilities: { portMappings: true } };
+  const list = {
+    cniVersion: "0.4.0",
+    name: "web",
+    plugins: [{ ...rest, ipam, capabilities: { mac: true, ips: true } }, portmap],
+  };
+  writeFileSync(join(networks, "web.conflist"), JSON.stringify(list));
+  const plugins = join(root, "plugins");
+  mkdirSync(plugins);
+  const run = `#!/bin/sh\nexec node ${PLUGIN}\n`;
+  writeFileSync(join(plugins, "vtep-cni"), run, { mode: 0o755 });
+  const file = join(root, "containers.conf");
+  writeFileSync(
+    file,
+    `[containers]
+default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["${plugins}", "/usr/lib/cni"]
+network_config_dir = "${networks}"
+default_network = "web"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+`,
+  );
+  const image = join(root, "image");
+  mkdirSync(join(image, "bin"), { recursive: true });
+  const own = ["--root", join(root, "root"), "--runroot", join(root, "run")];
+  const podman = (...args: string[]) =>
+    ours.finish(["env", `CONTAINERS_CONF=${file}`, "podman", ...own, ...args], {
+      timeoutMs: 60_000,
+    });
+  const done = async (...args: string[]) => {
+    const { code, stdout, stderr } = await podman(...args);
+    expect([args[0], code, stderr]).toEqual([args[0], 0, expect.any(String)]);
+    return stdout.trim();
+  };
+  await ours.run(
+    "sh",
+    "-euc",
+    `cp /bin/busybox ${image}/bin/; ln -s busybox ${image}/bin/sh; tar -C ${image} -cf ${root}/image.tar .`,
+  );
+  await done("import", `${root}/image.tar`, "box");
+  const sleeping = ["/bin/busybox", "sleep", "300"];
+  try {
+    const mac = "02:00:00:00:00:63";
+    await done("run", "-d", "--name", "one", "--mac-address", mac, "box", ...sleeping);
+    await done("run", "-d", "--name", "two", "--ip", `${prefix}230`, "box", ...sleeping);
+    await reach(there, `${prefix}190`);
+    await reach(there, `${prefix}230`);
+    const inside = (...words: string[]) => done("exec", "one", "/bin/busybox", ...words);
+    expect(await inside("ping", "-c", "2", there.address)).toContain("2 packets received");
+    expect(await inside("ping", "-c", "2", `${prefix}230`)).toContain("2 packets received");
+    const link = await inside("ip", "link", "show", "eth0");
+    expect(link).toContain("mtu 1450");
+    expect(link).toContain(mac);
+  } finally {
+    await podman("rm", "--all", "--force", "--time", "0");
+  }
+  expect([await veths(), leased()]).toEqual([[], []]);
+}, 120_000);
