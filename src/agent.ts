@@ -18,7 +18,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { type Attachment, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Capture, WHOLE } from "./capture.ts";
-import type { Config, FdbEntry, NetworkConfig } from "./config.ts";
+import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
 import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
@@ -314,6 +314,7 @@ export class Agent implements Operations {
     return this.#exclusively(async () => {
       const isNew = !this.#live.has(network.name);
       await this.#apply([network], []);
+      this.#log.info({ network: network.name }, isNew ? "network added" : "network changed");
       return isNew;
     });
   }
@@ -322,6 +323,7 @@ export class Agent implements Operations {
     return this.#exclusively(async () => {
       if (!this.#live.has(name)) return false;
       await this.#apply([], [name]);
+      this.#log.info({ network: name }, "network removed");
       return true;
     });
   }
@@ -369,13 +371,15 @@ export class Agent implements Operations {
   flushFdb({ network, mac, remote }: FdbFilter): Promise<number> {
     return this.#exclusively(async () => {
       const { index } = network === undefined ? { index: undefined } : this.#named(network).plan;
-      return this.#fdb.clear(
+      const entries = this.#fdb.clear(
         (row) =>
           row.origin === LEARNED &&
           (index === undefined || row.network === index) &&
           (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
           (remote === undefined || this.#destinationOf(row) === remote),
       );
+      this.#log.info({ network, mac, remote, entries }, "entries forgotten");
+      return entries;
     });
   }
 
@@ -402,6 +406,8 @@ export class Agent implements Operations {
 
   reload(config: Config): Promise<Changes> {
     return this.#exclusively(async () => {
+      const before = this.#config.networks;
+      const renamed = this.#rename(config.networks);
       const wanted = new Set(config.networks.map(({ name }) => name));
       const removed = [...this.#live.keys()].filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
@@ -409,18 +415,38 @@ export class Agent implements Operations {
       });
       const names = different.map(({ name }) => name);
       const added = names.filter((name) => !this.#live.has(name));
-      const changed = names.filter((name) => this.#live.has(name));
-      await this.#apply(different, removed);
+      const changed = [...new Set([...renamed, ...names.filter((name) => this.#live.has(name))])];
+      await this.#apply(different, removed).catch((error: unknown) => {
+        this.#rename(before);
+        throw error;
+      });
       this.setLogLevel(config.logLevel);
-      const restart = Object.keys(config).filter(
-        (key) =>
-          key !== "networks" &&
-          !isDeepStrictEqual(config[key as never], this.#config[key as never]),
+      const [written, running] = [asWritten(config), asWritten(this.#config)];
+      const restart = Object.keys(written).filter(
+        (key) => !isDeepStrictEqual(written[key as never], running[key as never]),
       );
       const changes = { added, changed, removed, restart };
       this.#watch.tell({ event: "reloaded", changes });
       return changes;
     });
+  }
+
+  /**
+   * A network that has only another name is the same network. Nothing but that is changed here; returns the
+   * new names.
+   */
+  #rename(networks: readonly NetworkConfig[]): string[] {
+    const renamed: string[] = [];
+    const names = new Set(networks.map(({ name }) => name));
+    for (const [name, live] of [...this.#live]) {
+      if (names.has(name)) continue;
+      const same = networks.find((network) => !isAnew(live.config, network));
+      if (same === undefined || this.#live.has(same.name)) continue;
+      this.#live.delete(name);
+      this.#live.set(same.name, { ...live, config: { ...live.config, name: same.name } });
+      renamed.push(same.name);
+    }
+    return renamed;
   }
 
   setLogLevel(level: Config["logLevel"]): void {
@@ -712,7 +738,9 @@ export class Agent implements Operations {
     return this.#exclusively(async () => {
       const before = this.#named(name).config;
       const after = change(before);
-      if (after !== before) await this.#apply([after], []);
+      if (after === before) return;
+      await this.#apply([after], []);
+      this.#log.info({ network: name }, "network changed");
     });
   }
 

@@ -2,7 +2,7 @@
 /** The command line: words in, exit code out. */
 import { Command, CommanderError } from "commander";
 import { addRunCommand } from "./commands/run.ts";
-import { EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
+import { EXIT_FAILURE, EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
 import { ERROR, isJournal, notifyStatus, priorityPrefix } from "./systemd.ts";
 import { version } from "./version.ts";
 
@@ -32,8 +32,12 @@ function usageOf({ message }: CommanderError): string {
   return message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
 }
 
-// Whoever reads may have had enough ("vtep run --help | head").
-process.stdout.on("error", () => undefined);
+// Whoever reads may have had enough ("vtep run --help | head"); a disk that is full is another thing.
+process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+  if (code === "EPIPE") return;
+  complain(`standard output cannot be written: ${message}`);
+  process.exitCode = EXIT_FAILURE;
+});
 process.stderr.on("error", () => undefined);
 
 try {

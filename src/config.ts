@@ -552,17 +552,32 @@ export function checkConfig(config: Config): void {
 }
 
 /** What no single key can know: names and VNIs used twice, a network that reaches nobody. */
-export function conflicts({ networks, local, underlay, workers }: Config): Conflict[] {
-  const found: Conflict[] = [];
-  if (underlay === "dgram" && Number(workers) > 1) {
-    const message = "--workers above 1 needs the native underlay";
-    found.push({ path: ["workers"], message, remedy: "leave out --underlay dgram" });
-  }
+export function conflicts(config: Config): Conflict[] {
+  const { networks, local } = config;
+  const found = config.underlay === "dgram" ? nativeOnly(config) : [];
   const bridges = new Set(networks.map(({ bridge }) => bridge));
   const all = networks.map((network, at) =>
     networkConflicts(network, bridges, local, ["networks", at]),
   );
   return [...found, ...repetitions(networks), ...all.flat()];
+}
+
+/** What the underlay of node:dgram would leave undone. */
+function nativeOnly({ workers, dscp, sourcePorts, busyPollUs }: Config): Conflict[] {
+  const usual = v.getDefaults(v.object(endpointEntries))["source-ports"];
+  const wanted: [EndpointKey, boolean, string][] = [
+    ["workers", Number(workers) > 1, "--workers above 1"],
+    ["dscp", dscp !== 0, "--dscp"],
+    ["source-ports", sourcePorts.join("-") !== usual, "--source-ports"],
+    ["busy-poll", busyPollUs > 0, "--busy-poll"],
+  ];
+  return wanted
+    .filter(([, isWanted]) => isWanted)
+    .map(([key, , flag]) => ({
+      path: [key],
+      message: `${flag} needs the native underlay`,
+      remedy: "leave out --underlay dgram",
+    }));
 }
 
 function networkConflicts(

@@ -44,7 +44,7 @@ export async function run(given: Record<string, unknown>, first: Thread): Promis
   if ("path" in place) await refuseHeld(place.path);
   const starting = Agent.start(config, log, unwanted.signal, first, keeping(descriptors));
   process.on("SIGHUP", () => {
-    starting.then((started) => started && reload(started, given, log)).catch(() => undefined);
+    starting.then((started) => started && reload(started, given, log)).catch(() => undefined); // it is logged
   });
   agent = await starting;
   if (agent === undefined) return log.info({ signal: await stopped }, "stopped while starting");
@@ -73,7 +73,7 @@ async function ready(
   log: Logger,
   stopped: Promise<NodeJS.Signals>,
 ): Promise<NodeJS.Signals | VtepError> {
-  const reread = () => apply(agent, given);
+  const reread = () => reload(agent, given, log);
   const metrics = () => agent.metrics();
   const served = { version: version(), operations: agent, reload: reread, metrics, log };
   await using _api = await serve(place, served);
@@ -90,11 +90,14 @@ async function ready(
 }
 
 /** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
-async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<void> {
+async function reload(agent: Agent, given: Record<string, unknown>, log: Logger): Promise<Changes> {
   try {
-    log.info(await apply(agent, given), "reloaded");
+    const changes = await apply(agent, given);
+    log.info(changes, "reloaded");
+    return changes;
   } catch (error) {
     log.error({ reason: sentenceOf(error) }, "nothing was changed");
+    throw error;
   }
 }
 

@@ -82,10 +82,13 @@ function isOurs(address: string, ours: readonly string[]): boolean {
 }
 
 function checkTapName({ vni, tap }: NetworkConfig, links: Links): void {
-  if (!links.has(tap)) return;
+  const link = links.get(tap);
+  if (link === undefined) return;
+  const isTap = link.linkinfo?.info_kind === "tun"; // a stale one, perhaps
+  const removal = isTap ? `, or remove it with "ip link del ${tap}"` : "";
   throw new VtepError(
     "NAME_IN_USE",
-    `network ${vni}: an interface named ${tap} exists already: choose another name with --tap, or remove it with "ip link del ${tap}"`,
+    `network ${vni}: an interface named ${tap} exists already: choose another name with --tap${removal}`,
   );
 }
 
@@ -131,9 +134,10 @@ function mtuOf(network: NetworkConfig, routes: Routes): number {
   const narrowest = paths.sort((a, b) => a.mtu - b.mtu)[0];
   if (narrowest === undefined) {
     if (network.mtu !== "auto") return network.mtu;
+    const why = reached(network).length === 0 ? "it has no peer" : "no route leads to a peer";
     throw new VtepError(
       "ADDRESS",
-      `network ${network.vni}: no route leads to a peer, so its MTU is unknown: give it with --mtu`,
+      `network ${network.vni}: ${why}, so its MTU is unknown: give it with --mtu`,
     );
   }
   const largest = Math.min(narrowest.mtu, LARGEST_MTU);

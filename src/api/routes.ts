@@ -450,6 +450,7 @@ function sentence(target: string, [issue]: readonly StandardIssue[], schema: Key
   const [at] = issue!.path ?? [];
   if (at === undefined) return `the body must be an object with ${keys.join(" and ")}`;
   const key = String(typeof at === "object" ? at.key : at);
+  if (issue!.received === "undefined") return `${key} is missing`;
   if (keys.includes(key)) return `${key} ${issue!.message}`;
   const what = target === "query" ? "parameter" : "key";
   return `${JSON.stringify(key)} is no ${what} of this call${keys.length === 0 ? ": it has none" : nearest(key, keys)}`;
@@ -461,6 +462,8 @@ interface Keyed {
 
 interface StandardIssue {
   readonly message: string;
+  /** As valibot has it. */
+  readonly received?: string;
   readonly path?: readonly (PropertyKey | { readonly key: PropertyKey })[] | undefined;
 }
 

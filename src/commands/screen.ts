@@ -201,9 +201,10 @@ const HELP = [
   "S, ←         sort by the one before     /      show only what contains a text",
   "r            reverse the order          Esc    show all again",
   "",
-  "ENCAP is from this host to remotes, DECAP from remotes to this host; bit/s are of inner",
-  "frames. DROP/s has its reasons in the third line. TREND is both ways together, a column",
-  "a second, in proportion to its own greatest. A path is the MTU that was learned for it.",
+  "ENCAP is from this host to remotes, DECAP from remotes to this host; bit/s are",
+  "of inner frames. DROP/s has its reasons in the third line. TREND is both ways",
+  "together, a column a second, in proportion to its own greatest. A path is the",
+  "MTU that was learned for it.",
 ];
 
 /** What is looked at after a key; undefined: nothing any more. */

@@ -4,6 +4,7 @@ import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkHost(facts: Facts): Finding[] {
   return [
+    ...checkStart(facts),
     ...checkCapabilities(facts),
     checkTun(facts),
     ...checkLocal(facts),
@@ -17,6 +18,20 @@ function runs({ agent, sockets, config, links }: Facts): boolean {
   if (!isUnseen(agent)) return true;
   if (!isUnseen(sockets) && sockets.some(({ isAgent }) => isAgent)) return true;
   return config.networks.some(({ tap }) => links.get(tap)?.linkinfo?.info_kind === "tun");
+}
+
+/** What vtep run asks of the host before it makes anything. */
+function checkStart({ refusal }: Facts): Finding[] {
+  if (refusal === undefined) return [];
+  const remedy = refusal.lastIndexOf(": ");
+  return [
+    {
+      check: "start",
+      severity: "error",
+      finding: `vtep run would not start: ${refusal.slice(0, remedy)}`,
+      remedy: refusal.slice(remedy + 2),
+    },
+  ];
 }
 
 function checkCapabilities(facts: Facts): Finding[] {

@@ -9,6 +9,7 @@ import { basename } from "node:path";
 import { promisify } from "node:util";
 import { type Config, reached } from "../config.ts";
 import { surroundings } from "../host.ts";
+import { survey } from "../survey.ts";
 import type { Facts, Features, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
@@ -24,6 +25,11 @@ const LONGEST_OUTPUT = 256 * 1024 * 1024;
 export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Facts> {
   const peers = [...new Set(config.networks.flatMap(reached))];
   const { links, addresses, routes } = await surroundings(peers);
+  const taps = [...links.values()].filter(({ linkinfo }) => linkinfo?.info_kind === "tun");
+  const refusal = survey(config, new Set(taps.map(({ ifname }) => ifname))).then(
+    () => undefined,
+    (error: Error) => error.message,
+  );
   const targets = peers.flatMap((address) => {
     const route = routes.get(address);
     if (route === undefined) return [];
@@ -42,6 +48,7 @@ export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Fa
   return {
     config,
     agent,
+    refusal: await refusal,
     capabilities: capabilities(),
     isRoot: process.geteuid?.() === 0,
     tun: tunDevice(),

@@ -30,6 +30,8 @@ export type Snapshot = Pick<AgentStatus, "pid" | "drops" | "paths" | "offloads">
 export interface Facts {
   readonly config: Config;
   readonly agent: Seen<Snapshot>;
+  /** Why `vtep run` would not start with this configuration, in its words. */
+  readonly refusal: string | undefined;
   /** Of the doctor's own process, by name (CAP_NET_ADMIN). */
   readonly capabilities: readonly string[];
   readonly isRoot: boolean;

@@ -6,6 +6,7 @@ export type Severity = (typeof SEVERITIES)[number];
 
 /** What was looked at. */
 export type Check =
+  | "start"
   | "capabilities"
   | "tun"
   | "local-address"

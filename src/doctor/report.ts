@@ -9,7 +9,7 @@ import {
 } from "./finding.ts";
 
 const GROUPS: readonly (readonly [title: string, ...checks: Check[]])[] = [
-  ["This host", "capabilities", "tun", "local-address", "port", "receive-buffer"],
+  ["This host", "start", "capabilities", "tun", "local-address", "port", "receive-buffer"],
   ["Packet filters", "firewall", "conntrack"],
   ["Ways to the peers", "route", "self-route", "reachability", "path-mtu"],
   ["Interfaces", "offloads"],

@@ -186,6 +186,17 @@ describe.concurrent("asked for help", () => {
     },
   );
 
+  test.each(["--help", "config example", "config reference"])(
+    "%s into a disk that is full is a failure",
+    async (words) => {
+      const { code, stderr } = await host.finish(["sh", "-c", `node ${cli} ${words} >/dev/full`]);
+      expect([code, stderr]).toEqual([
+        1,
+        expect.stringMatching(/^vtep: standard output cannot be written: .*ENOSPC.*\n$/),
+      ]);
+    },
+  );
+
   test("vtep --version is that of the package", async () => {
     const { code, stdout } = await vtep("--version");
     const { default: manifest } = await import("../../package.json", { with: { type: "json" } });

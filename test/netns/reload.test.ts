@@ -112,6 +112,18 @@ describe("a file that is read again", () => {
     expect(await isSilent(here, there.address)).toBe(true);
   });
 
+  test("gives a network another name, and keeps the rest of it", async () => {
+    await ours.run("ip", "addr", "add", "172.20.0.1/24", "dev", "vtep42");
+    const { counters } = (await vtep.status()).networks[0]!;
+    await write({ ...RED, name: "red" });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["red"] });
+    const [network] = (await vtep.status()).networks;
+    expect(network).toMatchObject({ name: "red" });
+    expect(network!.counters.encapFrames).toBeGreaterThanOrEqual(counters.encapFrames);
+    expect(await ours.run("ip", "addr", "show", "vtep42")).toContain("172.20.0.1/24");
+    await reach(here, there.address);
+  });
+
   test("has two networks exchange their VNIs, or their TAPs", async () => {
     const one = { ...RED, name: "one", tap: "one" };
     const other = { ...BLUE, name: "other", tap: "other" };

@@ -144,7 +144,7 @@ describe("the flags", () => {
       "clamp-mss": true,
       local: "192.0.2.1",
       port: "8472",
-      underlay: "dgram",
+      underlay: "native",
       "source-ports": "1024-1024",
       dscp: "inherit",
       offload: "tso=off,coalesce-udp=off,gro=on",
@@ -158,7 +158,7 @@ describe("the flags", () => {
     expect(config).toEqual({
       local: "192.0.2.1",
       port: 8472,
-      underlay: "dgram",
+      underlay: "native",
       sourcePorts: [1024, 1024],
       dscp: "inherit",
       offloads: { ...ALL_ON, tso: false, "coalesce-udp": false },
@@ -308,6 +308,17 @@ describe("the flags", () => {
       { local: "192.0.2.3", fdb: ["00:00:5e:00:53:01=192.0.2.3"] },
       "network 7: peer 192.0.2.3 is this VTEP's own local address: name the other end",
     ],
+    ...(
+      [
+        [{ workers: "2" }, "--workers above 1"],
+        [{ dscp: "5" }, "--dscp"],
+        [{ "source-ports": "5000-6000" }, "--source-ports"],
+        [{ "busy-poll": "50" }, "--busy-poll"],
+      ] as const
+    ).map(([given, flag]): [Readonly<Record<string, unknown>>, string] => [
+      { ...given, underlay: "dgram" },
+      `${flag} needs the native underlay: leave out --underlay dgram`,
+    ]),
     [{ tap: "x", bridge: "x" }, "network 7: x cannot name both a TAP and a bridge"],
     [{ bridge: "vtep7" }, "network 7: vtep7 cannot name both a TAP and a bridge"],
     [{ peers: [] }, "network 7 has no peer: give one with --peer ADDR (peers:)"],

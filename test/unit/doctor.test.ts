@@ -80,6 +80,7 @@ function facts(given: Partial<Facts> = {}): Facts {
     ports: new Map([["192.0.2.2", "silent"]]),
     features: new Map([["eth0", features()]]),
     bridgeFilters: [],
+    refusal: undefined,
     ...given,
   };
 }
@@ -223,6 +224,19 @@ describe("traffic that the agent has counted", () => {
     expect(of("traffic", { agent: silent })).toMatchObject([
       { severity: "note", finding: expect.stringContaining("nobody listens there") },
     ]);
+  });
+
+  test("says why it would not start, with the remedy", () => {
+    const refusal = "network 7: lo exists and is no bridge: name another";
+    expect(of("start", { refusal })).toEqual([
+      {
+        check: "start",
+        severity: "error",
+        finding: "vtep run would not start: network 7: lo exists and is no bridge",
+        remedy: "name another",
+      },
+    ]);
+    expect(of("start", {})).toEqual([]);
   });
 
   test("shows what it does without, and which paths are narrow", () => {
