@@ -91,7 +91,7 @@ describe("when nobody closes", () => {
     const { status, output } = child(
       `
       const fds = () => fs.readdirSync("/proc/self/fd").length;
-      const remotes = new Int32Array(new SharedArrayBuffer(65536 * 32));
+      const remotes = new Int32Array(new SharedArrayBuffer(65536 * 36));
       const options = { name: "vt" + process.pid, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true };
       const first = new addon.Tap(options);
       process.stdout.write(""); // opens a descriptor of its own
@@ -130,7 +130,7 @@ describe("a worker that is terminated", () => {
   const worker = (port: number) => `
     const addon = require(${JSON.stringify(ADDON)});
     const { workerData, parentPort } = require("node:worker_threads");
-    const remotes = new Int32Array(new SharedArrayBuffer(65536 * 32));
+    const remotes = new Int32Array(new SharedArrayBuffer(65536 * 36));
     const udp = new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
       fd: -1, sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
     const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
