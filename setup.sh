@@ -67,6 +67,25 @@ END
   rm -f "$log"
 }
 
+# unpack DIRECTORY PACKAGE…: the packages' files, without installing them
+unpack() {
+  target=$1
+  shift
+  scratch=$(mktemp -d)
+  chmod 755 "$scratch" # for apt's own user
+  if ! (cd "$scratch" && { apt-get download "$@" || { apt-get update && apt-get download "$@"; }; }) \
+    >"$scratch/log" 2>&1; then
+    tail -n 20 "$scratch/log" >&2
+    rm -rf "$scratch"
+    fail "could not download $*"
+  fi
+  for file in "$scratch"/*.deb; do dpkg-deb -x "$file" "$scratch/tree"; done
+  mkdir -p "$(dirname "$target")"
+  rm -rf "$target"
+  mv "$scratch/tree" "$target"
+  rm -rf "$scratch"
+}
+
 # Prometheus checks the metrics, the alerts and the dashboard. Its package would start a service, now
 # and at every boot, so it is unpacked here instead of installed.
 unpack_prometheus() {
@@ -74,16 +93,15 @@ unpack_prometheus() {
   [ ! -e build/prometheus/usr/bin/promtool ] || return 0
   command -v apt-get >/dev/null || fail "this is not Debian; install by hand: prometheus and promtool"
   say "unpacking Debian's prometheus to build/prometheus; it checks metrics, alerts and the dashboard"
-  scratch=$(mktemp -d)
-  if ! (cd "$scratch" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; }) \
-    >"$scratch/log" 2>&1 || ! dpkg-deb -x "$scratch"/prometheus_*.deb "$scratch/tree"; then
-    tail -n 20 "$scratch/log" >&2
-    rm -rf "$scratch"
-    fail "could not download Debian's package prometheus"
-  fi
-  mkdir -p build/prometheus/usr/bin
-  mv "$scratch"/tree/usr/bin/* build/prometheus/usr/bin
-  rm -rf "$scratch"
+  unpack build/prometheus prometheus
+}
+
+# Docker Engine, which containers of its network driver run in; its package would start a service, too.
+unpack_docker() {
+  [ ! -e build/docker/usr/sbin/dockerd ] || return 0
+  command -v apt-get >/dev/null || fail "this is not Debian; unpack by hand to build/docker: docker.io, containerd and tini"
+  say "unpacking Debian's docker.io to build/docker; it runs containers on the network driver"
+  unpack build/docker docker.io containerd tini
 }
 
 install_modules() {
@@ -126,5 +144,6 @@ command -v node >/dev/null && command -v npm >/dev/null ||
   fail "Node.js 20 or newer, with npm, has to be installed first"
 install_packages
 unpack_prometheus
+unpack_docker
 install_modules
 build

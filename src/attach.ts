@@ -7,9 +7,16 @@
 import { statSync } from "node:fs";
 import ipaddr from "ipaddr.js";
 import type { Client } from "./api/client.ts";
-import { type Attachment, aliasOf, attachmentOf, linkName, stableMac } from "./attachments.ts";
+import {
+  type Attachment,
+  aliasOf,
+  attachmentOf,
+  linkName,
+  peerName,
+  stableMac,
+} from "./attachments.ts";
 import { VtepError } from "./errors.ts";
-import { linksByName, plug, unplug } from "./host.ts";
+import { type Link, linksByName, pair, plug, unplug } from "./host.ts";
 import type { NetworkStatus } from "./operations.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
 
@@ -46,24 +53,16 @@ export interface Attached extends Attachment {
  * something else has the interface or the address, LINK and PERMISSION from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const { ifname, target } = wanted;
-  const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
-  const bridge = bridgeOf(network);
-  const mtu = mtuOf(wanted, network);
-  checkInterface(ifname);
-  const addresses = wanted.addresses.map(checkedPrefix);
+  const { attachment, bridge, mtu } = await fitted(client, wanted);
+  const { addresses, target, ifname } = attachment;
   const routes = [
     ...wanted.gateways.map((via) => ({ to: via.includes(":") ? "::/0" : "0.0.0.0/0", via })),
     ...wanted.routes,
   ];
   checkRoutes(routes, addresses);
-  const link = linkName(wanted.owner, ifname);
-  const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
-  const { by } = wanted;
-  const attachment = { network: network.name, target, ifname, mac, addresses, by, link };
   const alias = aliasOf(attachment);
   const links = await linksByName();
-  const before = links.get(link);
+  const before = links.get(attachment.link);
   if (before !== undefined) {
     if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
     throw new VtepError(
@@ -71,16 +70,51 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
       `${ifname} of ${target} is attached already, in another way: detach it first`,
     );
   }
-  checkUnused(
-    attachment,
-    [...new Set(links.values())].flatMap((each) => attachmentOf(each) ?? []),
-  );
-  await plug({ name: link, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
+  checkUnused(attachment, links);
+  const { link: name, mac } = attachment;
+  await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
+  await tell(client, name);
+  return { ...attachment, mtu, isNew: true };
+}
+
+/**
+ * The same, but for what a container runtime does itself: it moves `peer`, which is here as well, into the
+ * container, names it and gives it its addresses. What was left of an earlier try is removed.
+ */
+export async function attachPair(
+  client: Client,
+  wanted: Omit<Wanted, "gateways" | "routes" | "mtu">,
+): Promise<Attachment & { readonly peer: string }> {
+  const { attachment, bridge, mtu } = await fitted(client, { ...wanted, mtu: undefined });
+  const { link: name, mac } = attachment;
+  await unplug(name);
+  checkUnused(attachment, await linksByName());
+  const peer = peerName(name);
+  await pair({ name, bridge, alias: aliasOf(attachment), peer, mac, mtu });
+  await tell(client, name);
+  return { ...attachment, peer };
+}
+
+/** What is wanted, checked, and with what follows from the network. */
+async function fitted(client: Client, wanted: Omit<Wanted, "gateways" | "routes">) {
+  const { owner, by, ifname, target } = wanted;
+  const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
+  const bridge = bridgeOf(network);
+  const mtu = mtuOf(wanted, network);
+  checkInterface(ifname);
+  const addresses = wanted.addresses.map(checkedPrefix);
+  const link = linkName(owner, ifname);
+  const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
+  const attachment = { network: network.name, target, ifname, mac, addresses, by, link };
+  return { attachment, bridge, mtu };
+}
+
+/** Has the agent look at what is attached; without it nothing is. */
+async function tell(client: Client, link: string): Promise<void> {
   await client.attachments().catch(async (error: unknown) => {
     await unplug(link);
     throw error;
   });
-  return { ...attachment, mtu, isNew: true };
 }
 
 /** Detaches by the end that is here (`linkName`); false when it was not attached. The agent may be away. */
@@ -108,7 +142,7 @@ function bridgeOf({ name, bridge }: NetworkStatus): string {
   );
 }
 
-function mtuOf({ mtu }: Wanted, { name, mtu: largest }: NetworkStatus): number {
+function mtuOf({ mtu }: Pick<Wanted, "mtu">, { name, mtu: largest }: NetworkStatus): number {
   if (mtu === undefined) return largest;
   if (mtu <= largest) return mtu;
   throw new VtepError("USAGE", `MTU ${mtu} is more than the ${largest} of network ${name}`);
@@ -171,9 +205,10 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
   }
 }
 
-function checkUnused(wanted: Attachment, others: readonly Attachment[]): void {
-  for (const other of others) {
-    if (other.network !== wanted.network) continue;
+function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void {
+  for (const link of new Set(links.values())) {
+    const other = attachmentOf(link);
+    if (other?.network !== wanted.network) continue;
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",

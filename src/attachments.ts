@@ -43,6 +43,11 @@ export function linkName(owner: string, ifname: string): string {
   return `vt${digest.slice(0, 12)}`;
 }
 
+/** The other end's, until it has moved into its container. */
+export function peerName(link: string): string {
+  return link.replace(/^vt/, "vp");
+}
+
 export function aliasOf({ network, ifname, mac, addresses, by, target }: Attachment): string {
   const alias = [MARK, network, ifname, mac, addresses.join(","), by, target].join("|");
   return alias.slice(0, LONGEST_ALIAS);

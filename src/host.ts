@@ -222,6 +222,29 @@ export async function plug(veth: Veth): Promise<void> {
   throw failed.error;
 }
 
+/** Makes a veth pair, one end of which is the port of a bridge; the other is left as it is. Or nothing, and throws. */
+export async function pair(
+  veth: Pick<Veth, "name" | "bridge" | "alias" | "mac" | "mtu"> & { readonly peer: string },
+): Promise<void> {
+  const { name, bridge, alias, peer, mac, mtu } = veth;
+  const failed = await batch([
+    {
+      does: `making ${name}`,
+      words: [
+        ...["link", "add", "dev", name, "mtu", `${mtu}`, "type", "veth"],
+        ...["peer", "name", peer, "address", mac, "mtu", `${mtu}`],
+      ],
+    },
+    {
+      does: `joining ${name} to ${bridge}`,
+      words: ["link", "set", "dev", name, "alias", alias, "master", bridge, "up"],
+    },
+  ]);
+  if (failed === undefined) return;
+  if (failed.at > 0) await unplug(name);
+  throw failed.error;
+}
+
 /** The MAC and the addresses, with prefix lengths, of a container's interface. */
 export async function addressesInside(
   namespace: string,

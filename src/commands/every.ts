@@ -5,6 +5,7 @@ import { addCaptureCommand } from "./capture.ts";
 import { addCompletionCommand } from "./completion.ts";
 import { addConfigCommand } from "./config.ts";
 import { addControlCommands } from "./control.ts";
+import { addDockerPluginCommand } from "./docker-plugin.ts";
 import { addDoctorCommand } from "./doctor.ts";
 import { addExplainCommand } from "./explain.ts";
 import { addFdbCommands } from "./fdb.ts";
@@ -22,6 +23,7 @@ export function addOtherCommands(vtep: Command): void {
   addTopCommand(vtep);
   addConfigCommand(vtep);
   addDoctorCommand(vtep);
+  addDockerPluginCommand(vtep);
   addServiceCommand(vtep);
   addCompletionCommand(vtep); // of all that are there
 }

@@ -27,6 +27,7 @@ const LAYERS: readonly Layer[] = [
   { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
   { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
   { name: "CNI plugin", files: /^(vtep-)?cni\.ts$/, mutual: true, outside: ANYTHING },
+  { name: "Docker driver", files: /^docker\.ts$/, mutual: false, outside: ANYTHING },
   // Asks an agent, and makes the links that the agent may not.
   { name: "attaching", files: /^attach\.ts$/, mutual: false, outside: ANYTHING },
   // Serves a running agent's operations, without knowing the agent.

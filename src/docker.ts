@@ -1,0 +1,218 @@
+/**
+ * Docker's remote network driver, as moby's libnetwork asks for it (docs/remote.md, drivers/remote/api): what
+ * each call does, without how calls arrive.
+ *
+ * A network of Docker's is one of a running agent's, named by `-o network=NAME` or `-o vni=N`. Docker gives
+ * out the addresses, moves the interface that a Join names into the container and sets it up; we make the
+ * veth pair before, and remove it after. Nobody announces an address then, so its MAC follows from it. Outward a container goes as others of Docker's do, by
+ * docker_gwbridge: a network has no gateway of its own here.
+ *
+ * Which network is which is all that has to outlive us, because Docker tells it once: it is in a file.
+ */
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
+import * as v from "valibot";
+import type { Client } from "./api/client.ts";
+import { attachPair, detach } from "./attach.ts";
+import { linkName } from "./attachments.ts";
+import { VtepError } from "./errors.ts";
+import type { NetworkStatus } from "./operations.ts";
+
+const GENERIC = "com.docker.network.generic";
+const OPTIONS = ["network", "vni"] as const;
+
+const id = v.pipe(v.string(), v.regex(/^[\w-]{1,128}$/));
+const ofNetwork = v.object({ NetworkID: id });
+const ofEndpoint = v.object({ NetworkID: id, EndpointID: id });
+const creation = v.object({
+  NetworkID: id,
+  Options: v.optional(v.nullable(v.record(v.string(), v.unknown()))),
+});
+const endpoint = v.object({
+  NetworkID: id,
+  EndpointID: id,
+  Interface: v.nullish(
+    v.object({
+      Address: v.optional(v.string(), ""),
+      AddressIPv6: v.optional(v.string(), ""),
+      MacAddress: v.optional(v.string(), ""),
+    }),
+  ),
+});
+const joining = v.object({ NetworkID: id, EndpointID: id, SandboxKey: v.optional(v.string(), "") });
+const state = v.record(v.string(), v.string());
+
+type Interface = v.InferOutput<typeof endpoint>["Interface"];
+
+export class DockerDriver {
+  readonly #client: Client;
+  readonly #file: string;
+  /** Names of the agent's networks by the IDs of Docker's. */
+  readonly #networks: Map<string, string>;
+  /** What Docker wants of endpoints that have not joined yet. */
+  readonly #endpoints = new Map<string, Interface>();
+
+  /** `file` is where it is kept which network is which. Throws VtepError SYSTEM where it cannot be read. */
+  constructor(client: Client, file: string) {
+    this.#client = client;
+    this.#file = file;
+    this.#networks = new Map(Object.entries(readState(file)));
+  }
+
+  /** The answer to a call, "NetworkDriver.Join" or the like; undefined: there is no such call. */
+  async answer(call: string, body: unknown): Promise<object | undefined> {
+    switch (call) {
+      case "Plugin.Activate":
+        return { Implements: ["NetworkDriver"] };
+      case "NetworkDriver.GetCapabilities":
+        // Global scope would need Docker's own cluster; networks reach other hosts all the same.
+        return { Scope: "local", ConnectivityScope: "global" };
+      case "NetworkDriver.CreateNetwork":
+        return this.#createNetwork(parsed(creation, body));
+      case "NetworkDriver.DeleteNetwork":
+        return this.#deleteNetwork(parsed(ofNetwork, body));
+      case "NetworkDriver.CreateEndpoint":
+        return this.#createEndpoint(parsed(endpoint, body));
+      case "NetworkDriver.Join":
+        return this.#join(parsed(joining, body));
+      case "NetworkDriver.Leave":
+      case "NetworkDriver.DeleteEndpoint":
+        return this.#leave(parsed(ofEndpoint, body), call);
+      case "NetworkDriver.EndpointOperInfo":
+        return { Value: {} };
+      case "NetworkDriver.DiscoverNew":
+      case "NetworkDriver.DiscoverDelete":
+      case "NetworkDriver.ProgramExternalConnectivity":
+      case "NetworkDriver.RevokeExternalConnectivity":
+        return {};
+    }
+    return undefined;
+  }
+
+  async #createNetwork({ NetworkID, Options }: v.InferOutput<typeof creation>): Promise<object> {
+    const { name } = await this.#meant((Options?.[GENERIC] ?? {}) as Record<string, unknown>);
+    this.#networks.set(NetworkID, name);
+    this.#write();
+    return {};
+  }
+
+  async #deleteNetwork({ NetworkID }: v.InferOutput<typeof ofNetwork>): Promise<object> {
+    this.#networks.delete(NetworkID);
+    this.#write();
+    return {};
+  }
+
+  async #createEndpoint(wanted: v.InferOutput<typeof endpoint>): Promise<object> {
+    this.#nameOf(wanted.NetworkID);
+    this.#endpoints.set(wanted.EndpointID, wanted.Interface);
+    return { Interface: {} }; // nothing that Docker has not said itself
+  }
+
+  async #join({
+    NetworkID,
+    EndpointID,
+    SandboxKey,
+  }: v.InferOutput<typeof joining>): Promise<object> {
+    const wanted = this.#endpoints.get(EndpointID);
+    const addresses = [wanted?.Address, wanted?.AddressIPv6].filter((each) => each);
+    const { peer } = await attachPair(this.#client, {
+      network: this.#nameOf(NetworkID),
+      target: SandboxKey,
+      owner: ownerOf(EndpointID),
+      by: "docker",
+      ifname: "eth",
+      addresses: addresses as string[],
+      mac: wanted?.MacAddress || macOf(wanted?.Address),
+    });
+    return { InterfaceName: { SrcName: peer, DstPrefix: "eth" } };
+  }
+
+  /** Both take away whatever is there: a daemon that was killed may have left out one. */
+  async #leave({ EndpointID }: v.InferOutput<typeof ofEndpoint>, call: string): Promise<object> {
+    if (call.endsWith("DeleteEndpoint")) this.#endpoints.delete(EndpointID);
+    await detach(this.#client, linkName(ownerOf(EndpointID), "eth"));
+    return {};
+  }
+
+  async #meant(options: Record<string, unknown>): Promise<NetworkStatus> {
+    const strange = Object.keys(options).filter(
+      (key) => !key.startsWith("com.docker.") && !OPTIONS.includes(key as "vni"),
+    );
+    if (strange.length > 0) {
+      throw new VtepError(
+        "USAGE",
+        `-o ${strange[0]} is no option of this driver: give network or vni`,
+      );
+    }
+    const { network, vni } = options;
+    if ((network === undefined) === (vni === undefined)) {
+      throw new VtepError(
+        "USAGE",
+        "give one of -o network=NAME and -o vni=N: which network of the agent it is",
+      );
+    }
+    const all = await this.#client.networks();
+    const found = all.find((each) =>
+      network === undefined ? `${each.vni}` === vni : each.name === network,
+    );
+    if (found !== undefined) return found;
+    const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
+    const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";
+    throw new VtepError("NOT_FOUND", `the agent forwards no network ${which}: it has ${known}`);
+  }
+
+  #nameOf(networkId: string): string {
+    const name = this.#networks.get(networkId);
+    if (name !== undefined) return name;
+    throw new VtepError(
+      "NOT_FOUND",
+      `network ${networkId} was not created by this driver, or ${this.#file} was lost: create it anew`,
+    );
+  }
+
+  /** As a whole or not at all. */
+  #write(): void {
+    try {
+      mkdirSync(dirname(this.#file), { recursive: true });
+      writeFileSync(`${this.#file}.new`, JSON.stringify(Object.fromEntries(this.#networks)));
+      renameSync(`${this.#file}.new`, this.#file);
+    } catch (error) {
+      throw new VtepError(
+        "SYSTEM",
+        `${this.#file} cannot be written: ${(error as Error).message}`,
+        error,
+      );
+    }
+  }
+}
+
+function ownerOf(endpointId: string): string {
+  return `docker ${endpointId}`;
+}
+
+/** As Docker makes one for its own bridges: whoever has the address later has the MAC that others know. */
+function macOf(address: string | undefined): string | undefined {
+  if (!address) return undefined;
+  const bytes = address
+    .split("/")[0]!
+    .split(".")
+    .map((byte) => Number(byte).toString(16).padStart(2, "0"));
+  return ["02", "42", ...bytes].join(":");
+}
+
+function readState(file: string): Record<string, string> {
+  try {
+    return v.parse(state, JSON.parse(readFileSync(file, "utf8")));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};
+    throw new VtepError("SYSTEM", `${file} cannot be read: ${(error as Error).message}`, error);
+  }
+}
+
+function parsed<const Schema extends v.GenericSchema>(schema: Schema, body: unknown) {
+  const { success, output, issues } = v.safeParse(schema, body);
+  if (success) return output as v.InferOutput<Schema>;
+  const [{ path, message }] = issues as [v.BaseIssue<unknown>];
+  const where = path?.map(({ key }) => key).join(".") ?? "the body";
+  throw new VtepError("USAGE", `${where}: ${message}`);
+}
