@@ -19,9 +19,13 @@ const FILES = [
   ["vtep.service", "/etc/systemd/system/vtep.service"],
   ["vtep@.service", "/etc/systemd/system/vtep@.service"],
   ["vtep.socket", "/etc/systemd/system/vtep.socket"],
+  ["vtep-docker.service", "/etc/systemd/system/vtep-docker.service"],
+  ["vtep-docker.socket", "/etc/systemd/system/vtep-docker.socket"],
   ["sysusers.conf", "/etc/sysusers.d/vtep.conf"],
   ["tmpfiles.conf", "/etc/tmpfiles.d/vtep.conf"],
 ] as const;
+/** Those that are no template; each socket before its service, which it would start again. */
+const UNITS = ["vtep-docker.socket", "vtep-docker.service", "vtep.socket", "vtep.service"];
 const CONFIGURATION = "/etc/vtep/vtep.yaml";
 const LEFT = ["/etc/vtep", "/var/lib/vtep", "the user vtep"];
 
@@ -128,8 +132,8 @@ export function uninstall(place: Place): string[] {
   for (const [, path] of there) refuseForeign(join(place.root, path));
   if (isBooted(place)) {
     // A template stands for its instances when it is disabled, but not when it is stopped.
-    run("systemctl", ["stop", "vtep.socket", "vtep.service", "vtep@*.service"]);
-    run("systemctl", ["disable", "--quiet", "vtep.socket", "vtep.service", "vtep@.service"]);
+    run("systemctl", ["stop", ...UNITS, "vtep@*.service"]);
+    run("systemctl", ["disable", "--quiet", ...UNITS, "vtep@.service"]);
   }
   for (const [, path] of there) {
     privileged(`removing ${path}`, () => rmSync(join(place.root, path)));
@@ -167,7 +171,8 @@ function states(place: Place): string[] {
   if (!isBooted(place)) return ["systemd does not run here"];
   const shown = run("systemctl", [
     ...["show", "--property=Id,ActiveState,SubState,UnitFileState,StatusText"],
-    ...["vtep.service", "vtep.socket", "vtep@*.service"],
+    ...UNITS.toReversed(),
+    "vtep@*.service",
   ]);
   return shown.split("\n\n").map((text) => {
     const lines = text.trim().split("\n");

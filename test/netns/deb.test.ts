@@ -89,7 +89,9 @@ describe("where systemd runs", () => {
     expect(await machine.run("vtep", "service", "status")).toBe(
       "installed by the Debian package: /lib/systemd/system/vtep.service\n" +
         "vtep.service: active (running), enabled: forwarding network 42 (vtep42)\n" +
-        "vtep.socket: inactive (dead), disabled\n",
+        "vtep.socket: inactive (dead), disabled\n" +
+        "vtep-docker.service: inactive (dead), static\n" +
+        "vtep-docker.socket: inactive (dead), disabled\n",
     );
     for (const act of ["install", "uninstall"]) {
       expect(await machine.finish("vtep", "service", act)).toMatchObject({

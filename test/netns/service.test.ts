@@ -115,10 +115,11 @@ describe("the service", () => {
   });
 
   test("is offered no way out: exposure at most 2.0, and nothing to warn of", async () => {
-    const units = ["vtep.service", "vtep@.service", "vtep.socket"].map(
+    const services = ["vtep.service", "vtep@.service", "vtep-docker.service"];
+    const units = [...services, "vtep.socket", "vtep-docker.socket"].map(
       (name) => `/etc/systemd/system/${name}`,
     );
-    for (const unit of units.slice(0, 2)) {
+    for (const unit of units.slice(0, services.length)) {
       await machine.run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit);
     }
     const verified = await machine.finish("systemd-analyze", "verify", "--man=no", ...units);
@@ -273,6 +274,30 @@ describe("the service", () => {
     expect(JSON.parse(await vtep("status", "--json")).networks).toHaveLength(1);
     await systemctl("stop", "vtep");
     expect(await socket()).toBe(before);
+  });
+
+  test("serves Docker when that asks, from a sandbox of its own", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep", "vtep-docker.socket");
+    const call = async (method: string, body: object) => {
+      const at = ["--unix-socket", "/run/docker/plugins/vtep.sock", `http://docker/${method}`];
+      return JSON.parse(await machine.run("curl", "-s", ...at, "-d", JSON.stringify(body)));
+    };
+    expect(await call("Plugin.Activate", {})).toEqual({ Implements: ["NetworkDriver"] });
+    const generic = { "com.docker.network.generic": { vni: "42" } };
+    const [NetworkID, EndpointID] = ["net1", "end1"];
+    expect(await call("NetworkDriver.CreateNetwork", { NetworkID, Options: generic })).toEqual({});
+    await systemctl("restart", "vtep-docker"); // it remembers
+    const address = { Address: "192.0.2.7/24" };
+    const ids = { NetworkID, EndpointID };
+    await call("NetworkDriver.CreateEndpoint", { ...ids, Interface: address });
+    const joined = await call("NetworkDriver.Join", { ...ids, SandboxKey: "/run/docker/netns/x" });
+    const { SrcName } = joined.InterfaceName;
+    expect(await ours.links()).toContain(SrcName);
+    expect(await call("NetworkDriver.Leave", ids)).toEqual({});
+    expect(await ours.links()).not.toContain(SrcName);
+    await systemctl("stop", "vtep-docker.socket", "vtep-docker");
+    await machine.run("rm", "/var/lib/vtep/docker.json");
   });
 
   test("is one for each configuration, side by side", async () => {
@@ -473,6 +498,8 @@ describe("vtep service", () => {
       `wrote ${unit}`,
       "wrote /etc/systemd/system/vtep@.service",
       "wrote /etc/systemd/system/vtep.socket",
+      "wrote /etc/systemd/system/vtep-docker.service",
+      "wrote /etc/systemd/system/vtep-docker.socket",
       "wrote /etc/sysusers.d/vtep.conf",
       "wrote /etc/tmpfiles.d/vtep.conf",
     ];
