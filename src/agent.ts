@@ -154,6 +154,8 @@ export class Agent implements Operations {
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
   readonly #live = new Map<string, Live>();
+  /** Whose TAPs somebody deleted. */
+  readonly #renewing = new WeakSet<Live>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
   readonly #watch: Watch;
@@ -168,6 +170,7 @@ export class Agent implements Operations {
   /** The capture that is under way. */
   #capturing: { end(): Promise<void> } | undefined;
   #readyAt = 0;
+  #isStopping = false;
   #forwarded = true;
   /** What was dropped since it was logged. */
   readonly #logged = new Growth();
@@ -593,6 +596,7 @@ export class Agent implements Operations {
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
+    this.#isStopping = true;
     await this.#capturing?.end();
     await this.#exclusively(() =>
       this.#undo.all((error) => {
@@ -680,7 +684,10 @@ export class Agent implements Operations {
     if (stays) this.#undo.push(() => this.#lengthenQueues());
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
-    await this.#workers.forward((inUse) => this.#noteOffloads(inUse));
+    await this.#workers.forward(
+      (inUse) => this.#noteOffloads(inUse),
+      (index, error) => this.#renew(index, error),
+    );
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
@@ -867,6 +874,30 @@ export class Agent implements Operations {
           : row.origin === LEARNED && !may.has(row.destination)),
     );
     if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
+  }
+
+  /**
+   * Makes a TAP anew that somebody deleted, and gives its network up to the others: what they forward goes
+   * on. Where that cannot be, forwarding has broken down.
+   */
+  #renew(index: number, { message }: VtepError): void {
+    const lost = [...this.#live.values()].find(({ plan }) => plan.index === index);
+    if (lost === undefined || this.#isStopping) return; // it was removed here
+    if (this.#renewing.has(lost)) return; // another thread has told of it
+    this.#renewing.add(lost);
+    const network = lost.config.name;
+    this.#log.error({ network, reason: message }, "the TAP is made anew");
+    void this.#exclusively(async () => {
+      if (this.#live.get(network) !== lost) return; // it was changed or removed meanwhile
+      await this.#takeOut(lost);
+      await this.#add(lost.config, lost.plan.mtu, new Undo());
+      this.#log.info({ network }, "the TAP is there again");
+    }).catch((error: unknown) => {
+      this.#log.error({ network, reason: (error as Error).message }, "the TAP is gone");
+      this.#workers.giveUp(
+        new VtepError("LOST", `network ${network}: ${message}; start again`, error),
+      );
+    });
   }
 
   async #removeUnusedBridges(): Promise<void> {

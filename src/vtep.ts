@@ -79,6 +79,9 @@ export function monotonicSeconds(): number {
   return process.hrtime()[0];
 }
 
+/** Hears of a device that went away; `index` is that of the network, if it was a network's TAP. */
+type OnLost = (error: VtepError, index?: number) => void;
+
 /** How often a thread does what is not done per frame. */
 const TICK_MS = 1000;
 
@@ -96,7 +99,7 @@ export class Vtep {
   readonly #dataplane: Dataplane;
   readonly #beat: (now: number) => void;
   #ticking: NodeJS.Timeout | undefined;
-  #onLost: ((error: VtepError) => void) | undefined;
+  #onLost: OnLost | undefined;
 
   /**
    * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
@@ -144,10 +147,11 @@ export class Vtep {
   }
 
   /**
-   * Begins to forward. `onLost` is told of every device that goes away, `onOffloads` which offloads are
+   * Begins to forward. `onLost` is told of every device that goes away, and of a TAP whose network it was,
+   * `onOffloads` which offloads are
    * in use: at once, and again when the kernel has refused one.
    */
-  forward(onLost: (error: VtepError) => void, onOffloads: (inUse: Offloads) => void): void {
+  forward(onLost: OnLost, onOffloads: (inUse: Offloads) => void): void {
     const dataplane = this.#dataplane;
     let told = "";
     const tick = () => {
@@ -170,7 +174,7 @@ export class Vtep {
     this.#underlay.watch({
       onReadable: () => dataplane.decap(),
       onUnsent: (errno) => dataplane.unsent(errno),
-      onLost,
+      onLost: (error) => onLost(error),
     });
     this.#onLost = onLost;
     for (const { network } of this.#networks.values()) this.#watch(network);
@@ -246,7 +250,8 @@ export class Vtep {
 
   #watch(network: Network): void {
     const onReadable = () => this.#dataplane.encap(network);
-    network.tap.watch({ onReadable, onLost: this.#onLost! });
+    const onLost = this.#onLost!;
+    network.tap.watch({ onReadable, onLost: (error) => onLost(error, network.index) });
   }
 
   /** One that any device does without counts as not in use. */

@@ -30,7 +30,13 @@ export type Report =
   | { readonly event: "opened"; readonly opened: Opened }
   | { readonly event: "done"; readonly id: number }
   | { readonly event: "offloads"; readonly inUse: Offloads }
-  | { readonly event: "lost"; readonly code: VtepError["code"]; readonly message: string }
+  | {
+      readonly event: "lost";
+      /** Of the network whose TAP it was; undefined: the underlay, without which nothing crosses. */
+      readonly index: number | undefined;
+      readonly code: VtepError["code"];
+      readonly message: string;
+    }
   | {
       readonly event: "failed";
       readonly id: number;
@@ -61,7 +67,7 @@ function obey(vtep: Vtep, order: Order): void {
   switch (order.order) {
     case "forward":
       return vtep.forward(
-        (error) => report({ event: "lost", ...described(error) }),
+        (error, index) => report({ event: "lost", index, ...described(error) }),
         (inUse) => report({ event: "offloads", inUse }),
       );
     case "add":

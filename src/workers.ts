@@ -85,11 +85,21 @@ export class Workers {
     return opened;
   }
 
-  /** Begins to forward. `onOffloads` is told which are in use: at once, and when there are fewer. */
-  async forward(onOffloads: (inUse: Offloads) => void): Promise<void> {
+  /**
+   * Begins to forward. `onOffloads` is told which are in use: at once, and when there are fewer;
+   * `onTapLost` by every thread whose queue of a network's TAP went away.
+   */
+  async forward(
+    onOffloads: (inUse: Offloads) => void,
+    onTapLost: (index: number, error: VtepError) => void,
+  ): Promise<void> {
     const begun = this.#threads.map((thread) => {
       thread.on("message", (report: Report) => {
-        if (report.event === "lost") this.#lose(new VtepError(report.code, report.message));
+        if (report.event === "lost") {
+          const error = new VtepError(report.code, report.message);
+          if (report.index === undefined) this.#lose(error);
+          else onTapLost(report.index, error);
+        }
         if (report.event === "offloads") onOffloads(report.inUse);
       });
       return this.#ask(thread, { order: "forward" });
@@ -128,6 +138,11 @@ export class Workers {
   /** Shows frames to nobody any more. */
   unmirror(): Promise<void> {
     return this.#order({ order: "mirror", mirroring: undefined });
+  }
+
+  /** Forwarding is of no use any more; `lost` says why. */
+  giveUp(reason: VtepError): void {
+    this.#lose(reason);
   }
 
   async end(): Promise<void> {

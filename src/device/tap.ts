@@ -139,8 +139,7 @@ export class NativeTap implements Tap {
 
   #lose(what = "was deleted while in use"): void {
     this.#queue.unwatch();
-    const sentence = `interface ${this.name} ${what}`;
-    this.#lost = new VtepError("LOST", `${sentence}; start again to create it anew`);
+    this.#lost = new VtepError("LOST", `interface ${this.name} ${what}`);
     this.#tell();
   }
 

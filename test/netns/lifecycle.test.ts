@@ -127,11 +127,34 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     await remove("br42"); // it was there already when the second one came
   });
 
-  test("ends with one clear sentence when its TAP is deleted", async () => {
+  const workers = kind === "native" ? ["1", "2"] : ["1"];
+  test.each(workers)(
+    "with as many workers, %s, makes a TAP anew that was deleted",
+    async (many) => {
+      const tap = "vtep42";
+      await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+      await using vtep = await ours.vtep(...args, "--bridge", "br0", "--workers", many).ready();
+      await reach(here, there.address);
+      for (let turn = 1; turn <= 2; turn++) {
+        await remove(tap);
+        const said = () => vtep.log.filter(({ msg }) => msg === "the TAP is there again").length;
+        await until("a new TAP", () => said() === turn);
+        await reach(here, there.address);
+      }
+      const reasons = vtep.log.filter(({ msg }) => msg === "the TAP is made anew");
+      expect(reasons.map(({ reason }) => reason)).toEqual(
+        Array(2).fill(`interface ${tap} was deleted while in use`),
+      );
+      expect((await vtep.stop()).code).toBe(0);
+      expect(await ours.links()).not.toContain(tap);
+    },
+  );
+
+  test("ends with one clear sentence when a TAP that was deleted cannot be made anew", async () => {
     const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
-    await remove("vtep42");
+    await ours.ip("link del br42", "link del vtep42");
     expect(await vtep.exited).toBe(1);
-    expect(vtep.stderr).toMatch(/^vtep: [^\n]*vtep42[^\n]*\n$/);
+    expect(vtep.stderr).toMatch(/^vtep: [^\n]*vtep42 was deleted while in use; start again\n$/);
     expect(await state()).toEqual(untouched);
   });
 

@@ -250,16 +250,16 @@ describe("the service", () => {
   });
 
   test("is started again when it fails", async () => {
-    await configure(crossing);
+    await configure(`networks: [{ vni: 42, peers: [${theirs.address}], bridge: br42 }]`);
     await systemctl("start", "vtep");
-    await ours.ip("link del vtep42");
+    await ours.ip("link del br42", "link del vtep42"); // one of which it would make anew
     await until(
       "a restart",
       async () => (await machine.show("vtep", "NRestarts")).NRestarts === "1",
       20_000,
     );
     await until("it to be active", async () => (await isActive()) === "active", 20_000);
-    await reach(here, there.address);
+    expect(await ours.links()).toEqual([...untouched, "br42", "vtep42"].sort());
   });
 
   test("has the socket of its API from systemd, which keeps it", async () => {
