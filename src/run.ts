@@ -10,13 +10,12 @@ import type { Config } from "./config.ts";
 import { defaultFile, load } from "./config-file.ts";
 import { sentenceOf, VtepError } from "./errors.ts";
 import { valuesByKey } from "./flags.ts";
+import { isLogWritten, logStream } from "./log.ts";
 import type { Changes } from "./operations.ts";
 import {
   feedWatchdog,
   type HandedOver,
   handedOver,
-  isJournal,
-  journalStream,
   notifyReady,
   notifyReloading,
   notifyStopping,
@@ -26,6 +25,15 @@ import type { Thread } from "./workers.ts";
 
 /** Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads. */
 export async function run(given: Record<string, unknown>, first: Thread): Promise<void> {
+  try {
+    await forward(given, first);
+  } finally {
+    // What waits to be written would keep the process, for as long as nobody reads. The exit code is set by then.
+    void isLogWritten().then((isWritten) => isWritten || process.exit());
+  }
+}
+
+async function forward(given: Record<string, unknown>, first: Thread): Promise<void> {
   const config = configuration(given);
   const log = pino({ level: config.logLevel }, await logStream());
   const unwanted = new AbortController();
@@ -111,16 +119,6 @@ async function apply(agent: Agent, given: Record<string, unknown>): Promise<Chan
   } finally {
     notifyReady(forwarding(agent.status().networks));
   }
-}
-
-/** One JSON line a message, or colours for people. A log that is full must not stop frames. */
-async function logStream() {
-  if (process.stdout.isTTY) {
-    const { default: pretty } = await import("pino-pretty");
-    return pretty({ colorize: true, ignore: "pid,hostname", sync: true });
-  }
-  const lines = pino.destination({ sync: true }).on("error", () => undefined);
-  return isJournal(process.stdout.fd) ? journalStream(lines) : lines;
 }
 
 function summary(agent: Agent) {

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
 import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
@@ -149,6 +150,24 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
       expect(await ours.links()).not.toContain(tap);
     },
   );
+
+  test("waits for nobody who reads its log: it answers, forwards and stops", async () => {
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    const socket = join(tmpdir(), `${ours.name}.sock`);
+    const child = ours.spawn("node", cli, "run", ...args, "--bridge", "br0", "--socket", socket);
+    child.stdin.end();
+    const ended = once(child, "exit"); // its output is not read
+    const client = new Client(socket);
+    await until("an agent", () => client.status().catch(() => undefined));
+    for (let times = 0; times < 600; times++) {
+      child.kill("SIGUSR2"); // a long line each, more than is kept for who might read them
+      await client.status();
+    }
+    await reach(here, there.address);
+    child.kill("SIGTERM");
+    expect(await ended).toEqual([0, null]);
+    child.stdout.destroy();
+  }, 30_000);
 
   test("ends with one clear sentence when a TAP that was deleted cannot be made anew", async () => {
     const vtep = await ours.vtep(...args, "--bridge", "br42").ready();

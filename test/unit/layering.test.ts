@@ -22,6 +22,7 @@ const LAYERS: readonly Layer[] = [
   { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
   { name: "commands", files: /^commands\//, mutual: true, outside: ANYTHING },
   { name: "run", files: /^run\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "log", files: /^log\.ts$/, mutual: false, outside: ANYTHING },
   { name: "examination", files: /^doctor\/(examine|probe)\.ts$/, mutual: true, outside: ANYTHING },
   // Facts in, findings out: whatever fault can be written down can be tested.
   { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
