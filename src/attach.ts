@@ -56,14 +56,18 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
   const { attachment, bridge, mtu } = await fitted(client, wanted);
   const { addresses, target, ifname } = attachment;
   const routes = [
-    ...wanted.gateways.map((via) => ({ to: via.includes(":") ? "::/0" : "0.0.0.0/0", via })),
     ...wanted.routes,
-  ];
+    ...wanted.gateways.map((via) => ({ to: via.includes(":") ? "::/0" : "0.0.0.0/0", via })),
+  ].sort((one, other) => Number(one.via !== undefined) - Number(other.via !== undefined)); // near first
   checkRoutes(routes, addresses);
-  const alias = aliasOf(attachment);
   const links = await linksByName();
   const before = links.get(attachment.link);
-  if (before !== undefined) {
+  // Unless one is wanted, it keeps the MAC that it has, whatever this host is called by now.
+  if (before !== undefined && wanted.mac === undefined) {
+    attachment.mac = attachmentOf(before)?.mac ?? attachment.mac;
+  }
+  const alias = aliasOf(attachment, [mtu, routes]);
+  if (before?.master === bridge) {
     if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
     throw new VtepError(
       "CONFLICT",
@@ -71,6 +75,8 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     );
   }
   checkUnused(attachment, links);
+  // It was not finished, or the network has another bridge now.
+  if (before !== undefined) await unplug(attachment.link);
   const { link: name, mac } = attachment;
   await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
   await tell(client, name);
@@ -90,7 +96,7 @@ export async function attachPair(
   await unplug(name);
   checkUnused(attachment, await linksByName());
   const peer = peerName(name);
-  await pair({ name, bridge, alias: aliasOf(attachment), peer, mac, mtu });
+  await pair({ name, bridge, alias: aliasOf(attachment, mtu), peer, mac, mtu });
   await tell(client, name);
   return { ...attachment, peer };
 }
@@ -148,7 +154,8 @@ function mtuOf({ mtu }: Pick<Wanted, "mtu">, { name, mtu: largest }: NetworkStat
   throw new VtepError("USAGE", `MTU ${mtu} is more than the ${largest} of network ${name}`);
 }
 
-function checkInterface(name: string): void {
+/** Throws VtepError USAGE. */
+export function checkInterface(name: string): void {
   if (/^(?!\.{1,2}$)[^\s/:%|]{1,15}$/.test(name)) return;
   throw new VtepError(
     "USAGE",
@@ -167,10 +174,10 @@ function macOf(text: string | undefined, otherwise: string): string {
 
 /** As it is spelt usually. */
 function checkedPrefix(text: string): string {
-  if (ipaddr.isValidCIDR(text)) {
+  const isSpelt = text.includes(":") || ipaddr.IPv4.isValidFourPartDecimal(text.split("/")[0]!);
+  if (isSpelt && ipaddr.isValidCIDR(text)) {
     const [address, length] = ipaddr.parseCIDR(text);
-    const isStation = !["multicast", "unspecified", "broadcast"].includes(address.range());
-    if (isStation) return `${address.toString()}/${length}`;
+    if (isStation(address, length)) return `${address.toString()}/${length}`;
   }
   throw new VtepError(
     "USAGE",
@@ -178,9 +185,25 @@ function checkedPrefix(text: string): string {
   );
 }
 
+/** Neither a group, a loopback, nor what stands for the whole subnet, or for all of its stations. */
+function isStation(address: ipaddr.IPv4 | ipaddr.IPv6, length: number): boolean {
+  const others = ["multicast", "unspecified", "broadcast", "loopback"];
+  if (others.includes(address.range()) || length === 0) return false;
+  if (address.kind() === "ipv6" || length >= 31) return true;
+  const text = `${address}/${length}`;
+  const whole = [
+    ipaddr.IPv4.networkAddressFromCIDR(text),
+    ipaddr.IPv4.broadcastAddressFromCIDR(text),
+  ];
+  return whole.every((each) => each.toString() !== address.toString());
+}
+
 /** The kernel would say "Nexthop has invalid gateway". */
 function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): void {
-  const subnets = addresses.map((address) => ipaddr.parseCIDR(address));
+  // What is routed straight out is near, too.
+  const straight = routes.filter(({ to, via }) => via === undefined && ipaddr.isValidCIDR(to));
+  const near = [...addresses, ...straight.map(({ to }) => to)];
+  const subnets = near.map((address) => ipaddr.parseCIDR(address));
   for (const { to, via } of routes) {
     if (!ipaddr.isValidCIDR(to)) {
       throw new VtepError(
@@ -208,7 +231,7 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
 function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void {
   for (const link of new Set(links.values())) {
     const other = attachmentOf(link);
-    if (other?.network !== wanted.network) continue;
+    if (other?.network !== wanted.network || other.link === wanted.link) continue;
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",

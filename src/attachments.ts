@@ -6,9 +6,11 @@
  * the interface does, whoever removes it, and over restarts of the agent and of whoever attached. The
  * end's name follows from whose it is, so that attaching twice is attaching once.
  *
- * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|BY|TARGET`.
+ * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|BY|DIGEST|TARGET`, DIGEST being of all else that
+ * was wanted. A target that is too long is cut; the rest has to fit.
  */
 import { createHash } from "node:crypto";
+import { VtepError } from "./errors.ts";
 import type { Link } from "./host.ts";
 
 /** An interface of a container. */
@@ -48,9 +50,18 @@ export function peerName(link: string): string {
   return link.replace(/^vt/, "vp");
 }
 
-export function aliasOf({ network, ifname, mac, addresses, by, target }: Attachment): string {
-  const alias = [MARK, network, ifname, mac, addresses.join(","), by, target].join("|");
-  return alias.slice(0, LONGEST_ALIAS);
+/** `more` is what else was wanted. Throws VtepError USAGE where it cannot be noted. */
+export function aliasOf(attachment: Attachment, more: unknown): string {
+  const { network, ifname, mac, addresses, by, target } = attachment;
+  const digest = createHash("sha256").update(JSON.stringify(more)).digest("hex").slice(0, 8);
+  const fields = [MARK, network, ifname, mac, addresses.join(","), by, digest].join("|");
+  if (fields.length + 1 < LONGEST_ALIAS && !/[|\s]/.test(`${ifname}${by}`)) {
+    return `${fields}|${target.replace(/\s/g, "?")}`.slice(0, LONGEST_ALIAS);
+  }
+  throw new VtepError(
+    "USAGE",
+    `${ifname} with ${addresses.length} addresses in ${network} cannot be noted on the host (255 bytes): give fewer, or shorter names`,
+  );
 }
 
 /** Those among the links of a host, but for such whose bridge is not their network's any more. */
@@ -68,13 +79,9 @@ export function attachmentsAmong(
 /** What a link's alias says; undefined where it is none of ours. */
 export function attachmentOf({ ifname: link, ifalias = "" }: Link): Attachment | undefined {
   const [mark, ...fields] = ifalias.split("|");
-  if (mark !== MARK || fields.length < 6) return undefined;
-  const [network, ifname, mac, addresses, by, ...target] = fields as [
-    string,
-    string,
-    string,
-    string,
-    string,
+  if (mark !== MARK || fields.length < 7) return undefined;
+  const [network, ifname, mac, addresses, by, , ...target] = fields as [
+    ...[string, string, string, string, string, string],
   ];
   const list = addresses === "" ? [] : addresses.split(",");
   return { network, ifname, mac, addresses: list, by, target: target.join("|"), link };

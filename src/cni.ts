@@ -17,8 +17,9 @@ import { once } from "node:events";
 import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
+import ipaddr from "ipaddr.js";
 import { Client } from "./api/client.ts";
-import { attach, detach, namespaceId } from "./attach.ts";
+import { attach, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { addressesInside, linksByName } from "./host.ts";
@@ -150,7 +151,7 @@ class Plugin {
     const ifname = this.#wanted("CNI_IFNAME");
     const target = this.#wanted("CNI_NETNS");
     const owner = this.#owner();
-    this.#refuseOwnNamespace(target);
+    this.#checkEnvironment(target, ifname);
     const link = linkName(owner, ifname);
     if ((await linksByName()).has(link)) {
       throw new CniError(
@@ -158,9 +159,13 @@ class Plugin {
         `${ifname} was added to this container before: delete it first`,
       );
     }
-    const found = await this.#ipam("ADD");
     try {
+      const found = await this.#ipam("ADD");
+      if (found !== undefined) checkResult(found, CODE.content, "the IPAM plugin's result");
       const { ips = [], routes = [], dns } = found ?? {};
+      if (found !== undefined && ips.length === 0) {
+        throw new CniError(CODE.content, "the IPAM plugin gave no address");
+      }
       const attached = await attach(this.#client, {
         network,
         target,
@@ -195,11 +200,11 @@ class Plugin {
     }
   }
 
-  /** Succeeds whatever is there still, and without the agent. */
+  /** Succeeds whatever is there still, and without the agent. The link goes first: it needs nobody. */
   async del(): Promise<undefined> {
     const ifname = this.#wanted("CNI_IFNAME");
-    await this.#ipam("DEL");
     await detach(this.#client, linkName(this.#owner(), ifname));
+    await this.#ipam("DEL");
   }
 
   async check(): Promise<undefined> {
@@ -209,24 +214,27 @@ class Plugin {
     if (prevResult === undefined) {
       throw new CniError(CODE.configuration, "prevResult is missing: CHECK compares with it");
     }
+    checkResult(prevResult, CODE.configuration, "prevResult");
     await this.#ipam("CHECK");
-    await this.#client.network(this.#configuration.network);
+    const { bridge } = await this.#client.network(this.#configuration.network);
     const link = (await linksByName()).get(linkName(this.#owner(), ifname));
     if (link === undefined || attachmentOf(link) === undefined) {
       throw new CniError(CODE.container, `${ifname} of this container is attached no more`);
     }
-    if (link.master === undefined) {
-      throw new CniError(CODE.other, `${link.ifname} is a port of no bridge any more`);
+    if (link.master !== bridge) {
+      const where = link.master === undefined ? "no bridge" : `the bridge ${link.master}`;
+      throw new CniError(CODE.other, `${link.ifname} is a port of ${where}, and not of ${bridge}`);
     }
     const inside = await addressesInside(target, ifname);
     const at = prevResult.interfaces?.findIndex(({ name, sandbox }) => name === ifname && sandbox);
     const before = prevResult.interfaces?.[at ?? -1];
-    if (before?.mac !== undefined && before.mac !== inside.mac) {
+    if (!inside.isUp) throw new CniError(CODE.other, `${ifname} is down`);
+    if (before?.mac !== undefined && before.mac.toLowerCase() !== inside.mac) {
       throw new CniError(CODE.other, `${ifname} has the MAC ${inside.mac}, and had ${before.mac}`);
     }
     for (const { address, interface: of } of prevResult.ips ?? []) {
       if (of !== undefined && of !== at) continue;
-      if (inside.addresses.includes(address)) continue;
+      if (inside.addresses.includes(spelt(address))) continue;
       throw new CniError(CODE.other, `${ifname} has not the address ${address} any more`);
     }
   }
@@ -240,13 +248,17 @@ class Plugin {
         "cni.dev/valid-attachments is missing: GC keeps those",
       );
     }
-    await this.#ipam("GC");
+    if (!valid.every(isAttachment)) {
+      const what = "must list objects with containerID and ifname";
+      throw new CniError(CODE.configuration, `cni.dev/valid-attachments ${what}`);
+    }
     const kept = new Set(valid.map((each) => linkName(ownerOf(each.containerID), each.ifname)));
     for (const link of new Set((await linksByName()).values())) {
       const attachment = attachmentOf(link);
       if (attachment?.by !== `cni:${name}` || kept.has(attachment.link)) continue;
       await detach(this.#client, attachment.link);
     }
+    await this.#ipam("GC");
   }
 
   async status(): Promise<undefined> {
@@ -268,9 +280,16 @@ class Plugin {
     throw new CniError(CODE.environment, `${name} is not set: the runtime has to say it`);
   }
 
-  #refuseOwnNamespace(target: string): void {
+  #checkEnvironment(target: string, ifname: string): void {
+    let id: string;
+    try {
+      checkInterface(ifname);
+      id = namespaceId(target);
+    } catch (error) {
+      throw new CniError(CODE.environment, (error as Error).message);
+    }
     if (this.#call.environment.CNI_NETNS_OVERRIDE) return;
-    if (namespaceId(target) !== namespaceId("/proc/self/ns/net")) return;
+    if (id !== namespaceId("/proc/self/ns/net")) return;
     throw new CniError(CODE.environment, `${target} is the host's own network namespace`);
   }
 
@@ -287,11 +306,11 @@ class Plugin {
     child.stdin.end(this.#call.input);
     const [output, [code]] = await Promise.all([text(child.stdout), once(child, "close")]);
     const said = output.trim() === "" ? {} : parsed(output);
-    if (code === 0) return said as Result;
+    if (code === 0 && said !== undefined) return said as Result;
     const { code: theirs, msg } = (said ?? {}) as { code?: number; msg?: string };
     throw new CniError(
       theirs ?? CODE.other,
-      `${ipam} ${command}: ${msg ?? `it ended with ${code}`}`,
+      `${ipam} ${command}: ${msg ?? (code === 0 ? "its answer is no JSON object" : `it ended with ${code}`)}`,
     );
   }
 
@@ -337,13 +356,18 @@ function configurationOf({ input, environment }: Call): Configuration {
   const wrong = (key: string, what: string) =>
     new CniError(CODE.configuration, `${key} must be ${what}`);
   const { name, network = name, socket = DEFAULT_SOCKET, mtu, ipam, prevResult } = raw;
-  if (typeof name !== "string" || name === "") throw wrong("name", "the name of the network");
+  if (typeof name !== "string" || !/^[A-Za-z0-9][\w.-]*$/.test(name)) {
+    throw wrong("name", 'a name of letters, digits, "_", "." and "-"');
+  }
   if (typeof network !== "string") throw wrong("network", "the name of a network of the agent");
   if (typeof socket !== "string") throw wrong("socket", "the path of the agent's socket");
-  if (mtu !== undefined && !Number.isInteger(mtu)) throw wrong("mtu", "a whole number");
+  if (mtu !== undefined && !(Number.isInteger(mtu) && (mtu as number) >= 68)) {
+    throw wrong("mtu", "a whole number from 68");
+  }
   const type = (ipam as { type?: unknown } | undefined)?.type;
-  if (type !== undefined && (typeof type !== "string" || type.includes("/"))) {
-    throw wrong("ipam.type", "the name of a plugin");
+  const isEmpty = ipam === undefined || (isObject(ipam) && Object.keys(ipam).length === 0);
+  if (!isEmpty && (typeof type !== "string" || !/^\w[\w.-]*$/.test(type))) {
+    throw wrong("ipam", "an object whose type is the name of a plugin");
   }
   const valid = raw["cni.dev/valid-attachments"];
   if (valid !== undefined && !Array.isArray(valid)) {
@@ -356,7 +380,7 @@ function configurationOf({ input, environment }: Call): Configuration {
     socket,
     mtu: mtu as number | undefined,
     mac: macOf(raw, environment.CNI_ARGS),
-    ipam: type || undefined,
+    ipam: type as string | undefined,
     prevResult: prevResult as Result | undefined,
     valid: valid as Configuration["valid"],
   };
@@ -375,18 +399,53 @@ function macOf(raw: Readonly<Record<string, unknown>>, args = ""): string | unde
 function parsed(input: string): Readonly<Record<string, unknown>> | undefined {
   try {
     const value: unknown = JSON.parse(input);
-    const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
-    return isObject ? (value as Record<string, unknown>) : undefined;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined;
   }
 }
 
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isAttachment(value: unknown): boolean {
+  return (
+    isObject(value) && [value.containerID, value.ifname].every((each) => typeof each === "string")
+  );
+}
+
+/** As far as it is read here. */
+function checkResult(result: unknown, code: number, what: string): void {
+  const has = (value: unknown, key: string, ...optional: string[]) =>
+    isObject(value) &&
+    typeof value[key] === "string" &&
+    optional.every((each) => ["string", "undefined"].includes(typeof value[each]));
+  const { interfaces = [], ips = [], routes = [] } = isObject(result) ? result : {};
+  const lists: [unknown, (each: unknown) => boolean][] = [
+    [interfaces, (each) => has(each, "name", "mac", "sandbox")],
+    [ips, (each) => has(each, "address", "gateway")],
+    [routes, (each) => has(each, "dst", "gw")],
+  ];
+  const isRight = lists.every(([list, is]) => Array.isArray(list) && list.every(is));
+  if (isObject(result) && isRight) return;
+  throw new CniError(
+    code,
+    `${what} has not the shape of a result: interfaces, ips and routes are lists`,
+  );
+}
+
+/** An address with its prefix length, as the kernel spells it. */
+function spelt(prefix: string): string {
+  if (!ipaddr.isValidCIDR(prefix)) return prefix;
+  const [address, length] = ipaddr.parseCIDR(prefix);
+  return `${address.toString()}/${length}`;
+}
+
 function cniError(error: unknown): CniError {
   if (error instanceof CniError) return error;
   if (!(error instanceof VtepError)) {
-    const { message, stack } = error as Error;
-    return new CniError(CODE.other, stack ?? message);
+    return new CniError(CODE.other, (error as Error).message);
   }
   const codes: Partial<Record<VtepError["code"], number>> = {
     USAGE: CODE.configuration,

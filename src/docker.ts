@@ -48,7 +48,7 @@ export class DockerDriver {
   readonly #client: Client;
   readonly #file: string;
   /** Names of the agent's networks by the IDs of Docker's. */
-  readonly #networks: Map<string, string>;
+  #networks: ReadonlyMap<string, string>;
   /** What Docker wants of endpoints that have not joined yet. */
   readonly #endpoints = new Map<string, Interface>();
 
@@ -91,14 +91,12 @@ export class DockerDriver {
 
   async #createNetwork({ NetworkID, Options }: v.InferOutput<typeof creation>): Promise<object> {
     const { name } = await this.#meant((Options?.[GENERIC] ?? {}) as Record<string, unknown>);
-    this.#networks.set(NetworkID, name);
-    this.#write();
+    this.#keep(new Map([...this.#networks, [NetworkID, name]]));
     return {};
   }
 
   async #deleteNetwork({ NetworkID }: v.InferOutput<typeof ofNetwork>): Promise<object> {
-    this.#networks.delete(NetworkID);
-    this.#write();
+    this.#keep(new Map([...this.#networks].filter(([each]) => each !== NetworkID)));
     return {};
   }
 
@@ -114,6 +112,12 @@ export class DockerDriver {
     SandboxKey,
   }: v.InferOutput<typeof joining>): Promise<object> {
     const wanted = this.#endpoints.get(EndpointID);
+    if (!this.#endpoints.has(EndpointID)) {
+      throw new VtepError(
+        "NOT_FOUND",
+        `endpoint ${EndpointID} was not created: start the container again`,
+      );
+    }
     const addresses = [wanted?.Address, wanted?.AddressIPv6].filter((each) => each);
     const { peer } = await attachPair(this.#client, {
       network: this.#nameOf(NetworkID),
@@ -155,6 +159,12 @@ export class DockerDriver {
     const found = all.find((each) =>
       network === undefined ? `${each.vni}` === vni : each.name === network,
     );
+    if (found !== undefined && found.bridge === undefined) {
+      throw new VtepError(
+        "USAGE",
+        `network ${found.name} has no bridge: give it one (bridge: NAME)`,
+      );
+    }
     if (found !== undefined) return found;
     const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
     const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";
@@ -171,11 +181,12 @@ export class DockerDriver {
   }
 
   /** As a whole or not at all. */
-  #write(): void {
+  #keep(networks: ReadonlyMap<string, string>): void {
     try {
       mkdirSync(dirname(this.#file), { recursive: true });
-      writeFileSync(`${this.#file}.new`, JSON.stringify(Object.fromEntries(this.#networks)));
+      writeFileSync(`${this.#file}.new`, JSON.stringify(Object.fromEntries(networks)));
       renameSync(`${this.#file}.new`, this.#file);
+      this.#networks = networks;
     } catch (error) {
       throw new VtepError(
         "SYSTEM",

@@ -249,12 +249,12 @@ export async function pair(
 export async function addressesInside(
   namespace: string,
   ifname: string,
-): Promise<{ mac: string | undefined; addresses: string[] }> {
+): Promise<{ mac: string | undefined; isUp: boolean; addresses: string[] }> {
   const said = await ip(["-j", "addr", "show", "dev", ifname], [], { namespace, ifname });
   if (said.code !== 0) throw new VtepError("LINK", `${ifname} of ${namespace}: ${said.refusal}`);
   const [link] = parse<Link>(said.stdout);
   const addresses = link?.addr_info?.map(({ local, prefixlen }) => `${local}/${prefixlen}`) ?? [];
-  return { mac: link?.address, addresses };
+  return { mac: link?.address, isUp: link?.flags?.includes("UP") ?? false, addresses };
 }
 
 /** Removes a link, whose other end goes with it; false when there is none. */

@@ -5,7 +5,7 @@ import type { Command } from "commander";
 import { Client } from "../api/client.ts";
 import { disposable, listen } from "../api/socket.ts";
 import { DockerDriver } from "../docker.ts";
-import { sentenceOf } from "../errors.ts";
+import { sentenceOf, VtepError } from "../errors.ts";
 import { handedOver, notifyReady, notifyStopping } from "../systemd.ts";
 import { DEFAULT_SOCKET } from "./ask.ts";
 
@@ -73,11 +73,19 @@ async function answer(
   response.writeHead(said.status, { "Content-Type": MEDIA }).end(JSON.stringify(said.body));
 }
 
+function parsed(input: string): unknown {
+  try {
+    return JSON.parse(input);
+  } catch (error) {
+    throw new VtepError("USAGE", `the body is no JSON: ${(error as Error).message}`, error);
+  }
+}
+
 async function answerTo(driver: DockerDriver, call: string, request: IncomingMessage) {
   const { "content-length": length = "0" } = request.headers;
   if (Number(length) > MOST_BODY) return { status: 413, body: { Err: "the body is too large" } };
   const input = await text(request);
-  const body = await driver.answer(call, input === "" ? {} : JSON.parse(input));
+  const body = await driver.answer(call, input === "" ? {} : parsed(input));
   if (body === undefined) return { status: 404, body: { Err: `there is no call ${call}` } };
   return { status: 200, body };
 }

@@ -133,6 +133,30 @@ describe("a container that is attached", () => {
     expect(await attached()).toEqual(before);
   });
 
+  test("is made anew when it was not finished, or its network has another bridge", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    const [{ link, mac }] = (await attached()) as [Attachment];
+    await ours.run("ip", "link", "set", link, "nomaster"); // as if it had been killed before
+    expect(await attached()).toEqual([]);
+    expect((await attach(box.name, "--ip", `${ADDRESS}/24`)).code).toBe(0);
+    await reach(box, there.address);
+    expect(await attached()).toMatchObject([{ link, mac }]);
+    for (const other of [
+      ["--mtu", "1300"],
+      ["--route", "10.50.0.0/16"],
+      ["--gateway", `${prefix}1`],
+    ]) {
+      const again = await attach(box.name, "--ip", `${ADDRESS}/24`, ...other);
+      expect([again.code, again.stderr]).toEqual([1, expect.stringContaining("in another way")]);
+    }
+  });
+
+  test("may have a gateway that is routed straight out", async () => {
+    const gateway = ["--route", "169.254.1.1/32", "--gateway", "169.254.1.1"];
+    expect(await attach(box.name, "--ip", `${ADDRESS}/32`, ...gateway)).toMatchObject({ code: 0 });
+    expect(await box.run("ip", "route", "show", "default")).toContain("via 169.254.1.1 dev eth0");
+  });
+
   test("is known to an agent that was started again, and gone with its namespace", async () => {
     await attach(box.name, "--ip", `${ADDRESS}/24`);
     const before = await attached();
@@ -152,7 +176,28 @@ describe("what cannot be is refused, and leaves nothing", () => {
     ["a network unknown", ["--network", "red"], 1, /^vtep: there is no network "red"/],
     ["a name too long", ["--ifname", "abcdefghijklmnop"], 2, /cannot name an interface/],
     ["no address", ["--ip", "x/24"], 2, /"x\/24" is not the address of a station/],
-    ["a group's address", ["--ip", "224.0.0.1/24"], 2, /is not the address of a station/],
+    ...[
+      "224.0.0.1/24",
+      "127.0.0.1/8",
+      "10.77.0.0/24",
+      "10.77.0.255/24",
+      "10.77.40/24",
+      "010.77.0.1/24",
+    ].map((address): [string, string[], number, RegExp] => [
+      `no station's address, ${address},`,
+      ["--ip", address],
+      2,
+      /is not the address of a station/,
+    ]),
+    [
+      "more addresses than can be noted",
+      [
+        "--ip",
+        ...Array.from({ length: 9 }, (_, at) => `2001:db8:1111:2222:3333:4444:5555:${at + 1}/64`),
+      ],
+      2,
+      /cannot be noted on the host/,
+    ],
     ["an MTU too large", ["--mtu", "1451"], 2, /MTU 1451 is more than the 1450 of network blue/],
     ["no MTU", ["--mtu", "x"], 2, /must be a whole number from 68/],
     ["a group's MAC", ["--mac", "01:00:5e:00:00:01"], 2, /is not the MAC address of a station/],

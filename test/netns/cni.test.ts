@@ -196,6 +196,15 @@ describe("a container", () => {
       code: 1,
       answer: { msg: expect.stringMatching(/has the MAC 02:00:00:00:00:62/) },
     });
+    const upper = structuredClone(answer);
+    upper.interfaces[1].mac = "02:00:00:00:00:62".toUpperCase();
+    expect(await cni("CHECK", configuration({ prevResult: upper }))).toEqual(DONE);
+    await box.run("ip", "link", "set", "eth0", "down");
+    expect(await check()).toMatchObject({ code: 1 });
+    for (const wrong of ["x", { ips: {} }, { interfaces: [null] }]) {
+      const found = await cni("CHECK", configuration({ prevResult: wrong }));
+      expect(found).toMatchObject({ code: 1, answer: { code: 7 } });
+    }
     const [link] = await veths();
     await ours.run("ip", "link", "set", link!, "nomaster");
     expect(await check()).toMatchObject({
@@ -226,6 +235,33 @@ test("attachments that the runtime does not know any more are collected, and no 
   await ours.run("ip", "netns", "del", kept.name);
 });
 
+test("a list of attachments that is none collects nothing", async () => {
+  const latest = { cniVersion: "1.1.0" };
+  await cni("ADD", configuration(latest));
+  for (const valid of [[null], [{}], ["x"], [{ containerID: 5, ifname: "eth0" }], {}]) {
+    const found = await cni("GC", configuration({ ...latest, "cni.dev/valid-attachments": valid }));
+    expect(found).toMatchObject({ code: 1, answer: { code: 7 } });
+  }
+  expect(await veths()).toHaveLength(1);
+  await cni("DEL", configuration(latest));
+});
+
+test("DEL removes the link also when the IPAM plugin fails, and tells of that", async () => {
+  const failing = join(scratch, "failing");
+  const answers = `#!/bin/sh
+[ $CNI_COMMAND = DEL ] || exec sed 's/.*/{"ips":[{"address":"${prefix}240\\/24"}]}/'
+echo '{"code":11,"msg":"no"}'; exit 1
+`;
+  writeFileSync(failing, answers, { mode: 0o755 });
+  const ipam = { type: "failing" };
+  expect(await cni("ADD", configuration({ ipam }))).toMatchObject({ code: 0 });
+  expect(await cni("DEL", configuration({ ipam }))).toMatchObject({
+    code: 1,
+    answer: { code: 11, msg: "failing DEL: no" },
+  });
+  expect(await veths()).toEqual([]);
+});
+
 test("STATUS tells whether a container could be added", async () => {
   const latest = { cniVersion: "1.1.0" };
   expect(await cni("STATUS", configuration(latest))).toEqual(DONE);
@@ -241,6 +277,20 @@ test("STATUS tells whether a container could be added", async () => {
   expect(await cni("STATUS", configuration(latest))).toMatchObject({
     code: 1,
     answer: { code: 50 },
+  });
+});
+
+describe.each([
+  ["garbage", "echo hello", /its answer is no JSON object/],
+  ["nothing", "true", /gave no address/],
+  ["another shape", `echo '{"ips":{}}'`, /has not the shape of a result/],
+])("an IPAM plugin that answers %s", (_, answer, message) => {
+  test("adds nothing", async () => {
+    const script = `#!/bin/sh\ncat >/dev/null\n${answer}\n`;
+    writeFileSync(join(scratch, "strange"), script, { mode: 0o755 });
+    const found = await cni("ADD", configuration({ ipam: { type: "strange" } }));
+    expect([found.code, found.answer.msg]).toEqual([1, expect.stringMatching(message)]);
+    expect(await veths()).toEqual([]);
   });
 });
 
@@ -278,13 +328,13 @@ describe("what cannot be added is refused with a code, and leaves no link and no
       () => configuration(),
       { CNI_IFNAME: "abcdefghijklmnop" },
       4,
-      /host-local ADD: /,
+      /cannot name an interface/,
     ],
     [
       "a namespace that is gone",
       () => configuration(),
       { CNI_NETNS: "/run/netns/no" },
-      7,
+      4,
       /is not there/,
     ],
     ["the host's namespace", () => configuration(), { CNI_NETNS: host }, 4, /the host's own/],
