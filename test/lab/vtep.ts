@@ -1,9 +1,10 @@
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { threadId } from "node:worker_threads";
 import type { Endpoint, Host } from "./host.ts";
 import type { Child } from "./namespace.ts";
 import { until } from "./until.ts";
@@ -11,8 +12,8 @@ import { until } from "./until.ts";
 export const cli = fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
 
 /** Paths are not of a network namespace: the agents of a lab share the machine's. */
-const sockets = mkdtempSync(join(tmpdir(), "vtep-lab-"));
-process.once("exit", () => rmSync(sockets, { recursive: true, force: true }));
+const sockets = join(tmpdir(), "vtep-lab");
+mkdirSync(sockets, { recursive: true });
 let started = 0;
 
 /** One line of the log. */
@@ -87,7 +88,8 @@ export class Vtep implements Endpoint {
 
   constructor(host: Host, args: string[]) {
     const given = args.indexOf("--socket");
-    this.socket = given < 0 ? join(sockets, `${++started}.sock`) : args[given + 1]!;
+    this.socket =
+      given < 0 ? join(sockets, `${process.pid}-${threadId}-${++started}.sock`) : args[given + 1]!;
     const place = given < 0 ? ["--socket", this.socket] : [];
     this.#child = host.spawn("node", cli, "run", ...args, ...place);
     this.#child.stdin.end();
