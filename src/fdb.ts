@@ -90,6 +90,8 @@ const COUNTS = { [LEARNED]: LEARNED_COUNT, [CONTROL]: CONTROL_COUNT, [STATIC]: S
 /** Changes that the journal holds, a power of two. */
 export const JOURNAL_ROWS = 4096;
 const JOURNAL_WORDS = 8;
+/** Rows before the one that is overwritten next are not trusted: processors may write ahead of their word. */
+const JOURNAL_MARGIN = 16;
 const CHANGE = 2;
 const DESTINATION = 3;
 const BEFORE = 4;
@@ -336,8 +338,8 @@ export class Fdb {
     const all = (written - since) | 0;
     const held = Math.min(all, JOURNAL_ROWS);
     const read = Array.from({ length: held }, (_, at) => this.#changeAt(written - held + at));
-    // Some were overwritten while they were read, and one more may be half overwritten.
-    const meanwhile = ((this.written - written) | 0) + 1;
+    // Some were overwritten while they were read, and some more may be in part.
+    const meanwhile = ((this.written - written) | 0) + JOURNAL_MARGIN;
     const spoilt = Math.min(held, Math.max(0, held + meanwhile - JOURNAL_ROWS));
     return { missed: all - held + spoilt, changes: read.slice(spoilt), written };
   }
@@ -345,15 +347,15 @@ export class Fdb {
   #changeAt(position: number): FdbChange {
     const words = this.#words;
     const row = this.#journalRow(position);
-    const keyHigh = Atomics.load(words, row + KEY_HIGH);
+    const keyHigh = words[row + KEY_HIGH]!;
     return {
-      change: Atomics.load(words, row + CHANGE) as FdbChange["change"],
+      change: words[row + CHANGE] as FdbChange["change"],
       network: keyHigh & 0xffff,
       macHigh: keyHigh >>> 16,
-      macLow: Atomics.load(words, row + KEY_LOW),
-      destination: Atomics.load(words, row + DESTINATION),
-      before: Atomics.load(words, row + BEFORE),
-      moves: Atomics.load(words, row + MOVED_TIMES),
+      macLow: words[row + KEY_LOW]!,
+      destination: words[row + DESTINATION]!,
+      before: words[row + BEFORE]!,
+      moves: words[row + MOVED_TIMES]!,
     };
   }
 
@@ -535,12 +537,12 @@ export class Fdb {
     const words = this.#words;
     const position = words[WRITTEN]!;
     const row = this.#journalRow(position);
-    Atomics.store(words, row + KEY_LOW, words[entry + KEY_LOW]!);
-    Atomics.store(words, row + KEY_HIGH, words[entry + KEY_HIGH]!);
-    Atomics.store(words, row + CHANGE, change);
-    Atomics.store(words, row + DESTINATION, (words[entry + ROUTE]! & ROUTE_MASK) >> 2);
-    Atomics.store(words, row + BEFORE, before);
-    Atomics.store(words, row + MOVED_TIMES, words[entry + MOVES]!);
+    words[row + KEY_LOW] = words[entry + KEY_LOW]!;
+    words[row + KEY_HIGH] = words[entry + KEY_HIGH]!;
+    words[row + CHANGE] = change;
+    words[row + DESTINATION] = (words[entry + ROUTE]! & ROUTE_MASK) >> 2;
+    words[row + BEFORE] = before;
+    words[row + MOVED_TIMES] = words[entry + MOVES]!;
     Atomics.store(words, WRITTEN, (position + 1) | 0);
   }
 

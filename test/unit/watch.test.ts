@@ -73,8 +73,8 @@ describe("a listener", () => {
   it("hears how much it was too much to hear", () => {
     for (let at = 0; at < JOURNAL_ROWS + 4; at++) fdb.learn(NET, 0x0200, 1, at % 2, 0);
     vi.advanceTimersByTime(100);
-    expect(events[0]).toEqual({ event: "missed", count: 5 });
-    expect(events).toHaveLength(1 + JOURNAL_ROWS - 1);
+    expect(events[0]).toEqual({ event: "missed", count: 20 });
+    expect(events).toHaveLength(1 + JOURNAL_ROWS - 16);
   });
 
   it("hears of a network that goes what it did before, and nothing of none", () => {
