@@ -33,6 +33,8 @@ const state = join(scratch, "state.json");
 afterAll(async () => {
   daemon?.kill();
   await until("the daemon's end", () => daemon === undefined || daemon.exitCode !== null, 20_000);
+  plugin?.kill();
+  await until("no socket", () => !existsSync(join(PLUGINS, `${name}.sock`)));
   await lab[Symbol.asyncDispose]();
   rmSync(scratch, { recursive: true, force: true });
 });
