@@ -14,10 +14,9 @@ import { setTimeout as pause } from "node:timers/promises";
 import { Client } from "../src/api/client.ts";
 import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
-import { misuse, sendFromMacs } from "../test/lab/misuse.ts";
+import { learnMacs, misuse } from "../test/lab/misuse.ts";
 import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
-import { until } from "../test/lab/until.ts";
 import { cli } from "../test/lab/vtep.ts";
 import { blast } from "./blast.ts";
 import { cpuTime } from "./cpu.ts";
@@ -168,17 +167,8 @@ async function remembers(): Promise<void> {
   row("resident with 1,000,000 entries", "200 MB", `${(mib * 1.048576).toFixed(0)} MB`);
 }
 
-async function learn(client: Client, count: number): Promise<void> {
-  const learned = async () => (await client.network("blue")).fdb.learned;
-  await until(
-    `${count} entries`,
-    async () => {
-      if ((await learned()) >= count) return true;
-      await sendFromMacs(ours, "vtep42", count + 10);
-      return (await learned()) >= count;
-    },
-    300_000,
-  );
+function learn(client: Client, count: number): Promise<void> {
+  return learnMacs(ours, client, { network: "blue", tap: "vtep42", count }, 300_000);
 }
 
 /** What 20,000 datagrams and 1 Gbit/s of TCP a second go through while something happens. */

@@ -154,6 +154,9 @@ export class Agent implements Operations {
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
   readonly #live = new Map<string, Live>();
+  /** The FDB's entries for what is attached here, as of the last look. */
+  #attached: ReadonlyMap<string, Pick<FdbRow, "macHigh" | "macLow"> & { readonly index: number }> =
+    new Map();
   /** Whose TAPs somebody deleted. */
   readonly #renewing = new WeakSet<Live>();
   /** Bridges that were made here. */
@@ -299,9 +302,7 @@ export class Agent implements Operations {
 
   *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
     const now = monotonicSeconds();
-    const names = new Map(
-      [...this.#live.values()].map(({ config, plan }) => [plan.index, config.name]),
-    );
+    const names = this.#names();
     for (const row of this.#fdb.rows()) {
       const name = names.get(row.network);
       if (name === undefined || (network !== undefined && name !== network)) continue;
@@ -379,7 +380,7 @@ export class Agent implements Operations {
           row.origin === LEARNED &&
           (index === undefined || row.network === index) &&
           (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
-          (remote === undefined || this.#destinationOf(row) === remote),
+          (remote === undefined || this.#remotes.place(row.destination) === remote),
       );
       this.#log.info({ network, mac, remote, entries }, "entries forgotten");
       return entries;
@@ -394,15 +395,18 @@ export class Agent implements Operations {
   #noteAttached(links: Survey["links"]): Attachment[] {
     const bridges = this.#rows().map(({ name, bridge }) => [name, bridge] as const);
     const attached = attachmentsAmong(links, new Map(bridges));
-    const macs = new Set(attached.map(({ network, mac }) => `${network} ${mac}`));
-    const names = new Map(this.#rows().map(({ index, name }) => [index, name]));
-    this.#fdb.clear(({ origin, destination, network, macHigh, macLow }) => {
-      if (origin !== CONTROL || destination !== LOCAL) return false;
-      return !macs.has(`${names.get(network)} ${formatMac(macHigh, macLow)}`);
-    });
-    for (const { network, mac } of attached) {
-      const { macHigh, macLow } = keyOf(mac);
-      this.#fdb.set(this.#named(network).plan.index, macHigh, macLow, LOCAL, CONTROL);
+    const before = this.#attached;
+    this.#attached = new Map(
+      attached.map(({ network, mac }) => {
+        const { index } = this.#named(network).plan;
+        return [`${index} ${mac}`, { index, ...keyOf(mac) }];
+      }),
+    );
+    for (const [key, { index, macHigh, macLow }] of before) {
+      if (!this.#attached.has(key)) this.#fdb.delete(index, macHigh, macLow, CONTROL);
+    }
+    for (const { index, macHigh, macLow } of this.#attached.values()) {
+      this.#fdb.set(index, macHigh, macLow, LOCAL, CONTROL);
     }
     return attached;
   }
@@ -571,7 +575,7 @@ export class Agent implements Operations {
   report() {
     const status = this.status();
     const rows = new Map(status.networks.map(({ name }) => [name, [] as FdbEntryStatus[]]));
-    const names = new Map(this.#rows().map(({ index, name }) => [index, name]));
+    const names = this.#names();
     const now = monotonicSeconds();
     for (const row of this.#fdb.rows()) {
       const name = names.get(row.network)!;
@@ -971,15 +975,15 @@ export class Agent implements Operations {
     return [...this.#live.values()].map(({ config, plan }) => ({ ...config, ...plan }));
   }
 
-  #destinationOf({ destination }: FdbRow): string {
-    return destination === LOCAL ? "local" : this.#remotes.address(destination);
+  #names(): Map<number, string> {
+    return new Map(this.#rows().map(({ index, name }) => [index, name]));
   }
 
   #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
     return {
       network,
       mac: formatMac(row.macHigh, row.macLow),
-      destination: this.#destinationOf(row),
+      destination: this.#remotes.place(row.destination),
       origin: ORIGIN_NAMES[row.origin],
       ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
       moves: row.moves,

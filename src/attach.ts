@@ -93,8 +93,9 @@ export async function attachPair(
 ): Promise<Attachment & { readonly peer: string }> {
   const { attachment, bridge, mtu } = await fitted(client, { ...wanted, mtu: undefined });
   const { link: name, mac } = attachment;
-  await unplug(name);
-  checkUnused(attachment, await linksByName());
+  const links = await linksByName();
+  if (links.has(name)) await unplug(name);
+  checkUnused(attachment, links);
   const peer = peerName(name);
   await pair({ name, bridge, alias: aliasOf(attachment, mtu), peer, mac, mtu });
   await tell(client, name);
@@ -172,12 +173,17 @@ function macOf(text: string | undefined, otherwise: string): string {
   throw new VtepError("USAGE", `${JSON.stringify(text)} is not the MAC address of a station`);
 }
 
-/** As it is spelt usually. */
+/** An address with its prefix length, as the kernel spells it; what is none, as it is. */
+export function spelt(prefix: string): string {
+  if (!ipaddr.isValidCIDR(prefix)) return prefix;
+  const [address, length] = ipaddr.parseCIDR(prefix);
+  return `${address.toString()}/${length}`;
+}
+
 function checkedPrefix(text: string): string {
   const isSpelt = text.includes(":") || ipaddr.IPv4.isValidFourPartDecimal(text.split("/")[0]!);
   if (isSpelt && ipaddr.isValidCIDR(text)) {
-    const [address, length] = ipaddr.parseCIDR(text);
-    if (isStation(address, length)) return `${address.toString()}/${length}`;
+    if (isStation(...ipaddr.parseCIDR(text))) return spelt(text);
   }
   throw new VtepError(
     "USAGE",

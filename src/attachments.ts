@@ -23,7 +23,7 @@ export interface Attachment {
   readonly mac: string;
   /** With prefix lengths. */
   readonly addresses: readonly string[];
-  /** Who attached it: "attach", or "cni:" and the name of the runtime's network. */
+  /** Who attached it: "attach", "docker", or "cni:" and the name of the runtime's network. */
   readonly by: string;
   /** The end that is on this host. */
   readonly link: string;

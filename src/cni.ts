@@ -17,9 +17,8 @@ import { once } from "node:events";
 import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
-import ipaddr from "ipaddr.js";
 import { Client } from "./api/client.ts";
-import { attach, checkInterface, detach, namespaceId } from "./attach.ts";
+import { attach, checkInterface, detach, namespaceId, spelt } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { addressesInside, linksByName } from "./host.ts";
@@ -433,13 +432,6 @@ function checkResult(result: unknown, code: number, what: string): void {
     code,
     `${what} has not the shape of a result: interfaces, ips and routes are lists`,
   );
-}
-
-/** An address with its prefix length, as the kernel spells it. */
-function spelt(prefix: string): string {
-  if (!ipaddr.isValidCIDR(prefix)) return prefix;
-  const [address, length] = ipaddr.parseCIDR(prefix);
-  return `${address.toString()}/${length}`;
 }
 
 function cniError(error: unknown): CniError {

@@ -4,8 +4,9 @@
  *
  * A network of Docker's is one of a running agent's, named by `-o network=NAME` or `-o vni=N`. Docker gives
  * out the addresses, moves the interface that a Join names into the container and sets it up; we make the
- * veth pair before, and remove it after. Nobody announces an address then, so its MAC follows from it. Outward a container goes as others of Docker's do, by
- * docker_gwbridge: a network has no gateway of its own here.
+ * veth pair before, and remove it after. Nobody announces an address then, so its MAC follows from it.
+ * Outward a container goes as others of Docker's do, by docker_gwbridge: a network has no gateway of its
+ * own here.
  *
  * Which network is which is all that has to outlive us, because Docker tells it once: it is in a file.
  */

@@ -127,6 +127,11 @@ export class Remotes {
     return formatAddress(this.words, row);
   }
 
+  /** A destination of the FDB as users read it: "local", or the address of a remote. */
+  place(destination: number): string {
+    return destination === LOCAL ? "local" : this.address(destination);
+  }
+
   /** Those that there are have the indices 1 to this. */
   get count(): number {
     return this.words[COUNT]!;

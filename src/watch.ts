@@ -23,7 +23,7 @@ import {
   ORIGIN_NAMES,
 } from "./fdb.ts";
 import type { AgentEvent, Drops, RemoteState } from "./operations.ts";
-import { LOCAL, type Remotes } from "./remotes.ts";
+import type { Remotes } from "./remotes.ts";
 import { formatMac } from "./wire/ethernet.ts";
 
 const JOURNAL_MS = 100;
@@ -125,14 +125,11 @@ export class Watch {
   #eventOf(found: FdbChange, network: string): AgentEvent {
     const { change, macHigh, macLow, destination, before, moves } = found;
     const mac = formatMac(macHigh, macLow);
-    const place = this.#placeOf(destination);
+    const { remotes } = this.#from;
+    const place = remotes.place(destination);
     const entry = { network, mac, destination: place, origin: LEARNED_NAME, moves };
     const event = CHANGES[change];
-    return event === "moved" ? { event, entry, from: this.#placeOf(before) } : { event, entry };
-  }
-
-  #placeOf(destination: number): string {
-    return destination === LOCAL ? "local" : this.#from.remotes.address(destination);
+    return event === "moved" ? { event, entry, from: remotes.place(before) } : { event, entry };
   }
 
   #lookAtCounters(): void {

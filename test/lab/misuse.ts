@@ -3,10 +3,12 @@ import { request } from "node:http";
 import { connect } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
+import type { Client } from "../../src/api/client.ts";
 import type { Namespace } from "./namespace.ts";
+import { until } from "./until.ts";
 
 /** Sends a frame from each of so many MACs out of an interface. */
-export function sendFromMacs(where: Namespace, device: string, count: number): Promise<string> {
+function sendFromMacs(where: Namespace, device: string, count: number): Promise<string> {
   return where.run(
     "python3",
     "-c",
@@ -18,13 +20,32 @@ for at in range(${count}):
   );
 }
 
+/** Sends from more and more MACs, until an agent's network of that TAP has learned so many. */
+export async function learnMacs(
+  host: Namespace,
+  client: Client,
+  { network, tap, count }: { network: string; tap: string; count: number },
+  deadlineMs: number,
+): Promise<void> {
+  const learned = async () => (await client.network(network)).fdb.learned;
+  await until(
+    `${count} entries`,
+    async () => {
+      if ((await learned()) >= count) return true;
+      await sendFromMacs(host, tap, count + 10);
+      return (await learned()) >= count;
+    },
+    deadlineMs,
+  );
+}
+
 /**
  * Everything that a client should not do, over and over. Returns how many calls that were, and what was
  * answered where that was not what it should have been.
  */
 export async function misuse(
   socket: string,
-  until: AbortSignal,
+  end: AbortSignal,
 ): Promise<{ calls: number; wrong: number[][] }> {
   let calls = 0;
   const wrong: number[][] = [];
@@ -39,7 +60,7 @@ export async function misuse(
       asked.end(body);
     });
   const large = "x".repeat(10_000_000);
-  while (!until.aborted) {
+  while (!end.aborted) {
     const half = connect(socket);
     half.on("error", () => {});
     half.write("PUT /v1/networks/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{"); // hangs

@@ -8,7 +8,7 @@ import { Client } from "../../src/api/client.ts";
 import type { AgentEvent } from "../../src/operations.ts";
 import { broadcast, ethernet, vxlan } from "../lab/frame.ts";
 import { Lab } from "../lab/lab.ts";
-import { misuse, sendFromMacs } from "../lab/misuse.ts";
+import { learnMacs, misuse } from "../lab/misuse.ts";
 import { iperf3, isSilent, ping, reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
@@ -218,17 +218,8 @@ describe("an agent with 100,000 entries", () => {
     const limit = ["--fdb-limit", "200000", "--age", "0"];
     await using vtep = await ours.vtep(...args, ...limit, "--bridge", "br0").ready();
     const client = new Client(vtep.socket);
-    const learned = async () => (await client.network("blue")).fdb.learned;
-    await until(
-      "as many learned",
-      async () => {
-        const before = await learned();
-        if (before >= ENTRIES) return true;
-        await sendFromMacs(ours, "vtep42", ENTRIES);
-        return (await learned()) >= ENTRIES;
-      },
-      90_000,
-    );
+    const filled = { network: "blue", tap: "vtep42", count: ENTRIES };
+    await learnMacs(ours, client, filled, 90_000);
     await reach(here, there.address);
     const rtt = async () => {
       const { received, rttMs } = await ping(here, there.address, { count: 200, intervalMs: 5 });
