@@ -194,6 +194,18 @@ export class Batch {
     return Math.min(length, headers + size);
   }
 
+  /** Takes the VLAN tag from a frame that was read: what is before it moves, and its virtio_net_hdr follows. */
+  removeTag(row: number): void {
+    const { inVnet } = this;
+    const offset = this.inOffset[row]!;
+    ethernet.removeTag(this.view, offset);
+    this.inOffset[row] = offset + ethernet.TAG;
+    this.inLength[row] = this.inLength[row]! - ethernet.TAG;
+    const start = row * VNET_WORDS * 4 + CSUM_START;
+    if (!this.needsChecksum(row)) return;
+    inVnet.setUint16(start, inVnet.getUint16(start, LITTLE_ENDIAN) - ethernet.TAG, LITTLE_ENDIAN);
+  }
+
   #gsoType(row: number): number {
     return this.inVnet.getUint8(row * VNET_WORDS * 4 + GSO_TYPE) & ~VNET_GSO_ECN;
   }

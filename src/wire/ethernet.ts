@@ -26,6 +26,11 @@ export const ETHERTYPE_SERVICE_VLAN = 0x88a8;
 /** Below this the field is the length of an IEEE 802.3 frame, not a type. */
 export const ETHERTYPE_MIN = 0x0600;
 
+/** Bytes of both addresses, behind which a tag lies. */
+const ADDRESSES = 12;
+/** Of a tag, what names the VLAN. */
+const VLAN_ID = 0xfff;
+
 /** A customer tag within a service tag. Deeper stacks exist, but nothing here looks below them. */
 const MAX_TAGS = 2;
 
@@ -84,6 +89,28 @@ export function networkOffset(view: DataView, frame: number, length: number): nu
 /** The ethertype of what begins at `network`: it always lies in the two bytes before. */
 export function etherType(view: DataView, network: number): number {
   return view.getUint16(network - 2);
+}
+
+/** The VLAN of a frame with a customer tag (IEEE 802.1Q), 0 where it has none, or only a priority. */
+export function vlan(view: DataView, frame: number, length: number): number {
+  if (length < HEADER + TAG || etherType(view, frame + HEADER) !== ETHERTYPE_VLAN) return 0;
+  return view.getUint16(frame + HEADER) & VLAN_ID;
+}
+
+/** Takes the tag from a frame, which then begins TAG bytes later. */
+export function removeTag(view: DataView, frame: number): void {
+  for (let at = frame + ADDRESSES - 4; at >= frame; at -= 4) {
+    view.setInt32(at + TAG, view.getInt32(at));
+  }
+}
+
+/** Gives a tag to a frame that begins TAG bytes later, and then begins here; its priority is 0. */
+export function addTag(view: DataView, frame: number, id: number): void {
+  for (let at = frame; at < frame + ADDRESSES; at += 4) {
+    view.setInt32(at, view.getInt32(at + TAG));
+  }
+  view.setUint16(frame + ADDRESSES, ETHERTYPE_VLAN);
+  view.setUint16(frame + ADDRESSES + 2, id);
 }
 
 /** `aa:bb:cc:dd:ee:ff`. */
