@@ -16,6 +16,7 @@ import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
+import { formatRange } from "./addresses.ts";
 import { type Attachment, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Capture, WHOLE } from "./capture.ts";
 import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./config.ts";
@@ -25,6 +26,7 @@ import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
+import { GATEWAY_MAC, Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
   adjustTap,
@@ -73,6 +75,8 @@ import { type Thread, Workers } from "./workers.ts";
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
+/** How often is looked whether what was attached is there still: nobody says so when a container dies. */
+const LOOK_MS = 30_000;
 /** Frames that a TAP keeps for its reader, at least, while there is none because of a restart. */
 const PARKED_FRAMES = 10_000;
 /** When what was kept meanwhile has been read. */
@@ -161,6 +165,7 @@ export class Agent implements Operations {
   readonly #renewing = new WeakSet<Live>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
+  readonly #gateways: Gateways;
   readonly #watch: Watch;
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
@@ -214,6 +219,7 @@ export class Agent implements Operations {
     this.#unwanted = unwanted;
     this.#log = log;
     this.#offloads = config.offloads;
+    this.#gateways = new Gateways(config.port, log);
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
     const wanted = limits.reduce((sum, limit) => sum + limit, 0);
     const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
@@ -285,6 +291,9 @@ export class Agent implements Operations {
           vni,
           tap,
           bridge: config.bridge,
+          vlan: config.vlan,
+          gateway: config.gateway,
+          ranges: config.ranges.map(formatRange),
           mac: formatMac(mac.high, mac.low),
           mtu,
           peers: flood.map((remote) => this.#remotes.address(remote)),
@@ -388,7 +397,13 @@ export class Agent implements Operations {
   }
 
   attachments(): Promise<readonly Attachment[]> {
-    return this.#exclusively(async () => this.#noteAttached(await linksByName()));
+    return this.#exclusively(() => this.#lookForAttached());
+  }
+
+  async #lookForAttached(): Promise<Attachment[]> {
+    const attached = this.#noteAttached(await linksByName());
+    await this.#gateways.publish(attached);
+    return attached;
   }
 
   /** Nobody else can have the MAC of what is attached here. */
@@ -671,6 +686,7 @@ export class Agent implements Operations {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     const stays = this.#keeping !== undefined;
+    this.#undo.push(() => this.#unroute());
     this.#undo.push(() => this.#remember());
     this.#undo.push(() =>
       this.#removeBridges([...this.#bridges], stays ? this.#tapNames() : undefined),
@@ -687,7 +703,8 @@ export class Agent implements Operations {
     await bringUp(this.#links());
     if (stays) this.#undo.push(() => this.#lengthenQueues());
     this.#unwanted.throwIfAborted();
-    this.#noteAttached(found.links);
+    await this.#route(found.links);
+    await this.#gateways.publish(this.#noteAttached(found.links));
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
@@ -695,11 +712,35 @@ export class Agent implements Operations {
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
+    const looking = setInterval(() => this.#lookRegularly(), LOOK_MS).unref();
+    this.#undo.push(() => clearInterval(looking));
     if (stays) {
       this.#restoreQueues();
       this.#rememberRegularly();
     }
     this.#undo.push(() => clearTimeout(this.#remembering));
+  }
+
+  /** The gateways as the configuration has them. */
+  async #route(links: Survey["links"]): Promise<void> {
+    const networks = [...this.#live.values()].map(({ config }) => config);
+    await this.#gateways.set(networks, links);
+  }
+
+  /** While a bridge stays over a restart, what it has in it is to have its gateway. */
+  async #unroute(): Promise<void> {
+    const gateways = [...this.#live.values()].filter(({ plan }) => plan.gateway);
+    if (gateways.length === 0) return;
+    const links = await linksByName();
+    const stays = gateways.some(({ link }) => links.has(link.bridge!));
+    if (this.#keeping === undefined || !stays) await this.#gateways.remove(links);
+  }
+
+  #lookRegularly(): void {
+    if (this.#attached.size === 0) return;
+    this.attachments().catch(({ message }: Error) => {
+      this.#log.warn({ reason: message }, "what is attached cannot be looked at");
+    });
   }
 
   #links(): TapLink[] {
@@ -768,6 +809,7 @@ export class Agent implements Operations {
     const found = networks.length === 0 ? undefined : await survey(config, this.#tapNames());
     this.#check(networks, removed, found);
     const undo = new Undo();
+    undo.push(async () => this.#route(await linksByName())); // of the networks as they were
     try {
       for (const name of removed) await this.#remove(this.#named(name), undo);
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
@@ -780,6 +822,9 @@ export class Agent implements Operations {
       for (const [at, network] of networks.entries()) {
         await this.#put(network, found!.mtus[at]!, undo);
       }
+      const links = await linksByName();
+      await this.#route(links);
+      await this.#gateways.publish(this.#noteAttached(links)); // networks made anew have forgotten it
     } catch (error) {
       await undo.all(({ message }) => this.#log.error({ reason: message }, "cannot be taken back"));
       throw error;
@@ -895,6 +940,7 @@ export class Agent implements Operations {
       if (this.#live.get(network) !== lost) return; // it was changed or removed meanwhile
       await this.#takeOut(lost);
       await this.#add(lost.config, lost.plan.mtu, new Undo());
+      await this.#lookForAttached();
       this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {
       this.#log.error({ network, reason: (error as Error).message }, "the TAP is gone");
@@ -929,12 +975,15 @@ export class Agent implements Operations {
       addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
       setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
     });
-    const { vni, tap, bridge, clampMss, ageSeconds } = config;
-    // The TAP's address stays the same over restarts of this VTEP.
-    const mac = stableMac(`${local4 ?? local6} ${vni}`);
+    const { vni, tap, bridge, vlan = 0, clampMss, ageSeconds } = config;
+    const gateway = config.gateway.length > 0;
+    // The TAP's address stays the same over restarts of this VTEP. A gateway's is nobody else's, so that
+    // its frames are known by it.
+    const mac = gateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
-    return { config, link, plan: { vni, index, tap, mac, mtu, clampMss, ageSeconds, ...remotes } };
+    const own = { vni, index, tap, mac, gateway, vlan, mtu, clampMss, ageSeconds, ...remotes };
+    return { config, link, plan: own };
   }
 
   /** The FDB's part of a network's configuration. */
@@ -1081,7 +1130,8 @@ function macOf(text: string): { high: number; low: number } {
 
 /** Whether a network has to be removed and added for what is different. */
 function isAnew(before: NetworkConfig, after: NetworkConfig): boolean {
-  return before.vni !== after.vni || before.tap !== after.tap;
+  const gateways = [before, after].map(({ gateway }) => gateway.length > 0); // they have another MAC
+  return before.vni !== after.vni || before.tap !== after.tap || gateways[0] !== gateways[1];
 }
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {

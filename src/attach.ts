@@ -4,14 +4,17 @@
  *
  * Attaching is idempotent, and whole or not at all.
  */
+import { randomInt } from "node:crypto";
 import { statSync } from "node:fs";
 import ipaddr from "ipaddr.js";
+import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
 import {
   type Attachment,
   aliasOf,
   attachmentOf,
   linkName,
+  type Published,
   peerName,
   stableMac,
 } from "./attachments.ts";
@@ -30,10 +33,11 @@ export interface Wanted {
   /** As of `Attachment`. */
   readonly by: string;
   readonly ifname: string;
-  /** With prefix lengths. */
-  readonly addresses: readonly string[];
-  /** Where what is for elsewhere goes. */
-  readonly gateways: readonly string[];
+  /** With prefix lengths; "auto": of each of the network's ranges one that is free on this host. */
+  readonly addresses: readonly string[] | "auto";
+  /** Where what is for elsewhere goes; undefined: the network's gateways in the subnets of its addresses. */
+  readonly gateways: readonly string[] | undefined;
+  readonly published: readonly Published[];
   readonly routes: readonly { readonly to: string; readonly via: string | undefined }[];
   /** Unless told, one that stays the same for the same owner, interface and host. */
   readonly mac: string | undefined;
@@ -53,34 +57,92 @@ export interface Attached extends Attachment {
  * something else has the interface or the address, LINK and PERMISSION from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const { attachment, bridge, mtu } = await fitted(client, wanted);
-  const { addresses, target, ifname } = attachment;
-  const routes = [
-    ...wanted.routes,
-    ...wanted.gateways.map((via) => ({ to: via.includes(":") ? "::/0" : "0.0.0.0/0", via })),
-  ].sort((one, other) => Number(one.via !== undefined) - Number(other.via !== undefined)); // near first
-  checkRoutes(routes, addresses);
-  const links = await linksByName();
-  const before = links.get(attachment.link);
-  // Unless one is wanted, it keeps the MAC that it has, whatever this host is called by now.
-  if (before !== undefined && wanted.mac === undefined) {
-    attachment.mac = attachmentOf(before)?.mac ?? attachment.mac;
+  const { attachment, bridge, mtu, network } = await fitted(client, wanted);
+  const { target, ifname, link: name } = attachment;
+  for (let turn = 1; ; turn++) {
+    const links = await linksByName();
+    const before = links.get(name);
+    const was = before && attachmentOf(before);
+    // Unless others are wanted, it keeps the MAC and the addresses that it has.
+    if (was !== undefined && wanted.mac === undefined) attachment.mac = was.mac;
+    if (wanted.addresses === "auto") {
+      attachment.addresses = [...(was?.addresses ?? freeAddresses(network, links, turn))];
+    }
+    const { addresses, mac } = attachment;
+    const routes = routesOf(wanted, addresses, network);
+    checkRoutes(routes, addresses);
+    const alias = aliasOf(attachment, [mtu, routes]);
+    if (before?.master === bridge) {
+      if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
+      throw new VtepError(
+        "CONFLICT",
+        `${ifname} of ${target} is attached already, in another way: detach it first`,
+      );
+    }
+    checkUnused(attachment, links);
+    // It was not finished, or the network has another bridge now.
+    if (before !== undefined) await unplug(name);
+    await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
+    // Another one may have taken the same address at the same time: whoever sees that tries anew.
+    if (wanted.addresses === "auto" && isTwice(attachment, await linksByName())) {
+      await unplug(name);
+      if (turn < AUTO_TURNS) continue;
+      throw new VtepError(
+        "CONFLICT",
+        `others keep taking the addresses of ${network.name}: try again`,
+      );
+    }
+    await tell(client, name);
+    return { ...attachment, mtu, isNew: true };
   }
-  const alias = aliasOf(attachment, [mtu, routes]);
-  if (before?.master === bridge) {
-    if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
+}
+
+/** So often an address is chosen that somebody else chose at the same time. */
+const AUTO_TURNS = 10;
+
+/** Of each range one that no container here has: the lowest, or any when others are choosing as well. */
+function freeAddresses(
+  { name, ranges }: NetworkStatus,
+  links: ReadonlyMap<string, Link>,
+  turn: number,
+): string[] {
+  if (ranges.length === 0) {
     throw new VtepError(
-      "CONFLICT",
-      `${ifname} of ${target} is attached already, in another way: detach it first`,
+      "USAGE",
+      `network ${name} has no range of addresses to choose from: give it one (ranges:), or an address with --ip`,
     );
   }
-  checkUnused(attachment, links);
-  // It was not finished, or the network has another bridge now.
-  if (before !== undefined) await unplug(attachment.link);
-  const { link: name, mac } = attachment;
-  await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
-  await tell(client, name);
-  return { ...attachment, mtu, isNew: true };
+  const used = new Set(othersOn(name, links).flatMap(({ addresses }) => addresses.map(bare)));
+  return ranges.map((text) => {
+    const range = parseRange(text)!;
+    const free = freeIn(range, used);
+    const skipped = turn === 1 ? 0 : randomInt(4 ** turn);
+    let chosen = free.next().value as string | undefined;
+    for (let at = 0; at < skipped && chosen !== undefined; at++) {
+      chosen = (free.next().value as string | undefined) ?? chosen;
+    }
+    if (chosen !== undefined) return chosen;
+    throw new VtepError(
+      "CONFLICT",
+      `every address of ${text} is used: detach something, or widen it`,
+    );
+  });
+}
+
+/** Those to what is near first, for others may lead through it. */
+function routesOf(
+  { routes, gateways }: Pick<Wanted, "routes" | "gateways">,
+  addresses: readonly string[],
+  network: NetworkStatus,
+): Wanted["routes"] {
+  const own = network.gateway.filter((each) => addresses.some((address) => isIn(each, address)));
+  const families = new Map(own.map((each) => [each.includes(":"), bare(each)]));
+  const defaults = (gateways ?? [...families.values()]).map((via) => {
+    return { to: via.includes(":") ? "::/0" : "0.0.0.0/0", via };
+  });
+  return [...routes, ...defaults].sort(
+    (one, other) => Number(one.via !== undefined) - Number(other.via !== undefined),
+  );
 }
 
 /**
@@ -89,7 +151,7 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
  */
 export async function attachPair(
   client: Client,
-  wanted: Omit<Wanted, "gateways" | "routes" | "mtu">,
+  wanted: Omit<Wanted, "gateways" | "routes" | "mtu"> & { readonly addresses: readonly string[] },
 ): Promise<Attachment & { readonly peer: string }> {
   const { attachment, bridge, mtu } = await fitted(client, { ...wanted, mtu: undefined });
   const { link: name, mac } = attachment;
@@ -104,16 +166,17 @@ export async function attachPair(
 
 /** What is wanted, checked, and with what follows from the network. */
 async function fitted(client: Client, wanted: Omit<Wanted, "gateways" | "routes">) {
-  const { owner, by, ifname, target } = wanted;
+  const { owner, by, ifname, target, published } = wanted;
   const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
   const bridge = bridgeOf(network);
   const mtu = mtuOf(wanted, network);
   checkInterface(ifname);
-  const addresses = wanted.addresses.map(checkedPrefix);
+  const addresses = wanted.addresses === "auto" ? [] : wanted.addresses.map(checkedPrefix);
   const link = linkName(owner, ifname);
   const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
-  const attachment = { network: network.name, target, ifname, mac, addresses, by, link };
-  return { attachment, bridge, mtu };
+  const names = { network: network.name, target, ifname };
+  const attachment = { ...names, mac, addresses, published, by, link };
+  return { attachment, bridge, mtu, network };
 }
 
 /** Has the agent look at what is attached; without it nothing is. */
@@ -141,7 +204,13 @@ export function namespaceId(path: string): string {
   }
 }
 
-function bridgeOf({ name, bridge }: NetworkStatus): string {
+function bridgeOf({ name, bridge, vlan }: NetworkStatus): string {
+  if (vlan !== undefined) {
+    throw new VtepError(
+      "USAGE",
+      `network ${name} is VLAN ${vlan} of its bridge, and containers send without a tag: give it a bridge of its own`,
+    );
+  }
   if (bridge !== undefined) return bridge;
   throw new VtepError(
     "USAGE",
@@ -173,35 +242,13 @@ function macOf(text: string | undefined, otherwise: string): string {
   throw new VtepError("USAGE", `${JSON.stringify(text)} is not the MAC address of a station`);
 }
 
-/** An address with its prefix length, as the kernel spells it; what is none, as it is. */
-export function spelt(prefix: string): string {
-  if (!ipaddr.isValidCIDR(prefix)) return prefix;
-  const [address, length] = ipaddr.parseCIDR(prefix);
-  return `${address.toString()}/${length}`;
-}
-
 function checkedPrefix(text: string): string {
-  const isSpelt = text.includes(":") || ipaddr.IPv4.isValidFourPartDecimal(text.split("/")[0]!);
-  if (isSpelt && ipaddr.isValidCIDR(text)) {
-    if (isStation(...ipaddr.parseCIDR(text))) return spelt(text);
-  }
+  const prefix = stationPrefix(text);
+  if (prefix !== undefined) return prefix;
   throw new VtepError(
     "USAGE",
     `${JSON.stringify(text)} is not the address of a station with its prefix length (192.0.2.7/24)`,
   );
-}
-
-/** Neither a group, a loopback, nor what stands for the whole subnet, or for all of its stations. */
-function isStation(address: ipaddr.IPv4 | ipaddr.IPv6, length: number): boolean {
-  const others = ["multicast", "unspecified", "broadcast", "loopback"];
-  if (others.includes(address.range()) || length === 0) return false;
-  if (address.kind() === "ipv6" || length >= 31) return true;
-  const text = `${address}/${length}`;
-  const whole = [
-    ipaddr.IPv4.networkAddressFromCIDR(text),
-    ipaddr.IPv4.broadcastAddressFromCIDR(text),
-  ];
-  return whole.every((each) => each.toString() !== address.toString());
 }
 
 /** The kernel would say "Nexthop has invalid gateway". */
@@ -235,9 +282,18 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
 }
 
 function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void {
+  const published = new Set(wanted.published.map(hostPort));
   for (const link of new Set(links.values())) {
     const other = attachmentOf(link);
-    if (other?.network !== wanted.network || other.link === wanted.link) continue;
+    if (other === undefined || other.link === wanted.link) continue;
+    const port = other.published.map(hostPort).find((each) => published.has(each));
+    if (port !== undefined) {
+      throw new VtepError(
+        "CONFLICT",
+        `port ${port} is published already, for ${other.ifname} of ${other.target}`,
+      );
+    }
+    if (other.network !== wanted.network) continue;
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",
@@ -254,6 +310,20 @@ function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void
   }
 }
 
-function bare(prefix: string): string {
-  return prefix.split("/")[0]!;
+function hostPort({ protocol, address, port }: Published): string {
+  return `${address === undefined ? "" : `${address}:`}${port}/${protocol}`;
+}
+
+/** Whether another container of its network has an address that it has. */
+function isTwice(attachment: Attachment, links: ReadonlyMap<string, Link>): boolean {
+  const own = new Set(attachment.addresses.map(bare));
+  const others = othersOn(attachment.network, links).filter(({ link }) => link !== attachment.link);
+  return others.some(({ addresses }) => addresses.some((each) => own.has(bare(each))));
+}
+
+function othersOn(network: string, links: ReadonlyMap<string, Link>): Attachment[] {
+  return [...new Set(links.values())].flatMap((link) => {
+    const found = attachmentOf(link);
+    return found?.network === network ? [found] : [];
+  });
 }

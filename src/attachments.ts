@@ -6,12 +6,23 @@
  * the interface does, whoever removes it, and over restarts of the agent and of whoever attached. The
  * end's name follows from whose it is, so that attaching twice is attaching once.
  *
- * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|BY|DIGEST|TARGET`, DIGEST being of all else that
- * was wanted. A target that is too long is cut; the rest has to fit.
+ * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|PUBLISHED|BY|DIGEST|TARGET`, DIGEST being of
+ * all else that was wanted. A target that is too long is cut; the rest has to fit.
  */
 import { createHash } from "node:crypto";
+import ipaddr from "ipaddr.js";
 import { VtepError } from "./errors.ts";
 import type { Link } from "./host.ts";
+
+/** A port of this host that is to be a container's. */
+export interface Published {
+  readonly protocol: "tcp" | "udp";
+  /** Of this host; undefined: any. */
+  readonly address?: string;
+  readonly port: number;
+  /** Of the container. */
+  readonly toPort: number;
+}
 
 /** An interface of a container. */
 export interface Attachment {
@@ -23,6 +34,7 @@ export interface Attachment {
   readonly mac: string;
   /** With prefix lengths. */
   readonly addresses: readonly string[];
+  readonly published: readonly Published[];
   /** Who attached it: "attach", "docker", or "cni:" and the name of the runtime's network. */
   readonly by: string;
   /** The end that is on this host. */
@@ -33,6 +45,35 @@ export interface Attachment {
 export function stableMac(text: string): { high: number; low: number } {
   const digest = createHash("sha256").update(text).digest();
   return { high: 0x0200 | digest.readUInt8(0), low: digest.readInt32BE(1) };
+}
+
+/** `[ADDR:]PORT:TO[/tcp|/udp]`. Throws VtepError USAGE. */
+export function parsePublished(text: string): Published {
+  const [, inBrackets, plain, port, toPort, protocol = "tcp"] =
+    /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5}):(\d{1,5})(?:\/(tcp|udp))?$/.exec(text) ?? [];
+  const address = inBrackets ?? plain;
+  const isAddress =
+    address === undefined ||
+    (inBrackets === undefined
+      ? ipaddr.IPv4.isValidFourPartDecimal(address)
+      : ipaddr.IPv6.isValid(address) && !address.includes("%"));
+  if (isAddress && isPort(port) && isPort(toPort)) {
+    const at = address === undefined ? {} : { address: ipaddr.parse(address).toString() };
+    return { protocol: protocol as "tcp", ...at, port: Number(port), toPort: Number(toPort) };
+  }
+  throw new VtepError(
+    "USAGE",
+    `${JSON.stringify(text)} publishes no port: give [ADDR:]PORT:CONTAINER-PORT[/tcp|/udp] (8080:80/tcp)`,
+  );
+}
+
+export function formatPublished({ protocol, address, port, toPort }: Published): string {
+  const host = address?.includes(":") ? `[${address}]` : address;
+  return `${host === undefined ? "" : `${host}:`}${port}:${toPort}/${protocol}`;
+}
+
+function isPort(text: string | undefined): boolean {
+  return Number(text) >= 1 && Number(text) <= 65_535;
 }
 
 const MARK = "vtep";
@@ -52,15 +93,16 @@ export function peerName(link: string): string {
 
 /** `more` is what else was wanted. Throws VtepError USAGE where it cannot be noted. */
 export function aliasOf(attachment: Attachment, more: unknown): string {
-  const { network, ifname, mac, addresses, by, target } = attachment;
+  const { network, ifname, mac, addresses, published, by, target } = attachment;
   const digest = createHash("sha256").update(JSON.stringify(more)).digest("hex").slice(0, 8);
-  const fields = [MARK, network, ifname, mac, addresses.join(","), by, digest].join("|");
+  const lists = [addresses.join(), published.map(formatPublished).join()];
+  const fields = [MARK, network, ifname, mac, ...lists, by, digest].join("|");
   if (fields.length + 1 < LONGEST_ALIAS && !/[|\s]/.test(`${ifname}${by}`)) {
     return `${fields}|${target.replace(/\s/g, "?")}`.slice(0, LONGEST_ALIAS);
   }
   throw new VtepError(
     "USAGE",
-    `${ifname} with ${addresses.length} addresses in ${network} cannot be noted on the host (255 bytes): give fewer, or shorter names`,
+    `${ifname} with ${addresses.length} addresses and ${published.length} ports in ${network} cannot be noted on the host (255 bytes): give fewer, or shorter names`,
   );
 }
 
@@ -79,10 +121,15 @@ export function attachmentsAmong(
 /** What a link's alias says; undefined where it is none of ours. */
 export function attachmentOf({ ifname: link, ifalias = "" }: Link): Attachment | undefined {
   const [mark, ...fields] = ifalias.split("|");
-  if (mark !== MARK || fields.length < 7) return undefined;
-  const [network, ifname, mac, addresses, by, , ...target] = fields as [
-    ...[string, string, string, string, string, string],
+  if (mark !== MARK || fields.length < 8) return undefined;
+  const [network, ifname, mac, addresses, published, by, , ...rest] = fields as [
+    ...[string, string, string, string, string, string, string],
   ];
-  const list = addresses === "" ? [] : addresses.split(",");
-  return { network, ifname, mac, addresses: list, by, target: target.join("|"), link };
+  const target = rest.join("|");
+  const ports = listOf(published).map(parsePublished);
+  return { network, ifname, mac, addresses: listOf(addresses), published: ports, by, target, link };
+}
+
+function listOf(text: string): string[] {
+  return text === "" ? [] : text.split(",");
 }

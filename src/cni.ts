@@ -17,8 +17,9 @@ import { once } from "node:events";
 import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
+import { spelt } from "./addresses.ts";
 import { Client } from "./api/client.ts";
-import { attach, checkInterface, detach, namespaceId, spelt } from "./attach.ts";
+import { attach, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { addressesInside, linksByName } from "./host.ts";
@@ -173,6 +174,7 @@ class Plugin {
         ifname,
         addresses: ips.map(({ address }) => address),
         gateways: [],
+        published: [],
         routes: routes.map(({ dst, gw }) => ({ to: dst, via: gw ?? gatewayFor(dst, ips) })),
         mac,
         mtu,

@@ -12,6 +12,15 @@
 import { closest, distance } from "fastest-levenshtein";
 import ipaddr from "ipaddr.js";
 import * as v from "valibot";
+import {
+  bare,
+  formatRange,
+  isIn,
+  isWithin,
+  parseRange,
+  type Range,
+  stationPrefix,
+} from "./addresses.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { canonicalAddress } from "./remotes.ts";
@@ -201,6 +210,32 @@ const fdb = v.pipe(
   v.title("{ MAC: ADDR, ... }"),
 );
 
+const station = v.pipe(
+  v.string("must be an address with its prefix length"),
+  v.rawTransform(({ dataset, addIssue, NEVER }): string => {
+    const prefix = stationPrefix(dataset.value);
+    if (prefix !== undefined) return prefix;
+    addIssue({
+      message: `${JSON.stringify(dataset.value)} is not the address of a station with its prefix length (192.0.2.1/24)`,
+    });
+    return NEVER;
+  }),
+  v.title("ADDR/LENGTH"),
+);
+
+const addressRange = v.pipe(
+  v.string("must be LOW-HIGH/LENGTH"),
+  v.rawTransform(({ dataset, addIssue, NEVER }): Range => {
+    const range = parseRange(dataset.value);
+    if (range !== undefined) return range;
+    addIssue({
+      message: `${JSON.stringify(dataset.value)} is not LOW-HIGH/LENGTH, two addresses of stations in one subnet (192.0.2.64-192.0.2.127/24)`,
+    });
+    return NEVER;
+  }),
+  v.title("LOW-HIGH/LENGTH"),
+);
+
 const directory = v.pipe(
   v.string("must be the path of a directory"),
   v.nonEmpty("names no directory: give the path of one"),
@@ -238,6 +273,26 @@ export const networkEntries = {
     "bridge that the TAP joins, created if it is missing",
     { value: "NAME", sample: "br100" },
     v.optional(interfaceName),
+  ),
+  vlan: key(
+    "VLAN of the bridge that the network is: its frames have that tag at the TAP, and none on the wire; without a gateway",
+    { value: "ID", sample: 10 },
+    v.optional(integer(1, 4094)),
+  ),
+  gateway: key(
+    "addresses of the bridge, the same on every host, through which its own containers get to other networks",
+    { value: "ADDR/LENGTH...", sample: ["192.0.2.1/24", "2001:db8:100::1/64"] },
+    v.optional(v.array(station, "must be a list of addresses"), []),
+  ),
+  masquerade: key(
+    "give what leaves by the gateway, for elsewhere than such networks, this host's own address",
+    {},
+    v.optional(aSwitch, false),
+  ),
+  ranges: key(
+    "addresses that this host gives to containers that ask for none (attach --ip auto): a part of its own",
+    { name: "range", value: "LOW-HIGH/LENGTH...", sample: ["192.0.2.64-192.0.2.127/24"] },
+    v.optional(v.array(addressRange, "must be a list of ranges"), []),
   ),
   mtu: key(
     "MTU of the TAP; auto: what the paths to all peers carry",
@@ -382,6 +437,11 @@ export interface NetworkConfig {
   readonly peers: readonly string[];
   readonly tap: string;
   readonly bridge: string | undefined;
+  readonly vlan: number | undefined;
+  /** With prefix lengths. */
+  readonly gateway: readonly string[];
+  readonly masquerade: boolean;
+  readonly ranges: readonly Range[];
   readonly mtu: number | "auto";
   readonly clampMss: boolean;
   readonly fdb: readonly FdbEntry[];
@@ -581,11 +641,12 @@ function nativeOnly({ workers, dscp, sourcePorts, busyPollUs }: Config): Conflic
 }
 
 function networkConflicts(
-  { vni, peers, fdb, tap }: NetworkConfig,
+  network: NetworkConfig,
   bridges: ReadonlySet<string | undefined>,
   local: string | undefined,
   path: Path,
 ): Conflict[] {
+  const { vni, peers, fdb, tap, bridge, vlan, gateway, ranges } = network;
   const found: Conflict[] = [];
   const refuse = (key: NetworkKey | undefined, message: string, remedy?: string) => {
     const where = key === undefined ? path : [...path, key];
@@ -593,6 +654,35 @@ function networkConflicts(
   };
   if (bridges.has(tap)) {
     refuse("tap", `: ${tap} cannot name both a TAP and a bridge`);
+  }
+  if (gateway.length > 0 && bridge === undefined) {
+    refuse("gateway", " has a gateway and no bridge", "give one with --bridge NAME (bridge:)");
+  }
+  if (gateway.length > 0 && vlan !== undefined) {
+    refuse("gateway", " has a gateway, which knows no VLAN", "give it a bridge of its own instead");
+  }
+  if (network.masquerade && gateway.length === 0) {
+    refuse("masquerade", " has no gateway", "give one with --gateway ADDR/LENGTH (gateway:)");
+  }
+  for (const range of ranges) {
+    const inside = gateway.find((address) => isWithin(address, range));
+    if (inside !== undefined) {
+      refuse(
+        "ranges",
+        `: ${formatRange(range)} has the gateway ${bare(inside)} in it`,
+        "leave it out",
+      );
+    }
+    const isV6 = range.low.includes(":");
+    const same = gateway.filter((address) => address.includes(":") === isV6);
+    const subnets = same.filter((address) => isIn(range.low, address));
+    if (subnets.some((address) => address.endsWith(`/${range.length}`)) || same.length === 0)
+      continue;
+    refuse(
+      "ranges",
+      `: ${formatRange(range)} is no part of its gateway's subnet`,
+      `its gateway is ${same.join(", ")}`,
+    );
   }
   if (peers.length + fdb.length === 0) {
     refuse(undefined, " has no peer", "give one with --peer ADDR (peers:)");
@@ -611,11 +701,13 @@ function networkConflicts(
 function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
   const first = new Map<string, number>();
   return networks.flatMap((network, at) => {
-    const own = [
+    const own: [NetworkKey, string][] = [
       ["vni", `VNI ${network.vni}`],
       ["tap", `TAP ${network.tap}`],
       ["name", `the name ${network.name}`],
-    ] as const;
+    ];
+    // It has the MAC of its gateway.
+    if (network.gateway.length > 0) own.push(["gateway", `the gateway of ${network.bridge}`]);
     const repeated = own.find(([, said]) => first.has(said));
     for (const [, said] of own) if (!first.has(said)) first.set(said, at);
     if (repeated === undefined) return [];
@@ -722,6 +814,10 @@ function completeNetwork(parsed: ParsedNetwork): NetworkConfig {
     peers: [...new Set(parsed.peers)],
     tap,
     bridge: parsed.bridge,
+    vlan: parsed.vlan,
+    gateway: [...new Set(parsed.gateway)],
+    masquerade: parsed.masquerade,
+    ranges: parsed.ranges,
     mtu: parsed.mtu,
     clampMss: parsed["clamp-mss"],
     fdb: parsed.fdb,
@@ -761,6 +857,10 @@ export function networkAsWritten(network: NetworkConfig): Record<NetworkKey, unk
     peers: network.peers,
     tap: network.tap,
     bridge: network.bridge,
+    vlan: network.vlan,
+    gateway: network.gateway,
+    masquerade: network.masquerade,
+    ranges: network.ranges.map(formatRange),
     mtu: network.mtu,
     "clamp-mss": network.clampMss,
     fdb: Object.fromEntries(entries),

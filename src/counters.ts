@@ -26,6 +26,10 @@ export const Counter = {
   evicted: 8,
   /** Datagrams accepted although reserved bits of their VXLAN header were set (RFC 7348, 5). */
   reservedBits: 9,
+  /** Frames of the gateway, which stay on their host. */
+  gateway: 10,
+  /** Frames from the TAP without the tag of the network's VLAN: they are another's. */
+  otherVlan: 11,
   /** Senders that were told that a frame was too big for a path, and what that carries. */
   toldTooBig: 12,
   /** ICMP errors about datagrams that had been sent: nobody listens there, or no way leads there. */
@@ -34,13 +38,15 @@ export const Counter = {
 
 /** Columns of a row: frames dropped, by reason. */
 export const Drop = {
+  /** From the underlay with a tag, into a network that is a VLAN itself (RFC 7348, section 6.1). */
+  VLAN_TAGGED: 15,
   /** Shorter than an Ethernet header. */
   PKT_TOO_SMALL: 16,
   /** Longer than the path, or than the largest frame any network here may carry. */
   PKT_TOO_BIG: 17,
   /** Source MAC zero or multicast. */
   MAC_INVALID_SOURCE: 18,
-  /** From the underlay with the TAP's own source MAC: a loop, or a duplicate address. */
+  /** From the underlay with the TAP's own source MAC: a loop, a duplicate address, another host's gateway. */
   LOCAL_MAC: 19,
   /** No VXLAN header, I flag clear, or reserved bits set in strict mode. */
   VXLAN_INVALID_HDR: 20,

@@ -197,14 +197,23 @@ export class Dataplane {
 
   #encapFrame(network: Network, row: number): void {
     const { view, inOffset, inLength, inFlags } = this.#batch;
+    if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
+    if (inLength[row]! < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
+    if (network.vlan !== 0) {
+      if (ethernet.vlan(view, inOffset[row]!, inLength[row]!) !== network.vlan) {
+        return this.#counters.add(network.index, Counter.otherVlan, 1);
+      }
+      this.#batch.removeTag(row);
+    }
     const offset = inOffset[row]!;
     const length = inLength[row]!;
-    if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
-    if (length < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
     const sourceHigh = ethernet.macHigh(view, offset + ethernet.SOURCE);
     const sourceLow = ethernet.macLow(view, offset + ethernet.SOURCE);
     if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
       return this.#drop(network.index, Drop.MAC_INVALID_SOURCE);
+    }
+    if (network.gateway && sourceLow === network.macLow && sourceHigh === network.macHigh) {
+      return this.#counters.add(network.index, Counter.gateway, 1);
     }
     this.#learn(network, sourceHigh, sourceLow, LOCAL);
     vxlan.writeHeader(view, offset - vxlan.HEADER, network.vni);
@@ -293,6 +302,11 @@ export class Dataplane {
       HEADROOM,
     );
     if (answer.outLength[0] === 0) return;
+    if (network.vlan !== 0) {
+      answer.outOffset[0] = HEADROOM - ethernet.TAG;
+      answer.outLength[0] += ethernet.TAG;
+      ethernet.addTag(answer.view, HEADROOM - ethernet.TAG, network.vlan);
+    }
     this.#answered = row;
     network.answers--;
     if (network.tap.write(answer, 0, 1) === 0) {
@@ -361,7 +375,14 @@ export class Dataplane {
           const mtu = this.#clampMtu(network, remote);
           tcp.clampMss(view, offset + vxlan.HEADER, length - vxlan.HEADER, mtu, false);
         }
-        this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER, remote);
+        if (network.vlan === 0) {
+          this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER, remote);
+        } else {
+          const frame = offset + vxlan.HEADER - ethernet.TAG;
+          ethernet.addTag(view, frame, network.vlan);
+          this.#toTap(frame, offset + length - frame, remote);
+          decided = -1; // its VNI was written over
+        }
         current = network;
       }
       offset += segment;
@@ -394,7 +415,11 @@ export class Dataplane {
     if (length < vxlan.HEADER + ethernet.HEADER) {
       return this.#refuse(network.index, Drop.PKT_TOO_SMALL);
     }
-    const source = offset + vxlan.HEADER + ethernet.SOURCE;
+    const frame = offset + vxlan.HEADER;
+    if (network.vlan !== 0 && ethernet.isTag(ethernet.etherType(view, frame + ethernet.HEADER))) {
+      return this.#refuse(network.index, Drop.VLAN_TAGGED);
+    }
+    const source = frame + ethernet.SOURCE;
     const sourceHigh = ethernet.macHigh(view, source);
     const sourceLow = ethernet.macLow(view, source);
     if (!ethernet.isValidSource(sourceHigh, sourceLow)) {

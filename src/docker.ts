@@ -127,6 +127,7 @@ export class DockerDriver {
       by: "docker",
       ifname: "eth",
       addresses: addresses as string[],
+      published: [],
       mac: wanted?.MacAddress || macOf(wanted?.Address),
     });
     return { InterfaceName: { SrcName: peer, DstPrefix: "eth" } };

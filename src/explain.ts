@@ -27,6 +27,9 @@ export interface Scene {
     readonly index: number;
     readonly tap: string;
     readonly mac: { readonly high: number; readonly low: number };
+    /** Whether that is every host's gateway's too. */
+    readonly gateway: boolean;
+    readonly vlan: number;
     readonly mtu: number;
     /** Indices of remotes. */
     readonly flood: ArrayLike<number>;
@@ -82,6 +85,7 @@ const BECAUSE: Partial<Record<DropReason, string>> = {
   VXLAN_REMOTE_NOT_ALLOWED: "its sender is no remote of this network",
   VXLAN_ENTRY_EXISTS: "its source MAC contradicts an entry that was not learned",
   VXLAN_NO_REMOTE: "there is nobody to send it to",
+  VLAN_TAGGED: "the network is a VLAN, which its frames have no tag of between VTEPs",
 };
 
 /** Throws VtepError where the question is none. */
@@ -123,8 +127,9 @@ export function explain(scene: Scene, asked: Asked): Explanation {
   return asked.from === undefined ? encap(scene, asked) : decap(scene, asked, asked.from);
 }
 
-function encap(scene: Scene, { frame, isHeaderOnly }: Asked): Explanation {
+function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation {
   const { network, remotes } = scene;
+  let frame = whole;
   const steps = [`It comes from the host, through ${network.tap} of network ${named(scene)}.`];
   const done = (verdict: Verdict): Explanation => {
     return { network: network.name, direction: "encap", steps, verdict };
@@ -133,11 +138,30 @@ function encap(scene: Scene, { frame, isHeaderOnly }: Asked): Explanation {
     steps.push(`It has ${frame.length} bytes, and an Ethernet header has ${ethernet.HEADER}.`);
     return done(dropped("PKT_TOO_SMALL"));
   }
+  if (network.vlan !== 0 && !isHeaderOnly) {
+    const view = viewOf(frame);
+    if (ethernet.vlan(view, 0, frame.length) !== network.vlan) {
+      steps.push(`It has not the tag of VLAN ${network.vlan}, which this network is.`);
+      const sentence = "It is another network's, and stays here.";
+      return done({ outcome: "dropped", remotes: [], drops: [], sentence });
+    }
+    steps.push(`It is of VLAN ${network.vlan}, as this network is: the tag is taken off.`);
+    frame = Uint8Array.from(frame);
+    ethernet.removeTag(viewOf(frame), 0);
+    frame = frame.subarray(ethernet.TAG);
+  }
   const { source, destination } = addresses(frame);
   const bad = invalidSource(source);
   if (bad !== undefined) {
     steps.push(bad);
     return done(dropped("MAC_INVALID_SOURCE"));
+  }
+  if (network.gateway && isSame(source, network.mac)) {
+    steps.push(
+      `Source ${formatMac(source.high, source.low)} is the gateway's, which every host has.`,
+    );
+    const sentence = "It stays here: what is from the gateway is for this host's own containers.";
+    return done({ outcome: "dropped", remotes: [], drops: [], sentence });
   }
   const learning = learn(scene, source, LOCAL);
   steps.push(learning.sentence);
@@ -214,6 +238,10 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
     steps.push(`It has ${frame.length} bytes, and an Ethernet header has ${ethernet.HEADER}.`);
     return done(dropped("PKT_TOO_SMALL"));
   }
+  if (network.vlan !== 0 && ethernet.isTag(ethernet.etherType(viewOf(frame), ethernet.HEADER))) {
+    steps.push(`It has a VLAN tag, and this network is VLAN ${network.vlan} itself.`);
+    return done(dropped("VLAN_TAGGED"));
+  }
   const { source } = addresses(frame);
   const bad = invalidSource(source);
   if (bad !== undefined) {
@@ -221,9 +249,9 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
     return done(dropped("MAC_INVALID_SOURCE"));
   }
   const mac = formatMac(source.high, source.low);
-  if (source.high === network.mac.high && source.low === network.mac.low) {
+  if (isSame(source, network.mac)) {
     steps.push(
-      `Source ${mac} is the MAC of ${network.tap} itself: a frame came back, or somebody has the same MAC.`,
+      `Source ${mac} is the MAC of ${network.tap} itself: a frame came back, or somebody has the same MAC${network.gateway ? ", as every host's gateway does" : ""}.`,
     );
     return done(dropped("LOCAL_MAC"));
   }
@@ -296,7 +324,7 @@ function entryAfter(
   learning: Learning,
 ): Pick<FdbRow, "destination" | "origin" | "seenAt"> | undefined {
   const entry = fdb.entry(network.index, mac.high, mac.low);
-  if (mac.high === source.high && mac.low === source.low) {
+  if (isSame(mac, source)) {
     if (learning.destination === undefined || learning.isRefused) return entry;
     return { origin: LEARNED, seenAt: 0, ...entry, destination: learning.destination };
   }
@@ -313,6 +341,10 @@ function floodedBecause({ high, low }: Mac, isLocal: boolean): string {
   return "is unknown: it is flooded";
 }
 
+function isSame(one: Mac, other: Mac): boolean {
+  return one.high === other.high && one.low === other.low;
+}
+
 function invalidSource({ high, low }: Mac): string | undefined {
   if (ethernet.isValidSource(high, low)) return undefined;
   const kind = ethernet.isZero(high, low) ? "zero" : "a group address";
@@ -324,8 +356,12 @@ function dropped(reason: keyof typeof BECAUSE & keyof typeof Drop): Verdict {
   return { outcome: "dropped", remotes: [], drops: [{ reason }], sentence };
 }
 
+function viewOf(frame: Uint8Array): DataView {
+  return new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
+}
+
 function addresses(frame: Uint8Array): { source: Mac; destination: Mac } {
-  const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
+  const view = viewOf(frame);
   const at = (offset: number) => {
     return { high: ethernet.macHigh(view, offset), low: ethernet.macLow(view, offset) };
   };

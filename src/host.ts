@@ -8,11 +8,9 @@
  *
  * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing or refuses.
  */
-import { spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
-import { once } from "node:events";
-import { text } from "node:stream/consumers";
-import { RAISE_FILES, VtepError } from "./errors.ts";
+import { command, type Ended } from "./command.ts";
+import { VtepError } from "./errors.ts";
 
 /** The way to an address on the underlay. */
 export interface Route {
@@ -101,32 +99,75 @@ export interface TapLink {
 
 /** Gives TAPs their addresses and MTUs, joins them to their bridges, and brings them up. */
 export async function bringUp(taps: readonly TapLink[]): Promise<void> {
-  const failed = await batch(
-    taps.flatMap(({ name, mac, mtu, bridge }) => {
-      const master = bridge === undefined ? [] : ["master", bridge];
-      const joining = bridge === undefined ? "" : ` and joining it to ${bridge}`;
-      return [
-        {
-          does: `setting up TAP ${name}${joining}`,
-          words: ["link", "set", "dev", name, "address", mac, "mtu", `${mtu}`, ...master],
-        },
-        { does: `bringing up TAP ${name}`, words: ["link", "set", "dev", name, "up"] },
-      ];
-    }),
-  );
-  if (failed !== undefined) throw failed.error;
+  const changes = taps.flatMap(({ name, mac, mtu, bridge }) => {
+    const master = bridge === undefined ? [] : ["master", bridge];
+    const joining = bridge === undefined ? "" : ` and joining it to ${bridge}`;
+    return [
+      {
+        does: `setting up TAP ${name}${joining}`,
+        words: ["link", "set", "dev", name, "address", mac, "mtu", `${mtu}`, ...master],
+      },
+      { does: `bringing up TAP ${name}`, words: ["link", "set", "dev", name, "up"] },
+    ];
+  });
+  await done(batch(changes));
+}
+
+/** The interface by which this host itself is in a network. */
+export interface GatewayLink {
+  readonly bridge: string;
+  readonly mac: string;
+  /** With prefix lengths. */
+  readonly addresses: readonly string[];
+}
+
+/** Gives bridges the MACs and addresses of gateways; what they have already, they have still. */
+export async function setUpGateways(gateways: readonly GatewayLink[]): Promise<void> {
+  const changes = gateways.flatMap(({ bridge, mac, addresses }) => [
+    {
+      does: `giving ${bridge} the MAC of gateways`,
+      words: ["link", "set", "dev", bridge, "address", mac],
+    },
+    ...addresses.map((address) => ({
+      does: `giving ${bridge} the address ${address}`,
+      words: [
+        ...["addr", "replace", address, "dev", bridge],
+        ...(address.includes(":") ? ["nodad"] : []),
+      ],
+    })),
+  ]);
+  await done(batch(changes));
+}
+
+/** Takes away addresses of gateways; `macs` are what bridges had before. */
+export async function tearDownGateways(
+  gateways: readonly GatewayLink[],
+  macs: ReadonlyMap<string, string>,
+): Promise<void> {
+  const changes = gateways.flatMap(({ bridge, addresses }) => {
+    const mac = macs.get(bridge);
+    const does = `taking the gateway from ${bridge}`;
+    return [
+      ...addresses.map((address) => ({ does, words: ["addr", "del", address, "dev", bridge] })),
+      ...(mac === undefined
+        ? []
+        : [{ does, words: ["link", "set", "dev", bridge, "address", mac] }]),
+    ];
+  });
+  await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
 }
 
 /** Gives a TAP that is up another MTU or another bridge. */
 export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
   const master = bridge === undefined ? ["nomaster"] : ["master", bridge];
-  const failed = await batch([
-    {
-      does: `changing TAP ${name}`,
-      words: ["link", "set", "dev", name, "mtu", `${mtu}`, ...master],
-    },
-  ]);
-  if (failed !== undefined) throw failed.error;
+  await done(
+    batch([
+      {
+        does: `changing TAP ${name}`,
+        words: ["link", "set", "dev", name, "mtu", `${mtu}`, ...master],
+      },
+    ]),
+  );
 }
 
 /** Has the kernel keep so many frames for whoever reads a TAP; one that is to keep fewer drops the rest. */
@@ -135,8 +176,7 @@ export async function resizeQueues(frames: ReadonlyMap<string, number>): Promise
     does: `sizing the queue of TAP ${tap}`,
     words: ["link", "set", "dev", tap, "txqueuelen", `${length}`],
   }));
-  const failed = await batch(changes, ["-force"]); // one that is gone must not keep the others
-  if (failed !== undefined) throw failed.error;
+  await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
 }
 
 /** A veth pair: one end is the port of a bridge here, the other the interface of a container. */
@@ -164,7 +204,7 @@ export interface Veth {
  */
 export async function plug(veth: Veth): Promise<void> {
   const { name, bridge, alias, namespace, ifname, mac, mtu, addresses, routes } = veth;
-  const inside = { namespace, ifname };
+  const inside = { inside: { namespace, ifname } };
   const made = await batch([
     {
       does: `making ${ifname} in ${namespace}`,
@@ -174,49 +214,38 @@ export async function plug(veth: Veth): Promise<void> {
       ],
     },
     {
-      does: `bringing up ${name}`,
+      does: `noting what ${name} is`,
       words: ["link", "set", "dev", name, "alias", alias, "up"],
     },
   ]);
   if (made?.at === 0) throw made.error;
-  const steps: [Change[], Inside?][] = [
-    [
-      [
-        ...addresses.map((address) => ({
-          does: `giving ${ifname} the address ${address}`,
-          words: [
-            ...["addr", "add", address, "dev", ifname],
-            ...(address.includes(":") ? ["nodad"] : []),
-          ],
-        })),
-        { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
-        ...routes.map(({ to, via }) => ({
-          does: `routing ${to} over ${ifname}`,
-          words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
-        })),
+  const settings = [
+    ...addresses.map((address) => ({
+      does: `giving ${ifname} the address ${address}`,
+      words: [
+        ...["addr", "add", address, "dev", ifname],
+        ...(address.includes(":") ? ["nodad"] : []),
       ],
-      inside,
-    ],
-    [
-      [
-        {
-          does: `joining ${name} to ${bridge}`,
-          words: ["link", "set", "dev", name, "master", bridge],
-        },
-      ],
-    ],
-    [
-      [
-        {
-          does: `announcing ${ifname}`,
-          words: ["link", "set", "dev", ifname, "address", mac],
-        },
-      ],
-      inside,
-    ],
+    })),
+    { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
+    ...routes.map(({ to, via }) => ({
+      does: `routing ${to} over ${ifname}`,
+      words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
+    })),
   ];
-  let failed = made;
-  for (const [changes, where] of steps) failed ??= await batch(changes, [], where);
+  const joining = {
+    does: `joining ${name} to ${bridge}`,
+    words: ["link", "set", "dev", name, "master", bridge],
+  };
+  const announcement = {
+    does: `announcing ${ifname}`,
+    words: ["link", "set", "dev", ifname, "address", mac],
+  };
+  const failed =
+    made ??
+    (await batch(settings, inside)) ??
+    (await batch([joining])) ??
+    (await batch([announcement], inside));
   if (failed === undefined) return;
   await unplug(name);
   throw failed.error;
@@ -250,7 +279,9 @@ export async function addressesInside(
   namespace: string,
   ifname: string,
 ): Promise<{ mac: string | undefined; isUp: boolean; addresses: string[] }> {
-  const said = await ip(["-j", "addr", "show", "dev", ifname], [], { namespace, ifname });
+  const said = await ip(["-j", "addr", "show", "dev", ifname], [], {
+    inside: { namespace, ifname },
+  });
   if (said.code !== 0) throw new VtepError("LINK", `${ifname} of ${namespace}: ${said.refusal}`);
   const [link] = parse<Link>(said.stdout);
   const addresses = link?.addr_info?.map(({ local, prefixlen }) => `${local}/${prefixlen}`) ?? [];
@@ -320,17 +351,14 @@ async function removeLinks(
 ): Promise<void> {
   if (names.length === 0) return;
   const group = unusedGroup(links);
-  const failed = await batch(
-    [
-      ...names.map((name) => ({
-        does: `removing ${name}`,
-        words: ["link", "set", "dev", name, "group", group],
-      })),
-      { does: `removing ${names.join(", ")}`, words: ["link", "del", "group", group] },
-    ],
-    ["-force"], // one that is gone already must not keep the others
-  );
-  if (failed !== undefined) throw failed.error;
+  const changes = [
+    ...names.map((name) => ({
+      does: `removing ${name}`,
+      words: ["link", "set", "dev", name, "group", group],
+    })),
+    { does: `removing ${names.join(", ")}`, words: ["link", "del", "group", group] },
+  ];
+  await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
 }
 
 function unusedGroup(links: ReadonlyMap<string, Link>): string {
@@ -366,17 +394,35 @@ interface Change {
   readonly words: readonly string[];
 }
 
+/** Which of several changes failed first, and why. */
+interface Failure {
+  readonly at: number;
+  readonly error: VtepError;
+}
+
+/** Throws where changes failed. */
+async function done(changes: Promise<Failure | undefined>): Promise<void> {
+  const failed = await changes;
+  if (failed !== undefined) throw failed.error;
+}
+
+/** How changes are to be made. */
+interface Manner {
+  /** Of ip. */
+  readonly options?: readonly string[];
+  readonly inside?: Inside;
+}
+
 /** Makes changes in their order until one fails; returns which that is, and why. */
 async function batch(
   changes: readonly Change[],
-  options: readonly string[] = [],
-  inside?: Inside,
-): Promise<{ at: number; error: VtepError } | undefined> {
+  manner: Manner = {},
+): Promise<Failure | undefined> {
   if (changes.length === 0) return undefined;
   const lines = changes.map(({ words }) => words);
   const said = lines.flat().some((word) => UNWRITABLE.test(word))
-    ? await oneByOne(lines, options, inside)
-    : await ip([...options, "-batch", "-"], lines, inside);
+    ? await oneByOne(lines, manner)
+    : await ip([...(manner.options ?? []), "-batch", "-"], lines, manner);
   if (said === undefined || said.code === 0) return undefined;
   const at = said.line === undefined ? changes.length : said.line - 1;
   const does = changes[at]?.does ?? "changing links";
@@ -394,15 +440,14 @@ const UNWRITABLE = /[\s#'"\\]/;
 /** As `ip -batch` does it: what the first that failed said. */
 async function oneByOne(
   lines: readonly (readonly string[])[],
-  options: readonly string[],
-  inside: Inside | undefined,
+  manner: Manner,
 ): Promise<Said | undefined> {
   let first: Said | undefined;
   for (const [at, words] of lines.entries()) {
-    const said = await ip(words, [], inside);
+    const said = await ip(words, [], manner);
     if (said.code === 0) continue;
     first ??= { ...said, line: at + 1 };
-    if (!options.includes("-force")) break;
+    if (!manner.options?.includes("-force")) break;
   }
   return first;
 }
@@ -422,11 +467,7 @@ for setting in ipv4/conf/$0/arp_notify ipv6/conf/$0/ndisc_notify; do
 done 2>/dev/null
 exec ip "$@"`;
 
-interface Said {
-  readonly stdout: string;
-  readonly code: number | null;
-  /** Its own words, where it failed first. */
-  readonly refusal: string;
+interface Said extends Ended {
   /** From 1: the line of a batch that failed first. */
   readonly line: number | undefined;
 }
@@ -434,34 +475,14 @@ interface Said {
 async function ip(
   args: readonly string[],
   lines: readonly (readonly string[])[] = [],
-  inside?: Inside,
+  { inside }: Manner = {},
 ): Promise<Said> {
-  const command =
+  const words =
     inside === undefined
       ? ["ip", ...args]
       : ["nsenter", `--net=${inside.namespace}`, "sh", "-c", ANNOUNCING, inside.ifname, ...args];
-  // In a session of its own: a terminal's Ctrl-C is for us, and must not end it half-way.
-  const child = spawn(command[0]!, command.slice(1), { detached: true });
-  const ended = once(child, "close") as Promise<[code: number | null]>;
-  try {
-    if (child.pid === undefined) await ended; // throws why; it may not even have streams
-    child.stdin.on("error", () => undefined); // it may end without having read everything
-    child.stdin.end(lines.map((words) => `${words.join(" ")}\n`).join(""));
-    const said = Promise.all([text(child.stdout), text(child.stderr)]);
-    const [[code], [stdout, stderr]] = await Promise.all([ended, said]);
-    const line = /^Command failed \S*:(\d+)$/m.exec(stderr)?.[1];
-    return {
-      stdout,
-      code,
-      refusal: stderr.trim().split("\n")[0]!,
-      line: line === undefined ? undefined : Number(line),
-    };
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    if (code === "ENOENT") {
-      throw new VtepError("LINK", "the command ip is missing: install iproute2", error);
-    }
-    const full = code === "EMFILE" || code === "ENFILE" ? `: ${RAISE_FILES}` : "";
-    throw new VtepError("LINK", `the command ip could not be run: ${message}${full}`, error);
-  }
+  const input = lines.map((line) => `${line.join(" ")}\n`).join("");
+  const ended = await command(words, input, "iproute2");
+  const line = /^Command failed \S*:(\d+)$/m.exec(ended.stderr)?.[1];
+  return { ...ended, line: line === undefined ? undefined : Number(line) };
 }

@@ -188,6 +188,12 @@ export class Metrics {
         "Senders that were told that a frame is too big for a path, and what that carries.",
         Column.toldTooBig,
       ],
+      ["gateway_frames", "Frames of the gateway, which stay on their host.", Column.gateway],
+      [
+        "other_vlan_frames",
+        "Frames from the TAP that are of another VLAN than the network is.",
+        Column.otherVlan,
+      ],
       [
         "reserved_fields",
         "Datagrams accepted although a reserved field of their VXLAN header was set.",

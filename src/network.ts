@@ -16,6 +16,7 @@ const ANSWERS_PER_SECOND = 1000;
 export interface Settings {
   readonly ageSeconds: number;
   readonly clampMtu: number;
+  readonly vlan: number;
   /** Indices of remotes: those that get a copy of what is flooded, and others that may send. */
   readonly flood: readonly number[];
   readonly allowed: readonly number[];
@@ -31,8 +32,12 @@ export class Network {
   /** The TAP's own MAC: its first 16 and its last 32 bits. */
   readonly macHigh: number;
   readonly macLow: number;
+  /** Whether frames from that MAC stay here: they are a gateway's, which is on every host. */
+  readonly gateway: boolean;
   /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
   clampMtu: number;
+  /** The VLAN whose tag its frames have at the TAP, and only there; 0: none. */
+  vlan = 0;
   /** Answers to frames that were too big which may be given still. */
   answers = ANSWERS_PER_SECOND;
   /** Indices of remotes. */
@@ -45,6 +50,7 @@ export class Network {
     index: number;
     ageSeconds: number;
     mac: { high: number; low: number };
+    gateway?: boolean;
     clampMtu?: number;
   }) {
     this.vni = options.vni;
@@ -53,10 +59,12 @@ export class Network {
     this.ageSeconds = options.ageSeconds;
     this.macHigh = options.mac.high;
     this.macLow = options.mac.low;
+    this.gateway = options.gateway ?? false;
     this.clampMtu = options.clampMtu ?? 0;
   }
 
-  apply({ ageSeconds, clampMtu, flood, allowed }: Settings): void {
+  apply({ vlan, ageSeconds, clampMtu, flood, allowed }: Settings): void {
+    this.vlan = vlan;
     this.ageSeconds = ageSeconds;
     this.clampMtu = clampMtu;
     this.#allowed = new Uint8Array(0);

@@ -41,6 +41,11 @@ export interface NetworkStatus {
   readonly vni: number;
   readonly tap: string;
   readonly bridge: string | undefined;
+  readonly vlan: number | undefined;
+  /** Addresses of this host on its bridge, with their prefix lengths. */
+  readonly gateway: readonly string[];
+  /** Of addresses that this host gives out: LOW-HIGH/LENGTH. */
+  readonly ranges: readonly string[];
   readonly mac: string;
   readonly mtu: number;
   /** Who gets what is flooded. */

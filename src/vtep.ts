@@ -25,6 +25,10 @@ export interface NetworkPlan {
   readonly tap: string;
   /** Address that the TAP is given. */
   readonly mac: { readonly high: number; readonly low: number };
+  /** Whether that is every host's gateway's too. */
+  readonly gateway: boolean;
+  /** The VLAN whose tag its frames have at the TAP; 0: none. */
+  readonly vlan: number;
   readonly mtu: number;
   readonly clampMss: boolean;
   readonly ageSeconds: number;
@@ -273,8 +277,9 @@ export function socketDescriptor(family: 4 | 6, worker: number): string {
   return `udp${family}-${worker}`;
 }
 
-function settingsOf({ clampMss, mtu, ageSeconds, flood, allowed }: NetworkPlan): Settings {
-  return { clampMtu: clampMss ? mtu : 0, ageSeconds, flood, allowed };
+function settingsOf({ vlan, clampMss, mtu, ...plan }: NetworkPlan): Settings {
+  const { ageSeconds, flood, allowed } = plan;
+  return { vlan, clampMtu: clampMss ? mtu : 0, ageSeconds, flood, allowed };
 }
 
 async function openUnderlay(

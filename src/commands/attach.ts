@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
 import { attach, detach, namespaceId } from "../attach.ts";
-import { linkName } from "../attachments.ts";
+import { formatPublished, linkName, parsePublished } from "../attachments.ts";
 import { VtepError } from "../errors.ts";
 import { type Answer, ask, type Options } from "./ask.ts";
 import { paper, table } from "./table.ts";
@@ -20,8 +20,18 @@ export function addAttachCommands(vtep: Command): void {
   )
     .option("--network <NETWORK>", "the network, which needs a bridge")
     .option("--ifname <NAME>", "name of the interface in the container", "eth0")
-    .option("--ip <CIDR...>", "addresses of the interface, with their prefix lengths")
-    .option("--gateway <ADDR...>", "where what is for elsewhere goes; of each family one")
+    .option(
+      "--ip <CIDR...>",
+      "addresses of the interface with their prefix lengths, or auto: from the network's ranges",
+    )
+    .option(
+      "--gateway <ADDR...>",
+      "where what is for elsewhere goes, of each family one, or none (default: the network's gateway)",
+    )
+    .option(
+      "--publish <PORTS...>",
+      "ports of this host that are to be the container's: [ADDR:]PORT:CONTAINER-PORT[/udp]",
+    )
     .option("--route <CIDR=VIA...>", "what goes elsewhere than that; without =VIA, straight out")
     .option("--mac <MAC>", "its MAC address (default: one that stays the same)")
     .option("--mtu <N>", "its MTU (default: the network's)")
@@ -34,7 +44,7 @@ export function addAttachCommands(vtep: Command): void {
 }
 
 async function add(client: Client, [target]: readonly string[], options: Options): Promise<Answer> {
-  const { network, ifname, ip = [], gateway = [], route = [], mac, mtu } = options;
+  const { network, ifname, ip = [], gateway, route = [], publish = [], mac, mtu } = options;
   if (network === undefined) {
     throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
   }
@@ -45,8 +55,11 @@ async function add(client: Client, [target]: readonly string[], options: Options
     owner: namespaceId(path),
     by: "attach",
     ifname: ifname as string,
-    addresses: ip as string[],
-    gateways: gateway as string[],
+    addresses: alone(ip as string[], "auto", "--ip") ? "auto" : (ip as string[]),
+    gateways: alone(gateway as string[] | undefined, "none", "--gateway")
+      ? []
+      : (gateway as string[] | undefined),
+    published: (publish as string[]).map(parsePublished),
     routes: (route as string[]).map(routeOf),
     mac: mac as string | undefined,
     mtu: mtu === undefined ? undefined : mtuOf(mtu as string),
@@ -68,11 +81,13 @@ async function list(client: Client): Promise<Answer> {
     { title: "INTERFACE" },
     { title: "MAC" },
     { title: "ADDRESSES", shrinks: true },
+    { title: "PUBLISHED", shrinks: true },
     { title: "BY" },
     { title: "LINK" },
   ];
-  const rows = data.map(({ network, target, ifname, mac, addresses, by, link }) => {
-    return [network, target, ifname, mac, addresses.join(" ") || "-", by, link];
+  const rows = data.map(({ network, target, ifname, mac, addresses, published, by, link }) => {
+    const ports = published.map(formatPublished).join(" ");
+    return [network, target, ifname, mac, addresses.join(" ") || "-", ports || "-", by, link];
   });
   return { data, text: table(columns, rows.sort(), paper()) };
 }
@@ -91,6 +106,13 @@ async function remove(
 function namespaceOf(target: string): string {
   if (/^\d+$/.test(target)) return `/proc/${target}/ns/net`;
   return target.includes("/") ? target : `/run/netns/${target}`;
+}
+
+/** Whether a word stands in place of all others that could be given. */
+function alone(given: readonly string[] | undefined, word: string, flag: string): boolean {
+  if (!given?.includes(word)) return false;
+  if (given.length === 1) return true;
+  throw new VtepError("USAGE", `${flag} ${word} says it all: give no other ${flag} beside it`);
 }
 
 function routeOf(text: string): { to: string; via: string | undefined } {

@@ -56,6 +56,8 @@ export type Counter =
   | "aged"
   | "evicted"
   | "reservedBits"
+  | "gateway"
+  | "otherVlan"
   | "toldTooBig"
   | "refused";
 

@@ -380,7 +380,10 @@ describe("the example", () => {
   it("has every key, which can be switched on", () => {
     const all = example().replaceAll(/^( *)#(?=[a-z])/gm, "$1");
     mkdirSync(join(root, "conf.d"));
-    expect(() => load(write({ "vtep.yaml": all }), {})).not.toThrow();
+    // A VLAN has no gateway.
+    for (const without of [/^ *vlan: .*$/gm, /^ *(gateway|masquerade): .*$/gm]) {
+      expect(() => load(write({ "vtep.yaml": all.replaceAll(without, "") }), {})).not.toThrow();
+    }
     const { networks, ...top } = parseYaml(all);
     const present = [...Object.keys(networks[0]), ...Object.keys(top)];
     expect(present.sort()).toEqual(

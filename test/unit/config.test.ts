@@ -75,6 +75,10 @@ describe("defaults", () => {
           peers: ["192.0.2.2"],
           tap: "vtep7",
           bridge: undefined,
+          vlan: undefined,
+          gateway: [],
+          masquerade: false,
+          ranges: [],
           mtu: "auto",
           clampMss: false,
           fdb: [],
@@ -137,6 +141,9 @@ describe("the flags", () => {
       name: "Blue-1.x_y",
       tap: "tap0",
       bridge: "br0",
+      gateway: ["10.9.0.1/24", "2001:DB8:9::1/64"],
+      masquerade: true,
+      ranges: ["10.9.0.64-10.9.0.127/24"],
       mtu: "1400",
       fdb: ["00:00:5e:00:53:01=192.0.2.3", "00-00-5E-00-53-FF=2001:DB8:0::3"],
       age: "0",
@@ -175,6 +182,10 @@ describe("the flags", () => {
           peers: ["192.0.2.2", "2001:db8::2"],
           tap: "tap0",
           bridge: "br0",
+          vlan: undefined,
+          gateway: ["10.9.0.1/24", "2001:db8:9::1/64"],
+          masquerade: true,
+          ranges: [{ low: "10.9.0.64", high: "10.9.0.127", length: 24 }],
           mtu: 1400,
           clampMss: true,
           fdb: [
@@ -322,6 +333,52 @@ describe("the flags", () => {
     [{ tap: "x", bridge: "x" }, "network 7: x cannot name both a TAP and a bridge"],
     [{ bridge: "vtep7" }, "network 7: vtep7 cannot name both a TAP and a bridge"],
     [{ peers: [] }, "network 7 has no peer: give one with --peer ADDR (peers:)"],
+    ...[
+      "10.9.0.0/24",
+      "10.9.0.255/24",
+      "10.9.0.1",
+      "10.9.0.1/33",
+      "224.0.0.1/24",
+      "127.0.0.1/8",
+      "x",
+    ].map((gateway): [FlagValues, string] => [
+      { bridge: "br0", gateway: [gateway] },
+      `--gateway "${gateway}" is not the address of a station with its prefix length (192.0.2.1/24)`,
+    ]),
+    ...[
+      "10.9.0.64-10.9.1.7/24",
+      "10.9.0.9-10.9.0.8/24",
+      "10.9.0.0-10.9.0.8/24",
+      "10.9.0.64/26",
+      "10.9.0.7-fd00::1/24",
+    ].map((range): [FlagValues, string] => [
+      { ranges: [range] },
+      `--range "${range}" is not LOW-HIGH/LENGTH, two addresses of stations in one subnet (192.0.2.64-192.0.2.127/24)`,
+    ]),
+    [
+      { gateway: ["10.9.0.1/24"] },
+      "network 7 has a gateway and no bridge: give one with --bridge NAME (bridge:)",
+    ],
+    [
+      { bridge: "br0", gateway: ["10.9.0.1/24"], vlan: "10" },
+      "network 7 has a gateway, which knows no VLAN: give it a bridge of its own instead",
+    ],
+    [
+      { masquerade: true },
+      "network 7 has no gateway: give one with --gateway ADDR/LENGTH (gateway:)",
+    ],
+    [
+      { bridge: "br0", gateway: ["10.9.0.1/24"], ranges: ["10.9.0.1-10.9.0.9/24"] },
+      "network 7: 10.9.0.1-10.9.0.9/24 has the gateway 10.9.0.1 in it: leave it out",
+    ],
+    [
+      { bridge: "br0", gateway: ["10.9.0.1/24", "fd09::1/64"], ranges: ["10.9.1.2-10.9.1.9/24"] },
+      "network 7: 10.9.1.2-10.9.1.9/24 is no part of its gateway's subnet: its gateway is 10.9.0.1/24",
+    ],
+    ...["0", "4095", "x"].map((vlan): [FlagValues, string] => [
+      { vlan },
+      "--vlan must be a whole number from 1 to 4094",
+    ]),
   ];
   it.each(refused)("are refused by name: %o", (given, sentence) => {
     expect(refusal(undefined, { ...FLAGS, ...given })).toBe(sentence);
@@ -355,6 +412,8 @@ describe("a file", () => {
             peers: [192.0.2.2, 2001:db8::2]
             tap: green
             bridge: br-green
+            gateway: [10.9.0.1/24]
+            ranges: [10.9.0.64-10.9.0.127/24]
             mtu: 1400
             clamp-mss: true
             age: 10
@@ -383,6 +442,10 @@ describe("a file", () => {
         peers: ["192.0.2.2", "2001:db8::2"],
         tap: "green",
         bridge: "br-green",
+        vlan: undefined,
+        gateway: ["10.9.0.1/24"],
+        masquerade: false,
+        ranges: [{ low: "10.9.0.64", high: "10.9.0.127", length: 24 }],
         mtu: 1400,
         clampMss: true,
         fdb: [{ macHigh: 0, macLow: 0x5e005301, address: "192.0.2.3" }],
@@ -403,6 +466,8 @@ describe("a file", () => {
     const keys = flags().map(({ key }) => key);
     const values: Record<string, string> = {
       ...{ vni: "1", name: "n", peers: "[192.0.2.2]", tap: "t", bridge: "b", mtu: "1400" },
+      ...{ gateway: "[10.9.0.1/24]", masquerade: "true" },
+      ...{ ranges: "[10.9.0.64-10.9.0.127/24]" },
       ...{ fdb: "{}", age: "1", "fdb-limit": "1", "clamp-mss": "true" },
     };
     const inNetwork = keys.filter((key) => key in values);
@@ -420,6 +485,7 @@ describe("a file", () => {
       "source-ports",
       "strict",
       "underlay",
+      "vlan", // has no gateway beside it
       "workers",
     ]);
   });
@@ -466,7 +532,7 @@ describe("a file", () => {
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",
-      "FILE: networks[0].colour is no key of a network: known are vni, name, peers, tap, bridge, mtu, clamp-mss, fdb, age, fdb-limit",
+      "FILE: networks[0].colour is no key of a network: known are vni, name, peers, tap, bridge, vlan, gateway, masquerade, ranges, mtu, clamp-mss, fdb, age, fdb-limit",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2]}, {vni: .nan, peers: [192.0.2.2]}]",

@@ -801,3 +801,78 @@ describe("any number of VTEPs, wired at random", () => {
     );
   }, 60_000);
 });
+
+describe("a network that is a VLAN", () => {
+  const VLAN: NetworkOptions = { ...ONE_PEER, vlan: 10 };
+  /** A frame with the tag of a VLAN, and a priority that nobody asks for. */
+  const tagged = (id: number, inner: Uint8Array, priority = 0) =>
+    bytes(
+      inner.subarray(0, 12),
+      [0x81, 0x00, (priority << 5) | (id >> 8), id & 0xff],
+      inner.subarray(12),
+    );
+
+  it("has its frames tagged at the TAP, and nowhere else", () => {
+    const vtep = script([VLAN]);
+    const frames = [frame(B, A), frame(BROADCAST, A, { length: 1514 })];
+    vtep.encap([tagged(10, frames[0]!), tagged(10, frames[1]!, 7)]);
+    expect(vtep.underlay.written.map(({ bytes: sent }) => sent)).toEqual(
+      frames.map((each) => vxlan(VNI, each)),
+    );
+    vtep.decap({ from: PEER, bytes: vxlan(VNI, frame(A, B)) });
+    expect(vtep.taps[0]!.written.map(({ bytes: got }) => got)).toEqual([tagged(10, frame(A, B))]);
+  });
+
+  it.each([
+    ["no tag", frame(B, A)],
+    ["the tag of another", tagged(11, frame(B, A))],
+    [
+      "a service tag",
+      bytes(frame(B, A).subarray(0, 12), [0x88, 0xa8, 0, 10], frame(B, A).subarray(12)),
+    ],
+    ["half a tag", tagged(10, frame(B, A)).subarray(0, 15)],
+  ])("leaves a frame from the TAP with %s to others", (_, strange) => {
+    const vtep = script([VLAN]);
+    vtep.encap([strange]);
+    expect(vtep.underlay.written).toEqual([]);
+    expect(vtep.events()).toMatchObject({ otherVlan: 1, learned: 0, encapFrames: 0 });
+    expect(vtep.drops()).toEqual({});
+  });
+
+  it.each([10, 20])("drops what comes from a remote with a tag, be it of VLAN %d", (id) => {
+    const vtep = script([VLAN]);
+    vtep.decap({ from: PEER, bytes: vxlan(VNI, tagged(id, frame(A, B))) });
+    expect(vtep.taps[0]!.written).toEqual([]);
+    expect(vtep.drops()).toEqual({ VLAN_TAGGED: 1 });
+  });
+
+  it("tags every frame of a train", () => {
+    const vtep = script([VLAN]);
+    const one = vxlan(VNI, frame(A, B));
+    const other = vxlan(VNI, frame(A, B, { mark: 7 }));
+    vtep.decap({ from: PEER, bytes: bytes(one, other, one), segment: one.length });
+    expect(vtep.taps[0]!.written.map(({ bytes: got }) => got)).toEqual(
+      [one, other, one].map((each) => tagged(10, each.subarray(8))),
+    );
+  });
+});
+
+describe("the gateway, which every host has", () => {
+  const GATEWAY = mac(0xf0); // the TAP's own
+  const NETWORK: NetworkOptions = { ...ONE_PEER, tapMac: GATEWAY, gateway: true };
+
+  it("is not heard on other hosts", () => {
+    const vtep = script([NETWORK]);
+    vtep.encap([frame(BROADCAST, GATEWAY), frame(B, GATEWAY), frame(B, A)]);
+    expect(vtep.underlay.written.map(({ bytes: sent }) => sent)).toEqual([vxlan(VNI, frame(B, A))]);
+    expect(vtep.events()).toMatchObject({ gateway: 2, encapFrames: 1, learned: 1 });
+    expect(vtep.drops()).toEqual({});
+  });
+
+  it("of another host is not let in", () => {
+    const vtep = script([NETWORK]);
+    vtep.decap({ from: PEER, bytes: vxlan(VNI, frame(BROADCAST, GATEWAY)) });
+    expect(vtep.taps[0]!.written).toEqual([]);
+    expect(vtep.drops()).toEqual({ LOCAL_MAC: 1 });
+  });
+});

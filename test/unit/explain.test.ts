@@ -54,6 +54,8 @@ function stage({ peers, limit, entries, paths }: Setting) {
       index: 1,
       tap: "vtep100",
       mac: parseMac(TAP)!,
+      gateway: false,
+      vlan: 0,
       mtu: 1450,
       flood: network!.flood,
       allows: (remote) => network!.allows(remote),

@@ -38,16 +38,19 @@ const LAYERS: readonly Layer[] = [
   { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
+  { name: "gateways", files: /^gateways\.ts$/, mutual: false, outside: /^(node:fs|pino)$/ },
+  { name: "gateways' rules", files: /^ruleset\.ts$/, mutual: false, outside: NOTHING },
   {
     name: "attachments",
     files: /^attachments\.ts$/,
     mutual: false,
-    outside: /^node:crypto$/,
+    outside: /^(node:crypto|ipaddr\.js)$/,
   },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
   { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
   { name: "version", files: /^version\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "other programs", files: /^command\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },
   // Leaves: they do not know each other, nor the dataplane.
@@ -58,6 +61,7 @@ const LAYERS: readonly Layer[] = [
   { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   // The shape of a configuration is known to those who act on it.
   { name: "configuration", files: /^config(-file)?\.ts$/, mutual: true, outside: ANYTHING },
+  { name: "addresses", files: /^addresses\.ts$/, mutual: false, outside: /^ipaddr\.js$/ },
   {
     name: "memory and contracts",
     files: /^(network|fdb|batch|remotes|counters|heartbeats|device|mirror|errors)\.ts$/,

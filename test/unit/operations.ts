@@ -1,3 +1,4 @@
+import { formatRange } from "../../src/addresses.ts";
 import type { Attachment } from "../../src/attachments.ts";
 import type { Config, NetworkConfig } from "../../src/config.ts";
 import { Counter } from "../../src/counters.ts";
@@ -60,12 +61,25 @@ export class MemoryOperations implements Operations {
     };
   }
 
-  #status({ name, vni, tap, bridge, mtu, peers }: NetworkConfig): NetworkStatus {
+  #status({
+    name,
+    vni,
+    tap,
+    bridge,
+    vlan,
+    gateway,
+    ranges,
+    mtu,
+    peers,
+  }: NetworkConfig): NetworkStatus {
     return {
       name,
       vni,
       tap,
       bridge,
+      vlan,
+      gateway,
+      ranges: ranges.map(formatRange),
       mac: "02:00:00:00:00:01",
       mtu: mtu === "auto" ? 1450 : mtu,
       peers,
@@ -83,7 +97,8 @@ export class MemoryOperations implements Operations {
       link: "vt0123456789ab",
     };
     const addresses = { mac: "02:00:00:00:00:09", addresses: ["192.0.2.9/24"] };
-    return [{ network: "blue", ...container, ...addresses }];
+    const published = [{ protocol: "tcp" as const, port: 8080, toPort: 80 }];
+    return [{ network: "blue", ...container, ...addresses, published }];
   }
 
   remotes(): RemoteStatus[] {

@@ -64,6 +64,9 @@ export interface NetworkOptions {
   readonly limit?: number;
   /** Address of the TAP itself. */
   readonly tapMac?: string;
+  /** Whether the TAP's MAC is every host's gateway's. */
+  readonly gateway?: boolean;
+  readonly vlan?: number;
   /** MTU to which the MSS of TCP is clamped. */
   readonly clampMtu?: number;
 }
@@ -92,8 +95,9 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
   });
   const tapMac = parseMac(options.tapMac ?? mac(0xf0))!;
   const ageSeconds = options.age ?? 300;
-  const { vni, clampMtu = 0 } = options;
-  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, clampMtu });
+  const { vni, gateway = false, vlan = 0, clampMtu = 0 } = options;
+  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, gateway, clampMtu });
+  network.vlan = vlan;
   fdb.setLimit(index, options.limit ?? 1024);
   const sink: Parameters<typeof writeStaticRoutes>[1] = {
     addToFlood: (address) => network.addToFlood(remotes.add(address, PORT)),
@@ -110,6 +114,10 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
       tap: "",
       bridge: undefined,
       mtu: "auto",
+      vlan: undefined,
+      gateway: [],
+      masquerade: false,
+      ranges: [],
       clampMss: false,
       ageSeconds,
       fdbLimit: 1024,

@@ -1,0 +1,232 @@
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { GATEWAY_MAC } from "../../src/gateways.ts";
+import { Lab } from "../lab/lab.ts";
+import { create, type Finished, Namespace } from "../lab/namespace.ts";
+import { isSilent, reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
+
+const lab = await Lab.draw({ hosts: 2 });
+afterAll(() => lab[Symbol.asyncDispose]());
+const [ours, theirs] = [lab.host(1), lab.host(2)];
+const box = new Namespace(`${ours.name}box`);
+const neighbour = new Namespace(`${ours.name}box2`);
+const remote = new Namespace(`${theirs.name}box`);
+/** A machine elsewhere, which knows no way to the network. */
+const outside = new Namespace(`${ours.name}out`);
+ours.guests.push(box, neighbour, outside);
+theirs.guests.push(remote);
+
+const GATEWAY = ["10.9.0.1/24", "fd09::1/64"];
+const ELSEWHERE = ["203.0.113.2", "2001:db8:203::2"] as const;
+
+let vteps: readonly Vtep[] = [];
+beforeEach(async () => {
+  await create(box, neighbour, remote, outside);
+  for (const each of [ours, theirs, outside]) {
+    await each.sysctl({ "ipv6/conf/*/disable_ipv6": 0 });
+  }
+  await ours.ip(`link add uplink type veth peer name eth0 netns ${outside.name}`);
+  await ours.ip("addr add 203.0.113.1/24 dev uplink", "link set uplink up");
+  await ours.ip("addr add 2001:db8:203::1/64 dev uplink nodad");
+  await outside.ip("addr add 203.0.113.2/24 dev eth0", "link set eth0 up");
+  await outside.ip("addr add 2001:db8:203::2/64 dev eth0 nodad");
+  vteps = await Promise.all([
+    start(ours, theirs.address, "10.9.0.64-10.9.0.65/24", "fd09::64-fd09::65/64"),
+    start(theirs, ours.address, "10.9.0.128-10.9.0.129/24", "fd09::128-fd09::129/64"),
+  ]);
+});
+afterEach(async () => {
+  for (const { name } of [box, neighbour, remote, outside]) {
+    await ours.finish(["ip", "netns", "del", name]);
+  }
+  for (const host of [ours, theirs]) await until("nothing attached", () => isBare(host));
+  for (const vtep of vteps) await vtep[Symbol.asyncDispose]();
+});
+
+/** Whether the links of containers, which go some time after their namespaces, are gone. */
+async function isBare(host: Namespace): Promise<boolean> {
+  const links = await host.links();
+  return links.every((link) => !/^(vt(?!ep)|uplink)/.test(link));
+}
+
+function start(host: typeof ours, peer: string, ...ranges: string[]): Promise<Vtep> {
+  const network = ["--vni", "42", "--name", "blue", "--peer", peer, "--bridge", "br0"];
+  const gateway = ["--gateway", ...GATEWAY, "--masquerade"];
+  const range = ranges.length === 0 ? [] : ["--range", ...ranges];
+  return host.vtep(...network, ...gateway, ...range).ready();
+}
+
+/** A command to its end, for the agent of a host. */
+function run(host: typeof ours, ...words: string[]): Promise<Finished> {
+  const vtep = vteps[host === ours ? 0 : 1]!;
+  return host.finish(["node", cli, ...words, "--socket", vtep.socket]);
+}
+
+/** Attaches a container, by what its network has to give; returns its IPv4 address. */
+async function attach(host: typeof ours, target: Namespace, ...options: string[]): Promise<string> {
+  const words = ["attach", target.name, "--network", "blue", "--ip", "auto", "--json"];
+  const { code, stdout, stderr } = await run(host, ...words, ...options);
+  expect([code, stderr]).toEqual([0, ""]);
+  return JSON.parse(stdout).addresses[0].split("/")[0];
+}
+
+/** Has a process of a container answer on a TCP port with a word. */
+async function serve(target: Namespace, port: number, word: string): Promise<void> {
+  const code = `require("node:net").createServer((s) => s.end("${word}")).listen(${port}, "::", () => console.log("ready"))`;
+  const { stdout } = target.spawn("node", "-e", code);
+  await new Promise((resolve) => stdout.once("data", resolve));
+}
+
+/** What answers there; undefined: nobody. */
+async function call(from: Namespace, address: string, port: number): Promise<string | undefined> {
+  const code = `require("node:net").connect(${port}, "${address}").setTimeout(2000, function () { this.destroy(); }).on("data", (d) => console.log(String(d))).on("error", () => {})`;
+  return (await from.finish(["node", "-e", code])).stdout.trim() || undefined;
+}
+
+function rules(host: Namespace): Promise<string> {
+  return host.run("nft", "list", "ruleset");
+}
+
+describe("through the gateway", () => {
+  test("a container gets to elsewhere, as its host", async () => {
+    expect(await attach(ours, box)).toBe("10.9.0.64");
+    for (const address of ELSEWHERE) await reach(box, address);
+    // Nobody there could answer 10.9.0.64.
+    expect(await outside.run("ip", "route", "show")).not.toContain("10.9");
+    expect(await box.run("ip", "route", "show", "default")).toContain("via 10.9.0.1 dev eth0");
+    expect(await box.run("ip", "-6", "route", "show", "default")).toContain("via fd09::1 dev eth0");
+  });
+
+  test("nobody has to go who is near: it is the same on every host, and never leaves it", async () => {
+    await attach(ours, box);
+    const there = await attach(theirs, remote);
+    expect(there).toBe("10.9.0.128");
+    await reach(box, there);
+    for (const from of [box, remote]) {
+      for (const gateway of ["10.9.0.1", "fd09::1"]) {
+        await reach(from, gateway);
+        const [entry] = JSON.parse(await from.run("ip", "-json", "neigh", "show", gateway));
+        expect(entry).toMatchObject({ lladdr: GATEWAY_MAC });
+      }
+    }
+    for (const vtep of vteps) {
+      const [network] = (await vtep.status()).networks;
+      expect(network!.counters.gateway).toBeGreaterThan(0);
+      expect(network!.counters.moved).toBe(0);
+      expect(network!.drops.LOCAL_MAC).toBeUndefined();
+    }
+  });
+
+  test("a port of the host is a container's, for others, for the host, for its neighbour", async () => {
+    await attach(ours, box, "--publish", "8080:80/tcp", "203.0.113.1:8081:81");
+    await attach(ours, neighbour);
+    await serve(box, 80, "web");
+    await serve(box, 81, "more");
+    expect(await call(outside, "203.0.113.1", 8080)).toBe("web");
+    expect(await call(outside, "2001:db8:203::1", 8080)).toBe("web");
+    expect(await call(outside, "203.0.113.1", 8081)).toBe("more");
+    expect(await call(outside, "2001:db8:203::1", 8081)).toBeUndefined();
+    expect(await call(ours, "203.0.113.1", 8080)).toBe("web");
+    expect(await call(neighbour, "203.0.113.1", 8080)).toBe("web");
+    const again = ["attach", neighbour.name, "--network", "blue", "--ifname", "eth1"];
+    expect(await run(ours, ...again, "--publish", "8080:90")).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/port 8080\/tcp is published already, for eth0 of /),
+    });
+    await run(ours, "detach", box.name);
+    expect(await call(outside, "203.0.113.1", 8080)).toBeUndefined();
+    expect(await rules(ours)).not.toContain("8080");
+  });
+
+  test("a container that died has no port any more", async () => {
+    await attach(ours, box, "--publish", "8080:80");
+    expect(await rules(ours)).toContain("8080");
+    await ours.run("ip", "netns", "del", box.name);
+    await until("no such link", async () => {
+      return !(await ours.links()).some((link) => /^vt(?!ep)/.test(link));
+    });
+    await run(ours, "attach", "list");
+    expect(await rules(ours)).not.toContain("8080");
+  });
+});
+
+describe("what was made for it", () => {
+  test("goes with the agent, and no other rule is touched", async () => {
+    const other =
+      "table ip other {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\ttcp dport 22 counter packets 0 bytes 0\n\t}\n}\n";
+    await ours.finish(["nft", "-f", "-"], { input: other });
+    await attach(ours, box, "--publish", "8080:80");
+    expect(await rules(ours)).toContain("table inet vtep_4789");
+    await run(ours, "detach", box.name);
+    await vteps[0]!.stop();
+    expect(await rules(ours)).toBe(other);
+    expect(await ours.links()).not.toContain("br0");
+    await ours.run("nft", "flush", "ruleset");
+  });
+
+  test("is taken from a bridge that stays", async () => {
+    await vteps[0]!.stop();
+    await ours.ip("link add br0 type bridge", "link set br0 address 02:00:00:00:00:99 up");
+    await ours.ip("addr add 192.0.2.9/24 dev br0");
+    const vtep = await start(ours, theirs.address);
+    const shown = async () => JSON.parse(await ours.run("ip", "-json", "addr", "show", "br0"))[0];
+    const addresses = async () =>
+      (await shown()).addr_info.map(({ local }: { local: string }) => local);
+    expect(await shown()).toMatchObject({ address: GATEWAY_MAC });
+    expect(await addresses()).toEqual(expect.arrayContaining(["192.0.2.9", "10.9.0.1", "fd09::1"]));
+    await vtep.stop();
+    expect(await shown()).toMatchObject({ address: "02:00:00:00:00:99" });
+    expect((await addresses()).filter((each: string) => !each.startsWith("fe80"))).toEqual([
+      "192.0.2.9",
+    ]);
+    await ours.ip("link del br0");
+  });
+
+  test("changes with its network", async () => {
+    await attach(ours, box);
+    const put = async (...more: string[]) => {
+      const same = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+      expect(await run(ours, "network", "add", ...same, ...more)).toMatchObject({
+        code: 0,
+      });
+    };
+    await put("--gateway", "10.9.0.2/24", "--masquerade");
+    await box.ip("route replace default via 10.9.0.2");
+    await reach(box, ELSEWHERE[0]);
+    expect(await isSilent(box, "10.9.0.1")).toBe(true);
+    await put();
+    expect(await isSilent(box, "10.9.0.2")).toBe(true);
+    expect(await rules(ours)).toBe("");
+    const [network] = JSON.parse((await run(ours, "network", "list", "--json")).stdout);
+    expect(network.mac).not.toBe(GATEWAY_MAC);
+  });
+});
+
+describe("addresses of a range", () => {
+  test("are given once each, and are refused when there are none", async () => {
+    const both = await Promise.all([attach(ours, box), attach(ours, neighbour)]);
+    expect(both.sort()).toEqual(["10.9.0.64", "10.9.0.65"]);
+    const third = [
+      "attach",
+      box.name,
+      "--network",
+      "blue",
+      "--ifname",
+      "eth1",
+      "--ip",
+      "auto",
+      "--gateway",
+      "none",
+    ];
+    expect(await run(ours, ...third)).toMatchObject({
+      code: 1,
+      stderr:
+        "vtep: every address of 10.9.0.64-10.9.0.65/24 is used: detach something, or widen it\n",
+    });
+    const words = ["attach", box.name, "--network", "blue", "--ip", "auto"];
+    expect((await run(ours, ...words)).stdout).toContain("is in network blue already");
+    await run(ours, "detach", neighbour.name);
+    expect(await run(ours, ...third)).toMatchObject({ code: 0 });
+  });
+});
