@@ -12,6 +12,7 @@ import {
   type Source,
   sourceText,
 } from "../config-file.ts";
+import { wrapped } from "../doctor/report.ts";
 import { EXIT_USAGE } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 
@@ -175,18 +176,10 @@ function block({ key, help, values, otherwise, required, sample }: Key): string 
   const without = required ? "required" : `default: ${otherwise ?? "none"}`;
   // Peers are not required, because entries of the FDB will do, but nobody begins with those.
   const isOn = required || key === "peers";
-  const comment = [...wrapped(sentence(help)), ...wrapped(`${values}; ${without}`)];
+  const comment = [sentence(help), `${values}; ${without}`].flatMap((text) =>
+    wrapped(text, COMMENT_WIDTH),
+  );
   return `${comment.map((text) => `# ${text}\n`).join("")}${isOn ? line : `#${line}`}\n`;
-}
-
-function wrapped(text: string): string[] {
-  const lines = [""];
-  for (const word of text.split(" ")) {
-    const longer = `${lines.at(-1)} ${word}`.trim();
-    if (longer.length > COMMENT_WIDTH) lines.push(word);
-    else lines[lines.length - 1] = longer;
-  }
-  return lines;
 }
 
 export function reference(): string {

@@ -6,6 +6,7 @@
  * restarted, a network was made anew) there is no rate until the next one.
  */
 import { stripVTControlCharacters, styleText } from "node:util";
+import { wrapped } from "../doctor/report.ts";
 import type { AgentStatus, Drops, NetworkStatus, RemoteStatus } from "../operations.ts";
 import { scaled } from "./table.ts";
 
@@ -329,12 +330,13 @@ export function draw(history: History, view: View, size: Size): string[] {
     return styleText(style, text, { validateStream: false }); // whether to, is said by the size
   };
   const head = heading(history, size, paint);
-  const foot = footing(history, view, paint);
-  const room = size.rows - head.length - 1;
+  const foot = footing(history, view, size, paint).slice(0, size.rows);
+  const above = size.rows - foot.length;
+  const room = above - head.length;
   const body = view.isHelping ? ["", ...HELP] : tables(history, view, size, room, paint);
   const filled = [...head, ...body.slice(0, Math.max(0, room))];
-  while (filled.length < size.rows - 1) filled.push("");
-  return [...filled.slice(0, size.rows - 1), foot].map((line) => clipped(line, size.columns));
+  while (filled.length < above) filled.push("");
+  return [...filled.slice(0, above), ...foot].map((line) => clipped(line, size.columns));
 }
 
 type Paint = (style: Parameters<typeof styleText>[0], text: string) => string;
@@ -371,12 +373,22 @@ function heading(history: History, size: Size, paint: Paint): string[] {
   ];
 }
 
-function footing(history: History, view: View, paint: Paint): string {
-  if (view.isTyping) return `show only what contains: ${view.filter}_`;
-  if (history.trouble !== undefined) return paint("red", history.trouble);
+/** One line, or as many as it takes to say what is to be done about trouble. */
+function footing(history: History, view: View, { columns }: Size, paint: Paint): string[] {
+  if (view.isTyping) return [`show only what contains: ${view.filter}_`];
+  if (history.trouble !== undefined) {
+    const lines = wrapped(history.trouble, columns).flatMap((line) => pieces(line, columns));
+    return lines.map((line) => paint("red", line));
+  }
   const only = view.filter === "" ? "" : `only ${JSON.stringify(view.filter)} (Esc: all)  `;
-  if (view.isHelping) return "any key: back";
-  return `${only}${paint("dim", "q quit  s sort  r reverse  / filter  Tab other table  ? help")}`;
+  if (view.isHelping) return ["any key: back"];
+  return [`${only}${paint("dim", "q quit  s sort  r reverse  / filter  Tab other table  ? help")}`];
+}
+
+/** A path may be longer than a line. */
+function pieces(line: string, columns: number): string[] {
+  const starts = Array.from({ length: Math.ceil(line.length / columns) }, (_, at) => at * columns);
+  return starts.map((start) => line.slice(start, start + columns));
 }
 
 function tables(history: History, view: View, size: Size, room: number, paint: Paint): string[] {

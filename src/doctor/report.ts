@@ -50,10 +50,11 @@ function ofCheck(group: readonly Finding[], check: Check, paint: Paint): string[
 }
 
 function ofFinding({ severity, finding, remedy, commands = [] }: Finding, paint: Paint): string[] {
-  const [first = "", ...rest] = wrapped(finding);
+  const room = WIDTH - MARGIN.length;
+  const [first = "", ...rest] = wrapped(finding, room);
   const label = `  ${paint(severity, COLOURS[severity])}${" ".repeat(9 - severity.length)}`;
   const lines = [label + first, ...rest.map((line) => MARGIN + line)];
-  const [todo, ...more] = remedy === undefined ? [] : wrapped(remedy, 2);
+  const [todo, ...more] = remedy === undefined ? [] : wrapped(remedy, room - 2);
   if (todo !== undefined)
     lines.push(`${MARGIN}→ ${todo}`, ...more.map((line) => `${MARGIN}  ${line}`));
   // As they are: whoever copies them must not find them cut.
@@ -61,8 +62,7 @@ function ofFinding({ severity, finding, remedy, commands = [] }: Finding, paint:
 }
 
 /** Lines of words; a word that is longer than a line has one to itself. */
-function wrapped(text: string, indent = 0): string[] {
-  const room = WIDTH - MARGIN.length - indent;
+export function wrapped(text: string, room: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
     const longer = `${lines.at(-1) ?? ""} ${word}`;

@@ -137,7 +137,8 @@ test("says so when the agent goes away, and goes on when it is back", async () =
   await terminal.line(TOP.replace(vtep.socket, first.socket));
   await terminal.shows(/^vtep43/m);
   await first.stop();
-  await terminal.shows(/the agent is not reachable/);
+  const screen = await terminal.shows(/the agent is not reachable/);
+  expect(screen.replaceAll(/\s+/g, " ")).toMatch(/or name its socket with --socket PATH $/);
   await using _ = await ours.vtep(...other, "--socket", first.socket).ready();
   await terminal.shows(/^q quit/m, 10_000);
 });

@@ -189,6 +189,23 @@ describe("the screen of top", () => {
     expect(draw(made, FIRST_VIEW, SIZE).at(-1)).toMatch(/^q quit/);
   });
 
+  it.each([
+    [80, 24],
+    [40, 24],
+    [20, 5],
+  ])("says all of why, in lines of %i columns", (columns, rows) => {
+    const made = history(status([network("blue")]));
+    const path = `/run/${"long/".repeat(18)}vtep.sock`;
+    made.trouble = `the agent is not reachable at ${path} (it has ended): start it with vtep run`;
+    const lines = draw(made, FIRST_VIEW, { ...SIZE, columns, rows });
+    expect(lines).toHaveLength(rows);
+    for (const line of lines) expect(line.length).toBeLessThanOrEqual(columns);
+    const words = made.trouble.replaceAll(" ", "");
+    const said = lines.join("").replaceAll(" ", "");
+    if (rows > 5) expect(said.endsWith(words)).toBe(true);
+    else expect(said).toMatch(/^theagentisnotreachable/); // its beginning, where all is too much
+  });
+
   it("is helped with, and ended, by keys", () => {
     const help = draw(THREE, pressed(THREE, "?"), SIZE);
     expect(help.join("\n")).toContain("Ctrl-C    quit");
