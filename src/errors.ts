@@ -27,7 +27,7 @@ export type ErrorCode =
   | "NOT_FOUND" // no network, peer, entry or path of that name
   | "CONFLICT" // another network has it already
   | "UNREACHABLE" // no agent answers at the socket: exit code 3
-  | "SOCKET_IN_USE" // a live agent, or another file, is where the API's socket is to be
+  | "SOCKET_IN_USE" // somebody listens, or another file is, where a socket is to be
   | "NAME_IN_USE" // an interface of that name exists
   | "ADDRESS" // not an address of this host, or no route to a peer
   | "PORT_IN_USE" // another program or a kernel VXLAN device holds the UDP port

@@ -1,5 +1,5 @@
 /**
- * The path that the agent is asked at: one live agent holds it, and a dead one's is taken over.
+ * The path that the agent, or Docker's driver, is asked at: a live one holds it, and a dead one's is taken over.
  *
  * A socket file outlives its process, and tells nothing of it; whether somebody listens is found out
  * by connecting. The file is made with mode 0660 from its first moment: who is in its group may ask.
@@ -19,14 +19,27 @@ const BACKLOG = 4096;
 /** A descriptor that already listens (systemd's socket activation), or a path to listen at. */
 export type Place = { readonly fd: number } | { readonly path: string };
 
-/** Throws VtepError unless the path is free, or a dead agent's. */
-export async function refuseHeld(path: string): Promise<void> {
+/** Who is to listen, in the words for people when it cannot. */
+export interface Asked {
+  readonly what: string;
+  /** Another of its kind, and how that is ended. */
+  readonly another: string;
+  readonly end: string;
+  /** That names the path. */
+  readonly flag: string;
+}
+
+const AGENT: Asked = { what: "the API", another: "an agent", end: "stop it", flag: "--socket" };
+
+/** Throws VtepError unless the path is free, or a dead one's. */
+export async function refuseHeld(path: string, asked = AGENT): Promise<void> {
+  const { another, end, flag } = asked;
   const file = found(path);
   if (file === undefined) return;
   if (!file.isSocket()) {
     throw new VtepError(
       "SOCKET_IN_USE",
-      `${path} exists and is no socket: remove it, or name another with --socket PATH`,
+      `${path} exists and is no socket: remove it, or name another with ${flag} PATH`,
     );
   }
   const fault = await knock(path);
@@ -34,17 +47,17 @@ export async function refuseHeld(path: string): Promise<void> {
   throw new VtepError(
     "SOCKET_IN_USE",
     fault?.code === "EACCES"
-      ? `${path} belongs to somebody else: run as root, or name another with --socket PATH`
-      : `an agent already listens at ${path}: stop it, or name another with --socket PATH`,
+      ? `${path} belongs to somebody else: run as root, or name another with ${flag} PATH`
+      : `${another} already listens at ${path}: ${end}, or name another with ${flag} PATH`,
     fault,
   );
 }
 
 /** Makes a server listen there. Throws VtepError. */
-export async function listen(server: Server, place: Place): Promise<void> {
+export async function listen(server: Server, place: Place, asked = AGENT): Promise<void> {
   const where = "fd" in place ? `descriptor ${place.fd}` : place.path;
   try {
-    if ("path" in place) await makeRoom(place.path);
+    if ("path" in place) await makeRoom(place.path, asked);
     const listening = once(server, "listening");
     const mask = process.umask(MASK);
     try {
@@ -55,7 +68,7 @@ export async function listen(server: Server, place: Place): Promise<void> {
     await listening;
   } catch (error) {
     if (error instanceof VtepError) throw error;
-    throw new VtepError("SYSTEM", explained(where, error as NodeJS.ErrnoException), error);
+    throw new VtepError("SYSTEM", explained(where, asked, error as NodeJS.ErrnoException), error);
   }
 }
 
@@ -70,17 +83,21 @@ export function disposable(server: HttpServer): AsyncDisposable {
   };
 }
 
-async function makeRoom(path: string): Promise<void> {
-  await refuseHeld(path);
+async function makeRoom(path: string, asked: Asked): Promise<void> {
+  await refuseHeld(path, asked);
   rmSync(path, { force: true });
   const made = mkdirSync(dirname(path), { recursive: true });
   if (made !== undefined) chmodSync(dirname(path), 0o755); // whatever the umask
 }
 
-function explained(where: string, { code, message }: NodeJS.ErrnoException): string {
+function explained(
+  where: string,
+  { what, flag }: Asked,
+  { code, message }: NodeJS.ErrnoException,
+): string {
   const denied = code === "EACCES" || code === "EPERM" || code === "EROFS";
   const why = denied ? "not permitted" : message;
-  return `the API cannot listen at ${where} (${why}): run as root, or name another path with --socket PATH`;
+  return `${what} cannot listen at ${where} (${why}): run as root, or name another path with ${flag} PATH`;
 }
 
 function found(path: string): Stats | undefined {

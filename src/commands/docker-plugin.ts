@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import { text } from "node:stream/consumers";
 import type { Command } from "commander";
 import { Client } from "../api/client.ts";
-import { disposable, listen } from "../api/socket.ts";
+import { type Asked, disposable, listen } from "../api/socket.ts";
 import { DockerDriver } from "../docker.ts";
 import { sentenceOf, VtepError } from "../errors.ts";
 import { handedOver, notifyReady, notifyStopping } from "../systemd.ts";
@@ -12,6 +12,14 @@ import { DEFAULT_SOCKET } from "./ask.ts";
 const MOST_BODY = 1 << 20;
 const MEDIA = "application/vnd.docker.plugins.v1.1+json";
 const PATIENCE_MS = 10_000;
+
+/** It is most often held by the unit that starts the driver when Docker asks. */
+const DRIVER: Asked = {
+  what: "Docker's driver",
+  another: "another driver",
+  end: "stop it (systemctl stop vtep-docker.socket vtep-docker)",
+  flag: "--listen",
+};
 
 const EXAMPLES = `
 Examples:
@@ -50,7 +58,7 @@ async function serve(options: { socket?: string; listen: string; state: string }
   const driver = new DockerDriver(client, options.state);
   const server = createServer((request, response) => void answer(driver, request, response));
   const [handed] = handedOver();
-  await listen(server, handed ?? { path: options.listen });
+  await listen(server, handed ?? { path: options.listen }, DRIVER);
   await using _ = disposable(server);
   process.stdout.write(
     `listening at ${handed === undefined ? options.listen : "the socket that was handed over"}\n`,

@@ -1,7 +1,9 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, describe, expect, test } from "vitest";
+import { disposable } from "../../src/api/socket.ts";
 import { Lab } from "../lab/lab.ts";
 import type { Finished } from "../lab/namespace.ts";
 import { cli } from "../lab/vtep.ts";
@@ -151,6 +153,20 @@ describe.concurrent("what the system refuses ends with 1", () => {
     const wrapper = ["env", "PATH=/nonexistent", process.execPath, ...start.slice(1)];
     const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["command ip is missing", "install iproute2"]);
+  });
+
+  test("docker-plugin where it cannot listen", async () => {
+    const listen = (path: string) => {
+      return vtep("docker-plugin", "--listen", path, "--state", join(directory, "state.json"));
+    };
+    const held = join(directory, "plugin.sock");
+    await using _ = disposable(createServer().listen(held));
+    const words = ["another driver", held, "stop it", "vtep-docker.socket", "--listen PATH"];
+    expectRefused(await listen(held), 1, words);
+    const file = join(directory, "file");
+    await writeFile(file, "precious");
+    expectRefused(await listen(file), 1, ["no socket", "--listen PATH"]);
+    expectRefused(await listen("/proc/plugin.sock"), 1, ["Docker's driver", "--listen PATH"]);
   });
 
   test("run where /dev/net/tun is missing", async () => {
