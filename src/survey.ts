@@ -77,7 +77,7 @@ function checkLocals(locals: readonly (string | undefined)[], ours: readonly str
 }
 
 /** All of 127/8 is local although only 127.0.0.1 is listed. */
-function isOurs(address: string, ours: readonly string[]): boolean {
+export function isOurs(address: string, ours: readonly string[]): boolean {
   return ours.includes(address) || address.startsWith("127.");
 }
 

@@ -5,7 +5,17 @@
  * by connecting. The file is made with mode 0660 from its first moment: who is in its group may ask.
  */
 import { once } from "node:events";
-import { chmodSync, lstatSync, mkdirSync, rmSync, type Stats } from "node:fs";
+import {
+  accessSync,
+  chmodSync,
+  constants,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  rmSync,
+  type Stats,
+  statSync,
+} from "node:fs";
 import type { Server as HttpServer } from "node:http";
 import { connect, type Server } from "node:net";
 import { dirname } from "node:path";
@@ -51,6 +61,20 @@ export async function refuseHeld(path: string, asked = AGENT): Promise<void> {
       : `${another} already listens at ${path}: ${end}, or name another with ${flag} PATH`,
     fault,
   );
+}
+
+/** Throws VtepError unless a socket could be made there; it makes nothing. */
+export async function refuseUnusable(path: string): Promise<void> {
+  await refuseHeld(path);
+  let directory = dirname(path);
+  while (!existsSync(directory)) directory = dirname(directory); // which listening would make
+  try {
+    if (!statSync(directory).isDirectory()) throw new Error(`${directory} is no directory`);
+    accessSync(directory, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    const reason = explained(path, AGENT, error as NodeJS.ErrnoException);
+    throw new VtepError("SYSTEM", reason, error);
+  }
 }
 
 /** Makes a server listen there. Throws VtepError. */

@@ -1,6 +1,7 @@
 /** `vtep doctor`: looks at the host and its peers, says what is wrong, and what to do. */
 import { type Command, Option } from "commander";
 import { Client } from "../api/client.ts";
+import { refuseUnusable } from "../api/socket.ts";
 import type { Config } from "../config.ts";
 import { DEFAULT_FILE, defaultFile, load } from "../config-file.ts";
 import { diagnose } from "../doctor/diagnose.ts";
@@ -8,7 +9,7 @@ import { examine } from "../doctor/examine.ts";
 import type { Seen, Snapshot } from "../doctor/facts.ts";
 import { type Severity, worstOf } from "../doctor/finding.ts";
 import { report } from "../doctor/report.ts";
-import { VtepError } from "../errors.ts";
+import { sentenceOf, VtepError } from "../errors.ts";
 import { addFlags, once, valuesByKey } from "../flags.ts";
 
 /** 1 to 3 are those of every command (`errors.ts`). */
@@ -50,7 +51,11 @@ export function addDoctorCommand(vtep: Command): void {
     .action(async ({ json, config: file, ...options }: Record<string, unknown>) => {
       const given = valuesByKey(options);
       const { config } = load((file as string | undefined) ?? defaultFile(given), given);
-      const findings = diagnose(await examine(config, await runningAgent(config)));
+      const [agent, socketRefusal] = await Promise.all([
+        runningAgent(config),
+        refuseUnusable(config.socket).then(() => undefined, sentenceOf),
+      ]);
+      const findings = diagnose(await examine(config, { agent, socketRefusal }));
       const worst = worstOf(findings);
       process.stdout.write(
         json

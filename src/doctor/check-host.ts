@@ -1,6 +1,7 @@
-/** What a VTEP needs of its own host: privileges, the TUN device, the port, buffers. */
-import { type Facts, isUnseen, type SocketFacts } from "./facts.ts";
-import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
+/** What a VTEP needs of its own host: privileges, the TUN device, an address, buffers. */
+import { isOurs } from "../survey.ts";
+import { type Facts, isUnseen, runs } from "./facts.ts";
+import { counted, type Finding, inTwo, listed, unseenFinding } from "./finding.ts";
 
 export function checkHost(facts: Facts): Finding[] {
   return [
@@ -8,38 +9,29 @@ export function checkHost(facts: Facts): Finding[] {
     ...checkCapabilities(facts),
     checkTun(facts),
     ...checkLocal(facts),
-    ...checkPort(facts),
     ...checkReceiveBuffer(facts),
   ];
-}
-
-/** Whether an agent runs, as far as can be seen: another user's has at least a TAP of that name. */
-function runs({ agent, sockets, config, links }: Facts): boolean {
-  if (!isUnseen(agent)) return true;
-  if (!isUnseen(sockets) && sockets.some(({ isAgent }) => isAgent)) return true;
-  return config.networks.some(({ tap }) => links.get(tap)?.linkinfo?.info_kind === "tun");
 }
 
 /** What vtep run asks of the host before it makes anything. */
 function checkStart({ refusal }: Facts): Finding[] {
   if (refusal === undefined) return [];
-  const remedy = refusal.lastIndexOf(": ");
+  const { finding, remedy } = inTwo(refusal);
   return [
-    {
-      check: "start",
-      severity: "error",
-      finding: `vtep run would not start: ${refusal.slice(0, remedy)}`,
-      remedy: refusal.slice(remedy + 2),
-    },
+    { check: "start", severity: "error", finding: `vtep run would not start: ${finding}`, remedy },
   ];
 }
 
 function checkCapabilities(facts: Facts): Finding[] {
   const { capabilities, config, unprivilegedPort } = facts;
+  const ports = [
+    { port: config.port, what: `UDP port ${config.port}` },
+    { port: config.metricsListen?.port, what: `TCP port ${config.metricsListen?.port}` },
+  ].filter(({ port = unprivilegedPort }) => port < unprivilegedPort);
   const needed = [
     { name: "CAP_NET_ADMIN", why: "to create TAP devices" },
-    ...(config.port < unprivilegedPort
-      ? [{ name: "CAP_NET_BIND_SERVICE", why: `for UDP port ${config.port}` }]
+    ...(ports.length > 0
+      ? [{ name: "CAP_NET_BIND_SERVICE", why: `for ${listed(ports.map(({ what }) => what))}` }]
       : []),
   ];
   const missing = needed.filter(({ name }) => !capabilities.includes(name));
@@ -92,8 +84,7 @@ function checkTun(facts: Facts): Finding {
 }
 
 function checkLocal({ config: { local }, addresses }: Facts): Finding[] {
-  // Of 127/8 only one is listed.
-  if (local === undefined || local.startsWith("127.") || addresses.includes(local)) return [];
+  if (local === undefined || isOurs(local, addresses)) return [];
   const family = addresses.filter((address) => address.includes(":") === local.includes(":"));
   return [
     {
@@ -103,91 +94,6 @@ function checkLocal({ config: { local }, addresses }: Facts): Finding[] {
       remedy: `use one of ${listed(family, 5) || "another family"} as --local, or leave it out`,
     },
   ];
-}
-
-/** Sockets of the kernel's VXLAN are its own business: no tool that lists sockets shows them. */
-function checkPort(facts: Facts): Finding[] {
-  const { port } = facts.config;
-  const findings = [...kernelHolders(facts), ...socketHolders(facts)];
-  if (findings.length > 0) return findings;
-  return [{ check: "port", severity: "ok", finding: `nobody else holds UDP port ${port}` }];
-}
-
-function kernelHolders({ links, config: { port } }: Facts): Finding[] {
-  const devices = [...new Set(links.values())].filter(({ linkinfo }) => {
-    return linkinfo?.info_kind === "vxlan" && linkinfo.info_data?.port === port;
-  });
-  return devices.map(({ ifname, flags = [] }): Finding => {
-    const up = flags.includes("UP");
-    return {
-      check: "port",
-      subject: ifname,
-      severity: up ? "error" : "warning",
-      finding: up
-        ? `UDP port ${port} is held by the kernel's VXLAN device ${ifname}`
-        : `the kernel's VXLAN device ${ifname} takes UDP port ${port} when it is brought up`,
-      remedy: "remove that device, or choose another --port here and at every peer",
-      commands: [`ip link del ${ifname}`],
-    };
-  });
-}
-
-function socketHolders(facts: Facts): Finding[] {
-  const { sockets } = facts;
-  if (isUnseen(sockets)) return [unseenFinding("port", "sockets were", sockets)];
-  const locals = localAddresses(facts);
-  const told = new Map<string, Finding>();
-  for (const socket of sockets) {
-    const found = socketHolder(socket, facts, locals);
-    told.set(found.finding, found);
-  }
-  return [...told.values()];
-}
-
-function socketHolder(
-  { address, pid, command = "?", isAgent }: SocketFacts,
-  facts: Facts,
-  locals: readonly string[],
-): Finding {
-  const check = "port";
-  const port = `UDP port ${facts.config.port}`;
-  if (isAgent) {
-    return { check, severity: "ok", finding: `${port} is held by our own agent (pid ${pid})` };
-  }
-  const asRoot = "run vtep doctor as root to see whose it is";
-  if (pid === undefined && runs(facts)) {
-    const finding = `${port} is held, by all appearance by our own agent, whose TAP is there`;
-    return { check, severity: "note", finding, remedy: asRoot };
-  }
-  const who = pid === undefined ? "a program" : `pid ${pid} (${shortened(command)})`;
-  if (!overlaps(address, locals)) {
-    const finding = `${port} of ${address}, not used here, is held by ${who}`;
-    return { check, severity: "note", finding };
-  }
-  const remedy = "end it, or choose another --port here and at every peer";
-  return {
-    check,
-    severity: "error",
-    finding: `${port} is held by ${who}`,
-    remedy: pid === undefined && !facts.isRoot ? `${remedy}; ${asRoot}` : remedy,
-  };
-}
-
-/** The addresses that a VTEP is bound to. */
-function localAddresses({ config, routes }: Facts): string[] {
-  const sources = [...routes.values()].map(({ source }) => source);
-  return config.local === undefined ? sources : [config.local, ...sources];
-}
-
-function overlaps(bound: string, locals: readonly string[]): boolean {
-  if (bound === "*") return true;
-  if (bound === "0.0.0.0") return locals.some((local) => !local.includes(":"));
-  if (bound === "::") return locals.some((local) => local.includes(":"));
-  return locals.includes(bound);
-}
-
-function shortened(command: string): string {
-  return command.length > 60 ? `${command.slice(0, 59)}…` : command;
 }
 
 /** What every underlay asks for. With CAP_NET_ADMIN, native gets it; Node's sockets, only what the limit allows. */

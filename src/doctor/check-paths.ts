@@ -2,7 +2,8 @@
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
 import { overheadTo } from "../remotes.ts";
-import { LARGEST_MTU } from "../survey.ts";
+import { isOurs, LARGEST_MTU } from "../survey.ts";
+import { localAddresses } from "./check-sockets.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
 
@@ -16,7 +17,9 @@ export function checkPaths(facts: Facts): Finding[] {
       if (!routes.has(peer)) return [noRoute(peer)];
       const loop = checkSelfRoute(facts, peer);
       if (loop !== undefined) return [loop];
-      return [...checkReachability(facts, peer), ...checkMtu(facts, peer)];
+      const own = checkOwn(facts, peer);
+      if (own?.severity === "error") return [own];
+      return [...(own ? [own] : []), ...checkReachability(facts, peer), ...checkMtu(facts, peer)];
     }),
     ...checkOffloads(facts),
   ];
@@ -30,6 +33,21 @@ function noRoute(peer: string): Finding {
     finding: `no route leads to peer ${peer}`,
     remedy: "add one, or correct the peer's address",
   };
+}
+
+/** An address of this host, at which only another VTEP of its own could be: ours is at one, and refuses that. */
+function checkOwn(facts: Facts, peer: string): Finding | undefined {
+  const { addresses, sockets, config } = facts;
+  if (!isOurs(peer, addresses)) return undefined;
+  const what = `peer ${peer} is an address of this host itself`;
+  const about = { check: "route", subject: peer } as const;
+  const others = isUnseen(sockets) || localAddresses(facts).includes(peer) ? [] : sockets;
+  if (others.some(({ address }) => address === peer)) {
+    const finding = `${what}, where another program has UDP port ${config.port}`;
+    return { ...about, severity: "note", finding };
+  }
+  const remedy = "name the other end";
+  return { ...about, severity: "error", finding: `${what}: nothing would leave it`, remedy };
 }
 
 /**

@@ -10,7 +10,7 @@ import { promisify } from "node:util";
 import { type Config, reached } from "../config.ts";
 import { surroundings } from "../host.ts";
 import { survey } from "../survey.ts";
-import type { Facts, Features, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
+import type { Facts, Features, PortRange, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
 import { askPorts, measurePaths } from "./probe.ts";
@@ -21,8 +21,14 @@ const PATHS_MS = 8_000;
 const PROGRAM_MS = 10_000;
 const LONGEST_OUTPUT = 256 * 1024 * 1024;
 
-/** Throws VtepError LINK when iproute2 is missing or refuses: without it there is nothing to see. */
-export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Facts> {
+/**
+ * `socketRefusal`: see there; who asks agents knows. Throws VtepError LINK when iproute2 is
+ * missing or refuses: without it there is nothing to see.
+ */
+export async function examine(
+  config: Config,
+  { agent, socketRefusal }: Pick<Facts, "agent" | "socketRefusal">,
+): Promise<Facts> {
   const peers = [...new Set(config.networks.flatMap(reached))];
   const { links, addresses, routes } = await surroundings(peers);
   const taps = [...links.values()].filter(({ linkinfo }) => linkinfo?.info_kind === "tun");
@@ -37,8 +43,12 @@ export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Fa
     return [{ address, source: sourceFor(config, address), upper }];
   });
   const devices = [...new Set([...routes.values()].map(({ device }) => device))];
-  const [sockets, filters, paths, features] = await Promise.all([
-    socketsOn(config.port, agent),
+  const [low, high] = config.sourcePorts;
+  const metricsPort = config.metricsListen?.port;
+  const [sockets, sourceSockets, metricsSockets, filters, paths, features] = await Promise.all([
+    socketsOn("-uanpm", `sport = :${config.port}`, agent),
+    socketsOn("-uanpm", `sport >= :${low} and sport <= :${high}`, agent),
+    metricsPort === undefined ? [] : socketsOn("-tlnpm", `sport = :${metricsPort}`, agent),
     packetFilters(),
     measurePaths(targets, PATHS_MS),
     Promise.all(devices.map(async (device) => [device, await featuresOf(device)] as const)),
@@ -49,10 +59,13 @@ export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Fa
     config,
     agent,
     refusal: await refusal,
+    socketRefusal,
     capabilities: capabilities(),
     isRoot: process.geteuid?.() === 0,
     tun: tunDevice(),
     sockets,
+    sourceSockets,
+    metricsSockets,
     links,
     addresses,
     routes,
@@ -60,6 +73,7 @@ export async function examine(config: Config, agent: Seen<Snapshot>): Promise<Fa
     conntrack: conntrack(),
     receiveBufferMax: number("/proc/sys/net/core/rmem_max"),
     unprivilegedPort: number("/proc/sys/net/ipv4/ip_unprivileged_port_start") ?? 1024,
+    reservedPorts: reservedPorts(),
     paths,
     ports,
     features: new Map(features),
@@ -107,23 +121,26 @@ function tunDevice(): TunFacts {
   }
 }
 
-// ---- Who holds the port
+// ---- Who holds ports
 
 async function socketsOn(
-  port: number,
+  kind: "-uanpm" | "-tlnpm",
+  ports: string,
   agent: Seen<Snapshot>,
 ): Promise<Seen<readonly SocketFacts[]>> {
-  const listing = await output("ss", ["-H", "-O", "-uanpm", `sport = :${port}`], "iproute2");
+  const listing = await output("ss", ["-H", "-O", kind, ports], "iproute2");
   if (typeof listing !== "string") return listing;
   const lines = listing.split("\n").filter((line) => line.trim() !== "");
   return lines.map((line): SocketFacts => {
     const local = line.split(/\s+/)[3] ?? "";
-    const address = local.slice(0, local.lastIndexOf(":")).replace(/%.*$/, "");
+    const colon = local.lastIndexOf(":");
+    const address = local.slice(0, colon).replace(/%.*$/, "");
     const pid = Number(/\bpid=(\d+)/.exec(line)?.[1]);
     const receiveBuffer = Number(/skmem:\(r\d+,rb(\d+)/.exec(line)?.[1]);
     const drops = Number(/skmem:\([^)]*\bd(\d+)\)/.exec(line)?.[1]);
     return {
-      address: address.replace(/^\[|\]$/g, ""),
+      address: address.replace(/^\[(?:::ffff:(?=[\d.]+\]))?|\]$/g, ""),
+      port: Number(local.slice(colon + 1)),
       isAgent: false,
       ...(pid > 0 && ownerOf(pid, agent)),
       ...(receiveBuffer > 0 && { receiveBuffer }),
@@ -203,6 +220,16 @@ async function speltOut(tables: readonly Table[]): Promise<Table[]> {
 }
 
 // ---- The kernel's limits, and the devices
+
+/** As in "8080,9000-9010". */
+function reservedPorts(): PortRange[] {
+  const text = (read("/proc/sys/net/ipv4/ip_local_reserved_ports") ?? "").trim();
+  if (text === "") return [];
+  return text.split(",").map((part): PortRange => {
+    const [low, high = low] = part.split("-").map(Number);
+    return [low!, high!];
+  });
+}
 
 function conntrack(): Facts["conntrack"] {
   const count = number("/proc/sys/net/netfilter/nf_conntrack_count");

@@ -32,11 +32,18 @@ export interface Facts {
   readonly agent: Seen<Snapshot>;
   /** Why `vtep run` would not start with this configuration, in its words. */
   readonly refusal: string | undefined;
+  /** Why an agent could not be asked at the path that is configured, in the words of vtep run. */
+  readonly socketRefusal: string | undefined;
   /** Of the doctor's own process, by name (CAP_NET_ADMIN). */
   readonly capabilities: readonly string[];
   readonly isRoot: boolean;
   readonly tun: TunFacts;
+  /** Bound to the VXLAN port. */
   readonly sockets: Seen<readonly SocketFacts[]>;
+  /** Bound to source ports. */
+  readonly sourceSockets: Seen<readonly SocketFacts[]>;
+  /** That listen at the TCP port for metrics; none where there is no such port. */
+  readonly metricsSockets: Seen<readonly SocketFacts[]>;
   readonly links: ReadonlyMap<string, Link>;
   /** Of this host's interfaces. */
   readonly addresses: readonly string[];
@@ -48,6 +55,8 @@ export interface Facts {
   readonly receiveBufferMax: number | undefined;
   /** From here on a port takes no privilege. */
   readonly unprivilegedPort: number;
+  /** net.ipv4.ip_local_reserved_ports: those that nobody gets who has not asked for them by number. */
+  readonly reservedPorts: readonly PortRange[];
   readonly paths: Seen<ReadonlyMap<string, PathFacts>>;
   readonly ports: ReadonlyMap<string, PortFacts>;
   /** Features of the devices that routes leave by, by device and name. */
@@ -62,10 +71,14 @@ export type TunFacts =
   | { readonly state: "other"; readonly what: string }
   | { readonly state: "refused"; readonly code: string };
 
-/** A UDP socket that is bound to the VXLAN port. */
+/** Both ends included. */
+export type PortRange = readonly [low: number, high: number];
+
+/** A socket that is bound to a port which is wanted here. */
 export interface SocketFacts {
   /** Without scope and brackets; "*" for every address of both families. */
   readonly address: string;
+  readonly port: number;
   /** Its process, as far as that may be seen. */
   readonly pid?: number;
   readonly command?: string;
@@ -99,4 +112,16 @@ export type Features = Readonly<
 /** The networks of the agent, if one answers. */
 export function runningNetworks({ agent }: Pick<Facts, "agent">): Snapshot["networks"] {
   return isUnseen(agent) ? [] : agent.networks;
+}
+
+/** Whether an agent runs, as far as can be seen: another user's has at least a TAP of that name. */
+export function runs({
+  agent,
+  sockets,
+  config,
+  links,
+}: Pick<Facts, "agent" | "sockets" | "config" | "links">): boolean {
+  if (!isUnseen(agent)) return true;
+  if (!isUnseen(sockets) && sockets.some(({ isAgent }) => isAgent)) return true;
+  return config.networks.some(({ tap }) => links.get(tap)?.linkinfo?.info_kind === "tun");
 }

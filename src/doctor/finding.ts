@@ -11,6 +11,9 @@ export type Check =
   | "tun"
   | "local-address"
   | "port"
+  | "source-ports"
+  | "socket"
+  | "metrics-listen"
   | "receive-buffer"
   | "firewall"
   | "conntrack"
@@ -47,6 +50,12 @@ export function unseenFinding(
   { unseen, remedy }: { unseen: string; remedy: string },
 ): Finding {
   return { check, severity: "note", finding: `${what} not looked at: ${unseen}`, remedy };
+}
+
+/** A refusal of the program's, which ends with its remedy. */
+export function inTwo(refusal: string): { finding: string; remedy: string } {
+  const at = refusal.lastIndexOf(": ");
+  return { finding: refusal.slice(0, at), remedy: refusal.slice(at + 2) };
 }
 
 /** "a, b and 5 more": as many as a line holds. */

@@ -9,7 +9,11 @@ import {
 } from "./finding.ts";
 
 const GROUPS: readonly (readonly [title: string, ...checks: Check[]])[] = [
-  ["This host", "start", "capabilities", "tun", "local-address", "port", "receive-buffer"],
+  [
+    "This host",
+    ...(["start", "capabilities", "tun", "local-address", "port", "source-ports"] as const),
+    ...(["socket", "metrics-listen", "receive-buffer"] as const),
+  ],
   ["Packet filters", "firewall", "conntrack"],
   ["Ways to the peers", "route", "self-route", "reachability", "path-mtu"],
   ["Interfaces", "offloads"],

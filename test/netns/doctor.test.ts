@@ -1,7 +1,12 @@
 import { once } from "node:events";
+import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { disposable } from "../../src/api/socket.ts";
 import { load } from "../../src/config-file.ts";
 import { checkFilters } from "../../src/doctor/check-filters.ts";
 import { type Check, type Finding, SEVERITIES, type Severity } from "../../src/doctor/finding.ts";
@@ -141,6 +146,137 @@ describe("the port", () => {
     expect(of("port")).toMatchObject([
       { severity: "ok", finding: expect.stringContaining(`pid ${agent.pid}`) },
     ]);
+  });
+});
+
+describe("source ports", () => {
+  const said = async (...args: string[]) => {
+    const { of } = await doctor(...args);
+    return of("source-ports").map(({ severity, finding }) => `${severity} ${finding}`);
+  };
+
+  test("that are reserved for others are a warning, and those offered are not", async () => {
+    await here.sysctl({ "ipv4/ip_local_reserved_ports": "50000-50010,60000" });
+    const [finding] = await complaints("source-ports");
+    expect(finding).toMatchObject({ severity: "warning" });
+    expect(finding?.finding).toContain("include 50000-50010 and 60000, which");
+    const [range] = /[\d-]+$/.exec(finding!.remedy!)!;
+    expect(await complaints("source-ports", "--source-ports", range)).toEqual([]);
+    await here.sysctl({ "ipv4/ip_local_reserved_ports": "" });
+  });
+
+  test("that are the VXLAN port alone, or all held, are an error, and vtep run is refused", async () => {
+    const ports = (text: string) => ["--source-ports", text];
+    expect(await said(...ports("4789-4789"))).toEqual([
+      expect.stringMatching(/^note .* include the VXLAN port 4789/),
+      expect.stringMatching(/^error 0 source ports of 4789-4789/),
+    ]);
+    const hold = `require("dgram").createSocket("udp4").bind(50000, "${here.address}", () => console.log())`;
+    const holder = here.spawn("node", "-e", hold);
+    await once(createInterface(holder.stdout), "line");
+    expect(await said(...ports("50000-50000"))).toEqual([expect.stringMatching(/^error 0 /)]);
+    for (const range of ["4789-4789", "50000-50000"]) {
+      const start = here.vtep("--vni", "42", "--peer", there.address, ...ports(range));
+      expect([range, await start.exited, start.stderr]).toEqual([
+        ...[range, 1],
+        expect.stringMatching(/no UDP port from .* is free/),
+      ]);
+    }
+    expect(await said(...ports("50000-50001"))).toEqual([expect.stringMatching(/^warning 1 /)]);
+    holder.kill();
+    await once(holder, "close");
+  });
+
+  test("held by our own agent are no fault", async () => {
+    const range = ["--source-ports", "50000-50015"];
+    await using agent = await here.vtep(...network, ...range, "--workers", "1").ready();
+    const few = ["--workers", "1", "--socket", agent.socket];
+    expect(await said(...range, ...few)).toEqual([expect.stringMatching(/^ok 16 /)]);
+  });
+});
+
+describe("the socket's path", () => {
+  const at = async (path: string, ...args: string[]) =>
+    (await doctor("--socket", path, ...args)).of("socket");
+  let directory: string;
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), "vtep-doctor-"));
+  });
+  afterAll(() => rm(directory, { recursive: true }));
+
+  test("that is free, or that of an agent of ours, is ok, and nothing is made", async () => {
+    const free = join(directory, "new", "vtep.sock");
+    expect(await at(free)).toMatchObject([{ severity: "ok" }]);
+    expect(await readdir(directory)).toEqual([]);
+    await using agent = await here.vtep(...network).ready();
+    const [finding] = await at(agent.socket);
+    expect(finding).toMatchObject({ severity: "ok" });
+    expect(finding?.finding).toContain(`pid ${agent.pid}`);
+    const others = ["node", cli, "doctor", "--json", "--vni", "77", "--peer", there.address];
+    expect((await visit([...others, "--socket", agent.socket])).of("socket")).toMatchObject([
+      { severity: "note", finding: expect.stringContaining("forwards none of these networks") },
+    ]);
+  });
+
+  test("that is a file, lies below one, or is another program's is an error", async () => {
+    const file = join(directory, "file");
+    await writeFile(file, "");
+    const held = join(directory, "held.sock");
+    await using _ = disposable(
+      createServer((_, answer) => answer.writeHead(500).end()).listen(held),
+    );
+    for (const [path, words] of [
+      [file, "is no socket"],
+      [join(file, "vtep.sock"), "is no directory"],
+      [held, "already listens"],
+    ] as const) {
+      const found = await at(path);
+      expect(found).toMatchObject([
+        { severity: "error", remedy: expect.stringContaining("--socket PATH") },
+      ]);
+      expect(found[0]?.finding).toContain(words);
+    }
+    await rm(file);
+  });
+
+  test("where one may not write is an error", async () => {
+    const nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    const { of } = await visit([...nobody, ...command("--socket", "/run/vtep-none/vtep.sock")]);
+    expect(of("socket")).toMatchObject([
+      { severity: "error", finding: expect.stringContaining("not permitted") },
+    ]);
+  });
+});
+
+describe("the port for metrics", () => {
+  const at = (place: string) => complaints("metrics-listen", "--metrics-listen", place);
+
+  test("at no address of ours is an error", async () => {
+    const [finding] = await at("192.0.2.7:9469");
+    expect(finding).toMatchObject({
+      severity: "error",
+      remedy: expect.stringContaining(here.address),
+    });
+  });
+
+  test("held by another program is an error that names it; by our own agent it is none", async () => {
+    const holder = here.spawn(
+      "node",
+      "-e",
+      `require("net").createServer().listen(9469, "127.0.0.1", () => console.log())`,
+    );
+    await once(createInterface(holder.stdout), "line");
+    const [finding] = await at("0.0.0.0:9469");
+    expect(finding).toMatchObject({ severity: "error" });
+    expect(finding?.finding).toContain(
+      `TCP port 9469 (metrics) is held by pid ${holder.pid} (node`,
+    );
+    expect(await at(`${here.address}:9469`)).toMatchObject([{ severity: "note" }]);
+    holder.kill();
+    await once(holder, "close");
+    expect(await at("0.0.0.0:9469")).toEqual([]);
+    await using _ = await here.vtep(...network, "--metrics-listen", "[::]:9469").ready();
+    expect(await at("[::]:9469")).toEqual([]);
   });
 });
 
@@ -465,6 +601,20 @@ describe("a peer", () => {
       expect(finding).toMatchObject({ severity: "error" });
       expect(finding?.finding).toMatch(/is up, but nothing listens on its UDP port/);
     }
+  });
+
+  test("that is an address of this host is an error, whichever it is", async () => {
+    await here.ip("addr add 10.9.9.9/32 dev lo", "addr add fd09::9/128 dev lo");
+    for (const address of ["10.9.9.9", "fd09::9", "127.0.0.7"]) {
+      const own = ["--vni", "42", "--peer", there.address, there.address6, address];
+      const { code, findings } = await visit(["node", cli, "doctor", "--json", ...silent, ...own]);
+      const found = findings.filter(({ subject }) => subject === address);
+      expect(found).toMatchObject([
+        { check: "route", severity: "error", remedy: "name the other end" },
+      ]);
+      expect(code).toBe(5);
+    }
+    await here.ip("addr del 10.9.9.9/32 dev lo", "addr del fd09::9/128 dev lo");
   });
 
   test("that a router cannot reach is an error that names the router", async () => {

@@ -69,6 +69,8 @@ function facts(given: Partial<Facts> = {}): Facts {
     isRoot: true,
     tun: { state: "openable" },
     sockets: [],
+    sourceSockets: [],
+    metricsSockets: [],
     links: new Map([link("eth0"), link("br42", { linkinfo: { info_kind: "bridge" } })]),
     addresses: ["192.0.2.1"],
     routes: new Map([["192.0.2.2", { device: "eth0", source: "192.0.2.1", mtu: 1500 }]]),
@@ -80,7 +82,9 @@ function facts(given: Partial<Facts> = {}): Facts {
     ports: new Map([["192.0.2.2", "silent"]]),
     features: new Map([["eth0", features()]]),
     bridgeFilters: [],
+    reservedPorts: [],
     refusal: undefined,
+    socketRefusal: undefined,
     ...given,
   };
 }
@@ -252,7 +256,7 @@ describe("traffic that the agent has counted", () => {
 
 describe("receive buffers", () => {
   const alone = { agent: silent, links: new Map([link("eth0")]) };
-  const socket = { address: "192.0.2.1", pid: 7, command: "vtep run", isAgent: true };
+  const socket = { address: "192.0.2.1", port: 4789, pid: 7, command: "vtep run", isAgent: true };
   test.each<[string, Partial<Facts>, string]>([
     ["with CAP_NET_ADMIN", alone, "ok"],
     ["without it", { ...alone, capabilities: [] }, "warning"],
@@ -384,5 +388,199 @@ Ways to the peers
     for (const { finding } of diagnose(facts())) {
       expect(shown).toContain(finding.split(" ").slice(0, 3).join(" "));
     }
+  });
+});
+
+/** The configuration of `facts`, with more said. */
+const configured = (more: Record<string, unknown>) => {
+  return load(undefined, { vni: "42", peers: ["192.0.2.2"], bridge: "br42", ...more }).config;
+};
+const held = (address: string, port: number, more = {}) => {
+  return { address, port, pid: 9, command: "other", isAgent: false, ...more };
+};
+/** No agent runs, as far as can be seen. */
+const alone = { agent: silent, links: new Map([link("eth0")]) };
+
+describe("a peer that is an address of this host", () => {
+  const addresses = ["127.0.0.1", "192.0.2.1", "192.0.2.9"];
+  const peer = (address: string, more: Partial<Facts> = {}) => {
+    const config = configured({ peers: ["192.0.2.2", address] });
+    const route = { device: "lo", source: address, mtu: 65_536 };
+    const routes = new Map([...facts().routes, [address, route]]);
+    const paths = new Map([[address, whole(65_536)]]);
+    return diagnose(facts({ config, addresses, routes, paths, ...more }));
+  };
+
+  test.each(["192.0.2.9", "127.0.0.7"])(
+    "is an error, and nothing else is said of %s",
+    (address) => {
+      expect(peer(address).filter(({ subject }) => subject === address)).toEqual([
+        {
+          check: "route",
+          subject: address,
+          severity: "error",
+          finding: `peer ${address} is an address of this host itself: nothing would leave it`,
+          remedy: "name the other end",
+        },
+      ]);
+    },
+  );
+
+  test("is one to note where a second VTEP has the port", () => {
+    const sockets = [held("192.0.2.9", 4789)];
+    const found = peer("192.0.2.9", { sockets }).filter(({ subject }) => subject === "192.0.2.9");
+    expect(found.map(({ check, severity }) => [check, severity])).toEqual([
+      ["route", "note"],
+      ["reachability", "ok"],
+      ["path-mtu", "ok"],
+    ]);
+  });
+});
+
+describe("source ports", () => {
+  const range = (ports: string, more: Partial<Facts> = {}, keys = {}) => {
+    const config = configured({ "source-ports": ports, ...keys });
+    const found = of("source-ports", { ...alone, config, ...more });
+    return found.map(({ severity, finding }) => `${severity} ${finding}`);
+  };
+  const free = (first: number, last: number, more = {}) => {
+    const ports = Array.from({ length: last - first + 1 }, (_, at) => first + at);
+    return { sourceSockets: ports.map((port) => held("192.0.2.1", port, more)) };
+  };
+
+  test.each<[string, string, Partial<Facts>, object, RegExp[]]>([
+    ["that can be had", "49152-65535", {}, {}, [/^ok 16384 source ports of 49152-65535/]],
+    ["just as many as are used", "50000-50015", {}, {}, [/^ok 16 /]],
+    ["fewer", "50000-50014", {}, {}, [/^warning 15 .*less than the 16/]],
+    ["fewer for several threads", "50000-50031", {}, { workers: "3" }, [/^warning 32 /]],
+    ["fewer than threads", "50000-50002", {}, { workers: "4" }, [/^error 3 .*needs one/]],
+    ["held by others", "50000-50019", free(50_000, 50_004), {}, [/^warning 15 /]],
+    ["all held by others", "50000-50004", free(50_000, 50_004), {}, [/^error 0 /]],
+    ["held by the agent", "50000-50019", free(50_000, 50_015, { isAgent: true }), {}, [/^ok/]],
+    ["held elsewhere", "50000-50019", { sourceSockets: [held("127.0.0.1", 50_000)] }, {}, [/^ok/]],
+    ["not looked at", "50000-50019", { sourceSockets: silent }, {}, [/^ok/]],
+    ["with the VXLAN port", "4000-4999", {}, {}, [/^note .*include the VXLAN port 4789/]],
+    ["the VXLAN port alone", "4789-4789", {}, {}, [/^note/, /^error 0 /]],
+    ["reserved for us", "50000-50099", { reservedPorts: [[49_000, 51_000]] }, {}, [/^ok/]],
+    ["reserved elsewhere", "50000-50099", { reservedPorts: [[50_100, 50_100]] }, {}, [/^ok/]],
+  ])("%s", (_, ports, more, keys, said) => {
+    expect(range(ports, more, keys)).toEqual(said.map((words) => expect.stringMatching(words)));
+  });
+
+  test("some of which are reserved are a warning, with a range beside them", () => {
+    const reservedPorts = [
+      [1000, 49_200],
+      [50_000, 50_010],
+      [60_000, 60_000],
+    ] as const;
+    expect(of("source-ports", { reservedPorts })).toMatchObject([
+      {
+        severity: "warning",
+        finding: expect.stringContaining("include 49152-49200, 50000-50010 and 60000, which"),
+        remedy: expect.stringContaining("such as 50011-59999"),
+      },
+    ]);
+    const config = configured({ "source-ports": "50000-50020" });
+    const [narrow] = of("source-ports", { reservedPorts, config });
+    expect(narrow?.remedy).toBe("choose a range beside them with --source-ports");
+  });
+
+  test("are not used by node:dgram", () => {
+    const config = configured({ underlay: "dgram" });
+    expect(of("source-ports", { config, reservedPorts: [[50_000, 50_001]] })).toEqual([]);
+  });
+});
+
+describe("the socket", () => {
+  test("of an agent that answers is its own", () => {
+    const [found] = of("socket", { socketRefusal: "an agent already listens at it: stop it" });
+    expect(found).toMatchObject({ severity: "ok" });
+    expect(found?.finding).toBe("the agent (pid 7) answers at /run/vtep/vtep.sock");
+  });
+
+  test("of an agent that forwards other networks is noted", () => {
+    const config = configured({ vni: "43" });
+    expect(of("socket", { config })).toMatchObject([
+      { severity: "note", remedy: expect.stringMatching(/vtep network add.*--socket/) },
+    ]);
+  });
+
+  const refusal = "an agent already listens at /run/a.sock: stop it, or name another";
+  test.each<[string, Partial<Facts>, string]>([
+    ["is free", alone, "ok"],
+    ["is refused", { ...alone, socketRefusal: refusal }, "error"],
+    [
+      "is refused to root while an agent runs",
+      {
+        agent: silent,
+        socketRefusal: refusal,
+        sockets: [held("192.0.2.1", 4789, { isAgent: true })],
+      },
+      "warning",
+    ],
+    [
+      "is refused to another user while an agent runs",
+      {
+        agent: silent,
+        socketRefusal: refusal,
+        isRoot: false,
+        links: new Map([link("vtep42", { linkinfo: { info_kind: "tun" } })]),
+      },
+      "note",
+    ],
+  ])("%s", (_, given, severity) => {
+    const [found] = of("socket", given);
+    expect(found?.severity).toBe(severity);
+    if (severity === "ok") return;
+    expect(found?.finding).toBe("an agent already listens at /run/a.sock");
+    expect(found?.remedy).toBe("stop it, or name another");
+  });
+});
+
+describe("where metrics are served", () => {
+  const at = (place: string, given: Partial<Facts> = {}) => {
+    return of("metrics-listen", {
+      ...alone,
+      config: configured({ "metrics-listen": place }),
+      ...given,
+    });
+  };
+  const by = (address: string, more = {}) => ({ metricsSockets: [held(address, 9469, more)] });
+
+  test("is nothing to speak of where they are not", () => {
+    expect(of("metrics-listen", {})).toEqual([]);
+  });
+
+  test.each<[string, string, Partial<Facts>, string]>([
+    ["free", "127.0.0.1:9469", {}, "ok"],
+    ["everywhere", "0.0.0.0:9469", {}, "ok"],
+    ["at an address of ours", "192.0.2.1:9469", {}, "ok"],
+    ["at an address of nobody's", "192.0.2.7:9469", {}, "error"],
+    ["held", "192.0.2.1:9469", by("192.0.2.1"), "error"],
+    ["held everywhere", "192.0.2.1:9469", by("*"), "error"],
+    ["held for one address of all", "0.0.0.0:9469", by("127.0.0.1"), "error"],
+    ["held for one address of both families", "[::]:9469", by("127.0.0.1"), "error"],
+    ["held for another", "192.0.2.1:9469", by("127.0.0.1"), "note"],
+    ["held for the other family", "0.0.0.0:9469", by("::1"), "note"],
+    ["held by our agent", "192.0.2.1:9469", by("192.0.2.1", { isAgent: true }), "ok"],
+    ["not seen", "192.0.2.1:9469", { metricsSockets: silent }, "note"],
+  ])("%s: %s", (_, place, given, severity) => {
+    expect(at(place, given)).toMatchObject([{ severity }]);
+  });
+
+  test("is said to be held with who does, and what to do", () => {
+    expect(at("192.0.2.1:9469", by("192.0.2.1"))).toMatchObject([
+      {
+        finding: "TCP port 9469 (metrics) is held by pid 9 (other)",
+        remedy: "end it, or choose another --metrics-listen",
+      },
+    ]);
+  });
+
+  test("below 1024 needs one more capability", () => {
+    const config = configured({ "metrics-listen": "127.0.0.1:80" });
+    expect(of("capabilities", { ...alone, config })).toMatchObject([
+      { severity: "error", finding: expect.stringMatching(/BIND_SERVICE.* for TCP port 80$/) },
+    ]);
   });
 });
