@@ -33,9 +33,13 @@ export class Terminal implements AsyncDisposable {
     for (const key of keys) await this.#tmux("send-keys", key);
   }
 
+  async type(text: string): Promise<void> {
+    await this.#tmux("send-keys", "-l", text);
+  }
+
   /** Types a line. */
   async line(text: string): Promise<void> {
-    await this.#tmux("send-keys", "-l", text);
+    await this.type(text);
     await this.press("Enter");
   }
 

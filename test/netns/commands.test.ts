@@ -5,6 +5,7 @@ import { stripVTControlCharacters } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
+import { Terminal } from "../lab/terminal.ts";
 import { reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
@@ -259,33 +260,85 @@ describe("completion", () => {
     const socket = ["--socket", agent.socket];
     expect(await words("network", "show", ...socket, "")).toEqual(["blue"]);
     expect(await words("fdb", "list", ...socket, "--network", "")).toEqual(["blue"]);
+    expect(await words("peer", "remove", `--socket=${agent.socket}`, "")).toEqual(["blue"]);
+    expect(await words("fdb", "add", ...socket, "")).toEqual(["blue"]);
+    expect(await words("fdb", "add", ...socket, "blue", "")).toEqual([]);
     expect(await words("network", "show", "--socket", join(directory, "none"), "")).toEqual([]);
   });
 
-  test("works in bash", async () => {
-    const script = `source <(vtep completion bash)
-      COMP_WORDS=(vtep network show --socket ${agent.socket} "") COMP_CWORD=5
-      COMP_LINE="\${COMP_WORDS[*]}" COMP_POINT=\${#COMP_LINE}
-      $(complete -p vtep | sed -E 's/.*-F ([^ ]+).*/\\1/')
-      echo "\${COMPREPLY[@]}"`;
-    expect((await shell("bash", "-c", script)).trim()).toBe("blue");
+  test("knows what is to be chosen from", async () => {
+    const words = async (line: string) => {
+      const lines = await shell("vtep", "complete", "--", ...line.split(" "));
+      return lines.replaceAll(/\t.*/g, "").trim().split("\n").join(" ");
+    };
+    expect(await words("run --underlay ")).toBe("auto native dgram :4");
+    expect(await words("run --peer 192.0.2.2 192.0.2.3 --log-level=d")).toBe("debug :4");
+    expect(await words("doctor --mtu ")).toBe("auto :4");
+    expect(await words("config show --offload tso=off,u")).toBe("tso=off,uso=off :4");
+    expect(await words("log-level w")).toBe("warn :4");
+    expect(await words("fdb list --origin ")).toBe("learned control static :4");
+    expect(await words("fdb flush --remote ")).toBe("local :4");
+    expect(await words("run --vni ")).toBe(":4");
+    for (const line of ["run --config ", "run --config=v", "doctor --socket ", "config check "]) {
+      expect(await words(line)).toBe(":0"); // the shell knows what files there are
+    }
+  });
+
+  describe.each([
+    ["bash", "bash --norc", "source <(vtep completion bash)"],
+    ["zsh", "zsh -f", "autoload -Uz compinit; compinit -D; source <(vtep completion zsh)"],
+  ])("works in %s", (_, start, source) => {
+    let terminal: Terminal;
+    beforeAll(async () => {
+      await writeFile(join(directory, "two words.yaml"), "");
+      terminal = await Terminal.open({ columns: 200 });
+      await terminal.line(`cd ${directory}; PS1='> ' PATH=${path}:$PATH HOME=$PWD ${start}`);
+      await terminal.line("PS1='> '");
+      await terminal.line(source);
+    });
+    afterAll(() => terminal[Symbol.asyncDispose]());
+
+    test.each([
+      ["run --conf", "run --config "],
+      ["run --config vt", "run --config vtep.yaml "],
+      ["run --config=vt", "run --config=vtep.yaml "],
+      ["run --config two", "run --config two\\ words.yaml "],
+      ["config check vt", "config check vtep.yaml "],
+      ["run --underlay n", "run --underlay native "],
+      ["run --underlay=n", "run --underlay=native "],
+      ["run --offload tso=off,u", "run --offload tso=off,uso=off "],
+      ["fdb list --mac 02:00:00:00:00:01 --ori", "fdb list --mac 02:00:00:00:00:01 --origin "],
+      ["network remove --socket SOCKET ", "network remove --socket SOCKET blue "],
+      ["peer list --socket=SOCKET b", "peer list --socket=SOCKET blue "],
+      ["explain --socket SOCKET --network b", "explain --socket SOCKET --network blue "],
+      ["network remove --socket nowhere ", "network remove --socket nowhere "],
+      ["run --vni ", "run --vni "],
+    ])("%s", async (typed, completed) => {
+      const line = (words: string) => `vtep ${words.replace("SOCKET", agent.socket)}`;
+      const after = line(completed).replaceAll(/[.\\]/g, "\\$&");
+      await terminal.line("clear");
+      await terminal.type(line(typed));
+      await terminal.press("Tab");
+      await terminal.type("!"); // what was completed is there by then
+      await terminal.shows(new RegExp(`^> ${after}!$`, "m"));
+      await terminal.press("C-c");
+    });
   });
 
   test("works in fish", async () => {
-    const line = `vtep network show --socket ${agent.socket} `;
-    const script = `vtep completion fish | source; complete --do-complete '${line}'`;
-    expect(await shell("fish", "--no-config", "-c", script)).toMatch(/^blue\t/);
-  });
-
-  test("is a script that zsh accepts", async () => {
-    const script =
-      "autoload -Uz compinit; compinit -D; source <(vtep completion zsh); echo $_comps[vtep]";
-    expect((await shell("zsh", "-f", "-c", script)).trim()).toMatch(/^_?vtep/);
+    const completed = async (line: string) => {
+      const script = `cd ${directory}; vtep completion fish | source; complete --do-complete 'vtep ${line}'`;
+      return shell("fish", "--no-config", "-c", script);
+    };
+    expect(await completed(`network show --socket ${agent.socket} `)).toMatch(/^blue\t/);
+    expect(await completed("run --underlay n")).toMatch(/^native\b/);
+    expect(await completed("run --config vt")).toMatch(/^vtep\.yaml\b/);
+    expect(await completed("run --vni vt")).toBe("");
   });
 
   test("is refused for another shell", async () => {
     const refused = await vtep("completion", "tcsh");
     expect(refused).toMatchObject({ code: 2, stdout: "" });
-    expect(refused.stderr).toMatch(/^vtep: [^\n]*zsh, bash, fish[^\n]*\n$/);
+    expect(refused.stderr).toMatch(/^vtep: [^\n]*bash, zsh, fish[^\n]*\n$/);
   });
 });
