@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
-import type { Host, Kind } from "../test/lab/host.ts";
+import { Container, type Host, type Kind } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
-import { Vtep } from "../test/lab/vtep.ts";
+import { cli, Vtep } from "../test/lab/vtep.ts";
+import { prepare } from "./measurements.ts";
 import { packaged } from "./tunnels.ts";
 
 /** A tunnel that can be compared: it joins the bridges of hosts 1 and 2 of a lab. */
@@ -27,6 +28,7 @@ export interface Tunnel extends AsyncDisposable {
 export const subjects: Subject[] = [
   vxlan("kernel"),
   vxlan("native"),
+  direct(),
   vxlan("dgram"),
   ...packaged.map((tunnel): Subject => ({ family: "packaged", ...tunnel })),
 ];
@@ -42,6 +44,48 @@ function vxlan(kind: Kind): Subject {
       const description = await (pids[0] ? ofProcess(lab.host(1), pids[0]) : ofDevice(lab.host(1)));
       const end = () => endpoints[Symbol.asyncDispose]();
       return { pids, description, [Symbol.asyncDispose]: end };
+    },
+  };
+}
+
+/** The native one without bridge and veth: its TAP is the container's interface meanwhile. */
+function direct(): Subject {
+  return {
+    name: "direct",
+    family: "vtep",
+    async start(lab) {
+      const hosts = [lab.host(1), lab.host(2)];
+      const done: (() => Promise<unknown>)[] = [];
+      const undo = async () => {
+        for (const step of done.splice(0).reverse()) await step();
+      };
+      const pids: number[] = [];
+      try {
+        for (const [at, host] of hosts.entries()) {
+          const peer = hosts[1 - at]!.address;
+          const vtep = await host.vtep("--vni", "42", "--name", "blue", "--peer", peer).ready();
+          done.push(() => vtep[Symbol.asyncDispose]());
+          pids.push(vtep.pid);
+          const [container] = host.guests.filter((guest) => guest instanceof Container);
+          if (container === undefined) throw new Error(`${host.name} has no container`);
+          await container.ip("link set eth0 down", "link set eth0 name parked");
+          done.push(async () => {
+            await container.ip("link set parked name eth0 up");
+            await container.ip(`addr replace ${container.address6}/64 dev eth0 nodad`);
+            await prepare(container);
+          });
+          const { name, address, mac } = container;
+          const agent = ["--network", "blue", "--socket", vtep.socket];
+          const own = ["--direct", "--ip", `${address}/24`, "--mac", mac];
+          await host.run("node", cli, "attach", name, ...agent, ...own);
+          await prepare(container);
+        }
+        const description = await ofProcess(hosts[0]!, pids[0]!);
+        return { pids, description, [Symbol.asyncDispose]: undo };
+      } catch (error) {
+        await undo();
+        throw error;
+      }
     },
   };
 }

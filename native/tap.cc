@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -38,6 +39,16 @@ int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall) {
   return error;
 }
 
+// Whether a device has been moved to another network namespace, where it may have another name.
+static bool is_elsewhere(int fd) {
+  int there = ioctl(fd, TUNGETDEVNETNS);
+  if (there < 0) return false;
+  struct stat its = {}, ours = {};
+  bool known = fstat(there, &its) == 0 && stat("/proc/thread-self/ns/net", &ours) == 0;
+  close(there);
+  return known && (its.st_ino != ours.st_ino || its.st_dev != ours.st_dev);
+}
+
 int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **syscall) {
   t->fd = fd;
   fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -46,11 +57,10 @@ int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **s
   *syscall = "ioctl(TUNGETIFF)";
   int error = ioctl(fd, TUNGETIFF, &found) < 0 ? -errno : 0;
   bool queues = (found.ifr_flags & IFF_MULTI_QUEUE) != 0;
-  if (error == 0 && (strncmp(found.ifr_name, name, IFNAMSIZ) != 0 || queues != multi_queue)) {
-    error = -ENODEV;
-  }
+  bool named = strncmp(found.ifr_name, name, IFNAMSIZ) == 0 || is_elsewhere(fd);
+  if (error == 0 && (!named || queues != multi_queue)) error = -ENODEV;
   if (error < 0) return tap_close(t), error;
-  memcpy(t->name, found.ifr_name, IFNAMSIZ);
+  strncpy(t->name, name, IFNAMSIZ - 1);
   return 0;
 }
 

@@ -17,7 +17,7 @@ import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
-import { type Attachment, attachmentsAmong, stableMac } from "./attachments.ts";
+import { type Attachment, attachmentOf, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Capture, WHOLE } from "./capture.ts";
 import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
@@ -161,6 +161,8 @@ export class Agent implements Operations {
   /** The FDB's entries for what is attached here, as of the last look. */
   #attached: ReadonlyMap<string, Pick<FdbRow, "macHigh" | "macLow"> & { readonly index: number }> =
     new Map();
+  /** The aliases of TAPs that are interfaces of containers, by networks' indices; "": nothing is known. */
+  readonly #direct = new Map<number, string>();
   /** Whose TAPs somebody deleted. */
   readonly #renewing = new WeakSet<Live>();
   /** Bridges that were made here. */
@@ -252,6 +254,10 @@ export class Agent implements Operations {
     for (const [at, network] of config.networks.entries()) {
       const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
       this.#live.set(network.name, live);
+      const { tap } = network;
+      if (tapDescriptor(tap, 0) in before.kept && !found.links.has(tap)) {
+        this.#direct.set(at + 1, before.snapshot?.direct[tap] ?? "");
+      }
       this.#enterStatic(live);
       this.#enterLearned(live, before.snapshot);
     }
@@ -408,8 +414,22 @@ export class Agent implements Operations {
 
   /** Nobody else can have the MAC of what is attached here. */
   #noteAttached(links: Survey["links"]): Attachment[] {
-    const bridges = this.#rows().map(({ name, bridge }) => [name, bridge] as const);
-    const attached = attachmentsAmong(links, new Map(bridges));
+    const rows = this.#rows();
+    for (const { index, tap } of rows) {
+      const link = links.get(tap);
+      if (link === undefined) continue; // it is in its container
+      if (attachmentOf(link) === undefined) this.#direct.delete(index);
+      else {
+        this.#direct.set(index, link.ifalias!);
+        this.#remember(); // it will not be seen again
+      }
+    }
+    const direct = rows.flatMap(({ index, name, tap }) => {
+      const found = attachmentOf({ ifname: tap, ifalias: this.#direct.get(index) ?? "" });
+      return found === undefined ? [] : [{ ...found, network: name }];
+    });
+    const bridges = new Map(rows.map(({ name, bridge }) => [name, bridge] as const));
+    const attached = [...attachmentsAmong(links, bridges), ...direct];
     const before = this.#attached;
     this.#attached = new Map(
       attached.map(({ network, mac }) => {
@@ -665,6 +685,12 @@ export class Agent implements Operations {
         workers: this.#plan.workers,
         bridges: [...this.#bridges],
         queues: Object.fromEntries(this.#queues),
+        direct: Object.fromEntries(
+          this.#rows().flatMap(({ index, tap }) => {
+            const alias = this.#direct.get(index);
+            return alias === undefined ? [] : [[tap, alias] as const];
+          }),
+        ),
         networks,
       });
     } catch (error) {
@@ -743,8 +769,10 @@ export class Agent implements Operations {
     });
   }
 
+  /** Those that are on this host. */
   #links(): TapLink[] {
-    return [...this.#live.values()].map(({ link }) => link);
+    const here = [...this.#live.values()].filter(({ plan }) => !this.#direct.has(plan.index));
+    return here.map(({ link }) => link);
   }
 
   async #open(): Promise<void> {
@@ -863,6 +891,15 @@ export class Agent implements Operations {
           throw new VtepError("CONFLICT", `${what} is network ${other.name}'s: choose another`);
         }
       }
+      const before = this.#live.get(network.name);
+      const direct = before && this.#direct.get(before.plan.index);
+      if (direct !== undefined && before?.plan.mtu !== found!.mtus[at]!) {
+        const { ifname, target } = attachmentOf({ ifname: network.tap, ifalias: direct }) ?? {};
+        throw new VtepError(
+          "CONFLICT",
+          `network ${network.name}: the TAP is ${ifname} of ${target}, and its MTU stays: detach it first`,
+        );
+      }
       if (found!.mtus[at]! > largestMtu) {
         throw new VtepError(
           "MTU",
@@ -902,6 +939,7 @@ export class Agent implements Operations {
     await this.#workers.retire(plan.index);
     await removeTaps([link]);
     await this.#workers.discard(plan.index);
+    this.#direct.delete(plan.index);
     this.#watch.readJournal();
     this.#fdb.clear(({ network }) => network === plan.index);
     this.#live.delete(config.name);
@@ -935,7 +973,8 @@ export class Agent implements Operations {
     if (this.#renewing.has(lost)) return; // another thread has told of it
     this.#renewing.add(lost);
     const network = lost.config.name;
-    this.#log.error({ network, reason: message }, "the TAP is made anew");
+    const level = this.#direct.has(index) ? "info" : "error"; // its container has ended
+    this.#log[level]({ network, reason: message }, "the TAP is made anew");
     void this.#exclusively(async () => {
       if (this.#live.get(network) !== lost) return; // it was changed or removed meanwhile
       await this.#takeOut(lost);

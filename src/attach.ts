@@ -19,7 +19,17 @@ import {
   stableMac,
 } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, linksByName, pair, plug, unplug } from "./host.ts";
+import {
+  type Link,
+  linkInside,
+  linksByName,
+  noteAlias,
+  pair,
+  plug,
+  plugDirect,
+  unplug,
+  unplugDirect,
+} from "./host.ts";
 import type { NetworkStatus } from "./operations.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
 
@@ -44,6 +54,9 @@ export interface Wanted {
   /** Unless told, the network's. */
   readonly mtu: number | undefined;
 }
+
+/** How it gets there: by a veth pair and the network's bridge, or "direct" as the network's own TAP. */
+export type Way = "bridge" | "direct";
 
 /** What was attached, with what follows from the network. */
 export interface Attached extends Attachment {
@@ -145,6 +158,46 @@ function routesOf(
   );
 }
 
+/** The same, the network's TAP becoming the container's interface. */
+export async function attachDirect(client: Client, wanted: Wanted): Promise<Attached> {
+  const { attachment, mtu, network } = await fitted(client, wanted, "direct");
+  const { target, ifname } = attachment;
+  const { tap, mac: own } = network;
+  attachment.link = tap;
+  if (wanted.mac === undefined) attachment.mac = own;
+  const links = await linksByName();
+  const there = await linkInside(target, ifname);
+  const was = there && attachmentOf(there);
+  if (wanted.addresses === "auto") {
+    attachment.addresses = [...(was?.addresses ?? freeAddresses(network, links, 1))];
+  }
+  const { addresses, mac } = attachment;
+  const routes = routesOf(wanted, addresses, network);
+  checkRoutes(routes, addresses);
+  const alias = aliasOf(attachment, [mtu, routes]);
+  if (there?.ifalias === alias) return { ...attachment, mtu, isNew: false };
+  if (!links.has(tap)) {
+    const other = (await client.attachments()).find(({ link }) => link === tap);
+    const whose = other === undefined ? "a container's" : `${other.ifname} of ${other.target}`;
+    throw new VtepError(
+      "CONFLICT",
+      `the TAP of network ${network.name} is ${whose} already: detach that first, or give the network a bridge`,
+    );
+  }
+  checkUnused(attachment, links);
+  await noteAlias(tap, alias);
+  try {
+    await client.attachments(); // as long as the alias can be seen
+    const inside = { namespace: target, ifname, mac, mtu, addresses, routes };
+    await plugDirect({ name: tap, alias, ...inside });
+  } catch (error) {
+    await noteAlias(tap, "").catch(() => undefined); // unless it had moved
+    await client.attachments().catch(() => undefined);
+    throw error;
+  }
+  return { ...attachment, mtu, isNew: true };
+}
+
 /**
  * The same, but for what a container runtime does itself: it moves `peer`, which is here as well, into the
  * container, names it and gives it its addresses. What was left of an earlier try is removed.
@@ -165,10 +218,14 @@ export async function attachPair(
 }
 
 /** What is wanted, checked, and with what follows from the network. */
-async function fitted(client: Client, wanted: Omit<Wanted, "gateways" | "routes">) {
+async function fitted(
+  client: Client,
+  wanted: Omit<Wanted, "gateways" | "routes">,
+  way: Way = "bridge",
+) {
   const { owner, by, ifname, target, published } = wanted;
   const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
-  const bridge = bridgeOf(network);
+  const bridge = way === "bridge" ? bridgeOf(network) : withoutBridge(network);
   const mtu = mtuOf(wanted, network);
   checkInterface(ifname);
   const addresses = wanted.addresses === "auto" ? [] : wanted.addresses.map(checkedPrefix);
@@ -185,6 +242,19 @@ async function tell(client: Client, link: string): Promise<void> {
     await unplug(link);
     throw error;
   });
+}
+
+/** Detaches what is a network's TAP itself; false when it was not attached so. */
+export async function detachDirect(
+  client: Client,
+  target: string,
+  ifname: string,
+): Promise<boolean> {
+  const there = await linkInside(target, ifname);
+  if (there?.linkinfo?.info_kind !== "tun" || attachmentOf(there) === undefined) return false;
+  await unplugDirect(target, ifname); // the agent makes the TAP anew
+  await client.attachments().catch(() => undefined);
+  return true;
 }
 
 /** Detaches by the end that is here (`linkName`); false when it was not attached. The agent may be away. */
@@ -204,6 +274,14 @@ export function namespaceId(path: string): string {
   }
 }
 
+function withoutBridge({ name, bridge, tap }: NetworkStatus): string {
+  if (bridge === undefined) return "";
+  throw new VtepError(
+    "USAGE",
+    `${tap} is a port of ${bridge}, by which others are in network ${name}: attach without --direct, or take a network without a bridge`,
+  );
+}
+
 function bridgeOf({ name, bridge, vlan }: NetworkStatus): string {
   if (vlan !== undefined) {
     throw new VtepError(
@@ -214,7 +292,7 @@ function bridgeOf({ name, bridge, vlan }: NetworkStatus): string {
   if (bridge !== undefined) return bridge;
   throw new VtepError(
     "USAGE",
-    `network ${name} has no bridge that containers could be attached to: give it one (bridge: NAME)`,
+    `network ${name} has no bridge that containers could be attached to: give it one (bridge: NAME), or attach the one container with --direct`,
   );
 }
 

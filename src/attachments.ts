@@ -1,10 +1,12 @@
 /**
  * What is attached to networks: interfaces of containers, each a veth pair whose other end is a port of a
- * network's bridge.
+ * network's bridge, or a network's TAP itself.
  *
  * **Where that is known.** In the alias of that other end, and nowhere else: it lasts exactly as long as
  * the interface does, whoever removes it, and over restarts of the agent and of whoever attached. The
  * end's name follows from whose it is, so that attaching twice is attaching once.
+ *
+ * A TAP takes its alias along into the container, where the agent does not look: it remembers it.
  *
  * Alias, at most 255 bytes: `vtep|NETWORK|IFNAME|MAC|ADDRESSES|PUBLISHED|BY|DIGEST|TARGET`, DIGEST being of
  * all else that was wanted. A target that is too long is cut; the rest has to fit.
@@ -37,7 +39,7 @@ export interface Attachment {
   readonly published: readonly Published[];
   /** Who attached it: "attach", "docker", or "cni:" and the name of the runtime's network. */
   readonly by: string;
-  /** The end that is on this host. */
+  /** The end that is on this host, or the TAP's name as it was here. */
   readonly link: string;
 }
 
@@ -119,7 +121,10 @@ export function attachmentsAmong(
 }
 
 /** What a link's alias says; undefined where it is none of ours. */
-export function attachmentOf({ ifname: link, ifalias = "" }: Link): Attachment | undefined {
+export function attachmentOf({
+  ifname: link,
+  ifalias = "",
+}: Pick<Link, "ifname" | "ifalias">): Attachment | undefined {
   const [mark, ...fields] = ifalias.split("|");
   if (mark !== MARK || fields.length < 8) return undefined;
   const [network, ifname, mac, addresses, published, by, , ...rest] = fields as [

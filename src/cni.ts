@@ -22,7 +22,7 @@ import { Client } from "./api/client.ts";
 import { attach, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
-import { addressesInside, linksByName } from "./host.ts";
+import { linkInside, linksByName, routesInside } from "./host.ts";
 
 export const VERSIONS = ["0.4.0", "1.0.0", "1.1.0"] as const;
 type Version = (typeof VERSIONS)[number];
@@ -226,17 +226,32 @@ class Plugin {
       const where = link.master === undefined ? "no bridge" : `the bridge ${link.master}`;
       throw new CniError(CODE.other, `${link.ifname} is a port of ${where}, and not of ${bridge}`);
     }
-    const inside = await addressesInside(target, ifname);
+    const inside = await linkInside(target, ifname);
+    if (inside === undefined) {
+      throw new CniError(CODE.other, `${target} has no interface ${ifname} any more`);
+    }
     const at = prevResult.interfaces?.findIndex(({ name, sandbox }) => name === ifname && sandbox);
     const before = prevResult.interfaces?.[at ?? -1];
-    if (!inside.isUp) throw new CniError(CODE.other, `${ifname} is down`);
-    if (before?.mac !== undefined && before.mac.toLowerCase() !== inside.mac) {
-      throw new CniError(CODE.other, `${ifname} has the MAC ${inside.mac}, and had ${before.mac}`);
+    if (!inside.flags?.includes("UP")) throw new CniError(CODE.other, `${ifname} is down`);
+    const { address: mac, mtu, addr_info = [] } = inside;
+    if (before?.mac !== undefined && before.mac.toLowerCase() !== mac) {
+      throw new CniError(CODE.other, `${ifname} has the MAC ${mac}, and had ${before.mac}`);
     }
+    if (before?.mtu !== undefined && before.mtu !== mtu) {
+      throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and had ${before.mtu}`);
+    }
+    const addresses = addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`);
     for (const { address, interface: of } of prevResult.ips ?? []) {
       if (of !== undefined && of !== at) continue;
-      if (inside.addresses.includes(spelt(address))) continue;
+      if (addresses.includes(spelt(address))) continue;
       throw new CniError(CODE.other, `${ifname} has not the address ${address} any more`);
+    }
+    const { routes = [], ips = [] } = prevResult;
+    const present = routes.length === 0 ? [] : await routesInside(target, ifname);
+    for (const { dst, gw = gatewayFor(dst, ips) } of routes) {
+      const to = spelt(dst);
+      if (present.some((route) => route.to === to && route.via === gw)) continue;
+      throw new CniError(CODE.other, `the route to ${dst} over ${ifname} is gone`);
     }
   }
 

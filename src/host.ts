@@ -203,7 +203,7 @@ export interface Veth {
  * forward from its port yet.
  */
 export async function plug(veth: Veth): Promise<void> {
-  const { name, bridge, alias, namespace, ifname, mac, mtu, addresses, routes } = veth;
+  const { name, bridge, alias, namespace, ifname, mac, mtu } = veth;
   const inside = { inside: { namespace, ifname } };
   const made = await batch([
     {
@@ -219,7 +219,27 @@ export async function plug(veth: Veth): Promise<void> {
     },
   ]);
   if (made?.at === 0) throw made.error;
-  const settings = [
+  const joining = {
+    does: `joining ${name} to ${bridge}`,
+    words: ["link", "set", "dev", name, "master", bridge],
+  };
+  const failed =
+    made ??
+    (await batch(settingsOf(veth), inside)) ??
+    (await batch([joining])) ??
+    (await batch([announcementOf(veth)], inside));
+  if (failed === undefined) return;
+  await unplug(name);
+  throw failed.error;
+}
+
+/** Addresses and routes of a container's interface. */
+function settingsOf({
+  ifname,
+  addresses,
+  routes,
+}: Pick<Veth, "ifname" | "addresses" | "routes">): Change[] {
+  return [
     ...addresses.map((address) => ({
       does: `giving ${ifname} the address ${address}`,
       words: [
@@ -233,22 +253,81 @@ export async function plug(veth: Veth): Promise<void> {
       words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
     })),
   ];
-  const joining = {
-    does: `joining ${name} to ${bridge}`,
-    words: ["link", "set", "dev", name, "master", bridge],
-  };
-  const announcement = {
+}
+
+function announcementOf({ ifname, mac }: Pick<Veth, "ifname" | "mac">): Change {
+  return {
     does: `announcing ${ifname}`,
     words: ["link", "set", "dev", ifname, "address", mac],
   };
-  const failed =
-    made ??
-    (await batch(settings, inside)) ??
-    (await batch([joining])) ??
-    (await batch([announcement], inside));
+}
+
+/** A TAP that is to be the interface of a container. */
+export type DirectLink = Omit<Veth, "bridge">;
+
+/** Notes what a link is. */
+export async function noteAlias(name: string, alias: string): Promise<void> {
+  const words = ["link", "set", "dev", name, "alias", alias];
+  await done(batch([{ does: `noting what ${name} is`, words }]));
+}
+
+/** Moves a TAP into a container and sets it up there. Where it has moved and that fails, it is removed. */
+export async function plugDirect(tap: DirectLink): Promise<void> {
+  const { name, namespace, ifname, mac, mtu } = tap;
+  const moved = ["link", "set", "dev", name, "netns", namespace];
+  await done(batch([{ does: `moving ${name} to ${namespace}`, words: moved }]));
+  const changes = [
+    {
+      does: `naming ${name} ${ifname} in ${namespace}`,
+      words: ["link", "set", "dev", name, "name", ifname],
+    },
+    {
+      does: `setting up ${ifname}`,
+      words: ["link", "set", "dev", ifname, "address", mac, "mtu", `${mtu}`],
+    },
+    ...settingsOf(tap),
+    announcementOf(tap),
+  ];
+  const failed = await batch(changes, { inside: { namespace, ifname } });
   if (failed === undefined) return;
-  await unplug(name);
+  await unplugDirect(namespace, failed.at === 0 ? name : ifname);
   throw failed.error;
+}
+
+/** Removes a link from a container. */
+export async function unplugDirect(namespace: string, ifname: string): Promise<void> {
+  const words = ["link", "del", "dev", ifname];
+  await done(
+    batch([{ does: `removing ${ifname} of ${namespace}`, words }], {
+      inside: { namespace, ifname },
+    }),
+  );
+}
+
+/** A link of a container; undefined where it has none of that name. */
+export async function linkInside(namespace: string, ifname: string): Promise<Link | undefined> {
+  const words = ["-j", "-d", "addr", "show", "dev", ifname];
+  const { code, stdout } = await ip(words, [], { inside: { namespace, ifname } });
+  return code === 0 ? parse<Link>(stdout)[0] : undefined;
+}
+
+/** Where packets of a container go by an interface: prefixes, and gateways where there are any. */
+export async function routesInside(
+  namespace: string,
+  ifname: string,
+): Promise<{ to: string; via: string | undefined }[]> {
+  const tables = await Promise.all(
+    ["-4", "-6"].map((family) =>
+      ip([family, "-j", "route", "show", "dev", ifname], [], { inside: { namespace, ifname } }),
+    ),
+  );
+  return tables.flatMap(({ stdout }, at) => {
+    const [everywhere, whole] = at === 0 ? ["0.0.0.0/0", 32] : ["::/0", 128];
+    return parse<{ dst: string; gateway?: string }>(stdout).map(({ dst, gateway }) => {
+      const to = dst === "default" ? everywhere : dst;
+      return { to: to.includes("/") ? to : `${to}/${whole}`, via: gateway };
+    });
+  });
 }
 
 /** Makes a veth pair, one end of which is the port of a bridge; the other is left as it is. Or nothing, and throws. */
@@ -272,20 +351,6 @@ export async function pair(
   if (failed === undefined) return;
   if (failed.at > 0) await unplug(name);
   throw failed.error;
-}
-
-/** The MAC and the addresses, with prefix lengths, of a container's interface. */
-export async function addressesInside(
-  namespace: string,
-  ifname: string,
-): Promise<{ mac: string | undefined; isUp: boolean; addresses: string[] }> {
-  const said = await ip(["-j", "addr", "show", "dev", ifname], [], {
-    inside: { namespace, ifname },
-  });
-  if (said.code !== 0) throw new VtepError("LINK", `${ifname} of ${namespace}: ${said.refusal}`);
-  const [link] = parse<Link>(said.stdout);
-  const addresses = link?.addr_info?.map(({ local, prefixlen }) => `${local}/${prefixlen}`) ?? [];
-  return { mac: link?.address, isUp: link?.flags?.includes("UP") ?? false, addresses };
 }
 
 /** Removes a link, whose other end goes with it; false when there is none. */

@@ -21,6 +21,8 @@ const schema = v.object({
   bridges: v.array(v.string()),
   /** Frames that the TAPs, by their names, keep for their readers, where it is more until a restart is over. */
   queues: v.optional(v.record(v.string(), v.number()), {}),
+  /** The aliases of TAPs that are in containers, by their names here. */
+  direct: v.optional(v.record(v.string(), v.string()), {}),
   networks: v.array(
     v.object({
       name: v.string(),

@@ -1,7 +1,7 @@
 /** `vtep attach` and `vtep detach`: containers on the networks of a running agent. */
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
-import { attach, detach, namespaceId } from "../attach.ts";
+import { attach, attachDirect, detach, detachDirect, namespaceId } from "../attach.ts";
 import { formatPublished, linkName, parsePublished } from "../attachments.ts";
 import { VtepError } from "../errors.ts";
 import { type Answer, ask, type Options } from "./ask.ts";
@@ -35,6 +35,10 @@ export function addAttachCommands(vtep: Command): void {
     .option("--route <CIDR=VIA...>", "what goes elsewhere than that; without =VIA, straight out")
     .option("--mac <MAC>", "its MAC address (default: one that stays the same)")
     .option("--mtu <N>", "its MTU (default: the network's)")
+    .option(
+      "--direct",
+      "no veth pair and no bridge: the network's TAP becomes the interface, for one container",
+    )
     .addHelpText("after", TARGET)
     .enablePositionalOptions(); // those of "list" are its own
   ask(command, "list", "list what is attached", list);
@@ -49,7 +53,7 @@ async function add(client: Client, [target]: readonly string[], options: Options
     throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
   }
   const path = namespaceOf(target!);
-  const attached = await attach(client, {
+  const attached = await (options.direct ? attachDirect : attach)(client, {
     network: network as string,
     target: path,
     owner: namespaceId(path),
@@ -97,8 +101,11 @@ async function remove(
   [target]: readonly string[],
   { ifname }: Options,
 ): Promise<Answer> {
-  const owner = namespaceId(namespaceOf(target!));
-  const detached = await detach(client, linkName(owner, ifname as string));
+  const path = namespaceOf(target!);
+  const name = ifname as string;
+  const detached =
+    (await detach(client, linkName(namespaceId(path), name))) ||
+    (await detachDirect(client, path, name));
   const text = detached ? "is detached" : "was not attached";
   return { data: { detached }, text: `${ifname} of ${target} ${text}` };
 }

@@ -286,7 +286,7 @@ test("two hundred times leaves no link and no entry behind", async () => {
     const { Client } = await import(${module("api/client.ts")});
     const client = new Client(${JSON.stringify(vtep.socket)});
     const target = "/run/netns/${box.name}";
-    const wanted = { network: "blue", target, owner: namespaceId(target), by: "attach", ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [] };
+    const wanted = { network: "blue", target, owner: namespaceId(target), by: "attach", ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [], published: [] };
     for (let turn = 0; turn < 200; turn++) {
       await attach(client, wanted);
       if (!(await detach(client, linkName(wanted.owner, "eth0")))) throw new Error("it was not attached");
@@ -296,3 +296,76 @@ test("two hundred times leaves no link and no entry behind", async () => {
   const entries = JSON.parse((await run("fdb", "list", "--origin", "control", "--json")).stdout);
   expect(entries).toEqual([]);
 }, 120_000);
+
+describe("without a bridge, the TAP itself", () => {
+  beforeEach(async () => {
+    await vtep.stop();
+    vtep = await ours.vtep("--vni", "42", "--name", "blue", "--peer", theirs.address).ready();
+  });
+
+  const direct = (target: string, ...more: string[]) =>
+    attach(target, "--direct", "--ip", `${ADDRESS}/24`, ...more);
+
+  test("is the container's interface, and here again when that is detached", async () => {
+    const found = await direct(box.name, "fd07::201/64", "--gateway", `${prefix}1`);
+    expect([found.code, found.stderr]).toEqual([0, ""]);
+    await reach(box, there.address);
+    const [link] = JSON.parse(await box.run("ip", "-json", "-details", "addr", "show", "eth0"));
+    expect(link).toMatchObject({ mtu: 1450, linkinfo: { info_kind: "tun" } });
+    expect(await ours.links()).not.toContain("vtep42");
+    expect(await box.run("ip", "route", "show", "default")).toContain(`via ${prefix}1 dev eth0`);
+    expect(await attached()).toMatchObject([
+      { network: "blue", ifname: "eth0", mac: link.address, link: "vtep42" },
+    ]);
+    const again = await direct(box.name, "fd07::201/64", "--gateway", `${prefix}1`);
+    expect(again.stdout).toContain("is in network blue already");
+    expect(await direct(other.name, "--ifname", "eth1")).toMatchObject({
+      code: 1,
+      stderr: `vtep: the TAP of network blue is eth0 of /run/netns/${box.name} already: detach that first, or give the network a bridge\n`,
+    });
+    expect(await run("detach", box.name)).toMatchObject({ code: 0 });
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+    expect(await attached()).toEqual([]);
+    expect((await direct(other.name)).code).toBe(0);
+    await reach(other, there.address);
+  });
+
+  test("comes back when the container dies, while the agent goes on", async () => {
+    await direct(box.name);
+    await reach(box, there.address);
+    await ours.run("ip", "netns", "del", box.name);
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+    expect(await attached()).toEqual([]);
+    expect((await direct(other.name)).code).toBe(0);
+    await reach(other, there.address);
+    expect(vtep.log.filter(({ level }) => level >= 50)).toEqual([]);
+  });
+
+  test.each([
+    [
+      "an interface that is taken",
+      ["--ifname", "taken"],
+      /naming vtep42 taken in .* failed: .*exists/,
+    ],
+    ["an address that is refused", ["fe80::1/64", "fe80::1/64"], /giving eth0 the address/],
+    [
+      "a MAC that nobody may have",
+      ["--mac", "01:00:5e:00:00:01"],
+      /is not the MAC address of a st/,
+    ],
+  ])("stays or comes back after %s", async (_, options, message) => {
+    await box.run("ip", "link", "add", "taken", "type", "bridge");
+    const found = await direct(box.name, ...options);
+    expect([found.code === 0, found.stderr]).toEqual([false, expect.stringMatching(message)]);
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+    expect(await attached()).toEqual([]);
+    expect((await direct(box.name)).code).toBe(0);
+  });
+
+  test("is refused where others need it", async () => {
+    await vtep.stop();
+    vtep = await start();
+    const found = await direct(box.name);
+    expect([found.code, found.stderr]).toEqual([2, expect.stringContaining("is a port of br0")]);
+  });
+});

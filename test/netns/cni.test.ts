@@ -190,6 +190,11 @@ describe("a container", () => {
       answer: { msg: expect.stringMatching(/has not the address/) },
     });
     await box.run("ip", "addr", "add", `${prefix}190/24`, "dev", "eth0");
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: "the route to 0.0.0.0/0 over eth0 is gone" },
+    });
+    await box.run("ip", "route", "add", "default", "via", answer.ips[0].gateway, "dev", "eth0");
     expect(await check()).toEqual(DONE);
     await box.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:62");
     expect(await check()).toMatchObject({

@@ -218,6 +218,34 @@ describe("the service", () => {
     });
   });
 
+  test("leaves a TAP where it is over a restart, in its container", async () => {
+    await configure(`networks: [{ vni: 42, name: blue, peers: [${theirs.address}] }]`);
+    await systemctl("start", "vtep");
+    await machine.run("ip", "netns", "add", "box");
+    onTestFinished(() => machine.run("ip", "netns", "del", "box").then(() => undefined));
+    const address = there.address.replace(/\d+$/, "205");
+    const attached = () => vtep("attach", "list", "--json").then((text) => JSON.parse(text));
+    const crosses = () => {
+      const ping = ["ping", "-n", "-c", "1", "-W", "1", there.address];
+      const once = () => machine.finish("ip", "netns", "exec", "box", ...ping);
+      return until("an answer", async () => (await once()).code === 0);
+    };
+    await vtep("attach", "box", "--network", "blue", "--direct", "--ip", `${address}/24`);
+    await crosses();
+    const before = await attached();
+    expect(before).toMatchObject([
+      { ifname: "eth0", link: "vtep42", addresses: [`${address}/24`] },
+    ]);
+    await systemctl("restart", "vtep");
+    await crosses();
+    expect(await attached()).toEqual(before);
+    await systemctl("kill", "--signal=KILL", "vtep");
+    await until("the next one", async () => (await isActive()) === "active");
+    await crosses();
+    await vtep("detach", "box");
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+  });
+
   test("that cannot run says why, as an error, and is not tried again", async () => {
     await configure("networks: [{ vni: 42, pears: [192.0.2.2] }]");
     expect((await machine.finish("systemctl", "start", "vtep")).code).toBe(1);
