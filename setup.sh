@@ -33,6 +33,7 @@ dpkg-shlibdeps dpkg-dev finds the libraries that the Debian package needs
 podman   podman        runs containers through CNI
 runc     runc          runs them where crun cannot
 busybox  busybox-static is what runs in them
+docker-compose docker-compose runs the example of several containers
 unshare  util-linux    isolates a systemd of the lab'"'"'s own
 systemd-analyze systemd boots in the lab, and judges the units
 '

@@ -62,10 +62,6 @@ function direct(): Subject {
       const pids: number[] = [];
       try {
         for (const [at, host] of hosts.entries()) {
-          const peer = hosts[1 - at]!.address;
-          const vtep = await host.vtep("--vni", "42", "--name", "blue", "--peer", peer).ready();
-          done.push(() => vtep[Symbol.asyncDispose]());
-          pids.push(vtep.pid);
           const [container] = host.guests.filter((guest) => guest instanceof Container);
           if (container === undefined) throw new Error(`${host.name} has no container`);
           await container.ip("link set eth0 down", "link set eth0 name parked");
@@ -74,6 +70,10 @@ function direct(): Subject {
             await container.ip(`addr replace ${container.address6}/64 dev eth0 nodad`);
             await prepare(container);
           });
+          const peer = hosts[1 - at]!.address;
+          const vtep = await host.vtep("--vni", "42", "--name", "blue", "--peer", peer).ready();
+          done.push(() => vtep[Symbol.asyncDispose]()); // and with it its TAP
+          pids.push(vtep.pid);
           const { name, address, mac } = container;
           const agent = ["--network", "blue", "--socket", vtep.socket];
           const own = ["--direct", "--ip", `${address}/24`, "--mac", mac];

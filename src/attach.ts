@@ -217,6 +217,25 @@ export async function attachPair(
   return { ...attachment, peer };
 }
 
+/**
+ * Gives ports of this host to what `attachPair` attached. Throws VtepError as `attach` does; one of them that
+ * another container has is CONFLICT, and changes nothing.
+ */
+export async function publish(
+  client: Client,
+  name: string,
+  published: readonly Published[],
+): Promise<void> {
+  const links = await linksByName();
+  const link = links.get(name);
+  const was = link && attachmentOf(link);
+  if (was === undefined) throw new VtepError("NOT_FOUND", `${name} is not attached any more`);
+  const attachment = { ...was, published };
+  checkUnused(attachment, links);
+  await noteAlias(name, aliasOf(attachment, link!.mtu));
+  await client.attachments();
+}
+
 /** What is wanted, checked, and with what follows from the network. */
 async function fitted(
   client: Client,

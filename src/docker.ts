@@ -5,29 +5,56 @@
  * A network of Docker's is one of a running agent's, named by `-o network=NAME` or `-o vni=N`. Docker gives
  * out the addresses, moves the interface that a Join names into the container and sets it up; we make the
  * veth pair before, and remove it after. Nobody announces an address then, so its MAC follows from it.
- * Outward a container goes as others of Docker's do, by docker_gwbridge: a network has no gateway of its
- * own here.
+ * Outward a container goes by the gateway of the agent's network, and ports of the host are published to it
+ * by the agent; where the network has none, both as with others of Docker's, by docker_gwbridge.
  *
  * Which network is which is all that has to outlive us, because Docker tells it once: it is in a file.
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import * as v from "valibot";
+import { bare, isIn } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
-import { attachPair, detach } from "./attach.ts";
-import { linkName } from "./attachments.ts";
+import { attachPair, detach, publish } from "./attach.ts";
+import { linkName, type Published } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import type { NetworkStatus } from "./operations.ts";
 
 const GENERIC = "com.docker.network.generic";
+const PORTS = "com.docker.network.portmap";
 const OPTIONS = ["network", "vni"] as const;
 
 const id = v.pipe(v.string(), v.regex(/^[\w-]{1,128}$/));
 const ofNetwork = v.object({ NetworkID: id });
 const ofEndpoint = v.object({ NetworkID: id, EndpointID: id });
+const pools = v.nullish(
+  v.array(v.object({ Pool: v.optional(v.string(), ""), Gateway: v.optional(v.string(), "") })),
+);
 const creation = v.object({
   NetworkID: id,
   Options: v.optional(v.nullable(v.record(v.string(), v.unknown()))),
+  IPv4Data: pools,
+  IPv6Data: pools,
+});
+/** Protocols by their numbers of IP. */
+const PROTOCOLS: Readonly<Record<number, Published["protocol"]>> = { 6: "tcp", 17: "udp" };
+const connectivity = v.object({
+  NetworkID: id,
+  EndpointID: id,
+  Options: v.nullish(
+    v.object({
+      [PORTS]: v.nullish(
+        v.array(
+          v.object({
+            Proto: v.number(),
+            Port: v.number(),
+            HostIP: v.optional(v.string(), ""),
+            HostPort: v.number(),
+          }),
+        ),
+      ),
+    }),
+  ),
 });
 const endpoint = v.object({
   NetworkID: id,
@@ -81,17 +108,29 @@ export class DockerDriver {
         return this.#leave(parsed(ofEndpoint, body), call);
       case "NetworkDriver.EndpointOperInfo":
         return { Value: {} };
+      case "NetworkDriver.ProgramExternalConnectivity":
+        return this.#publish(parsed(connectivity, body));
       case "NetworkDriver.DiscoverNew":
       case "NetworkDriver.DiscoverDelete":
-      case "NetworkDriver.ProgramExternalConnectivity":
-      case "NetworkDriver.RevokeExternalConnectivity":
+      case "NetworkDriver.RevokeExternalConnectivity": // what is published goes with the endpoint
         return {};
     }
     return undefined;
   }
 
-  async #createNetwork({ NetworkID, Options }: v.InferOutput<typeof creation>): Promise<object> {
-    const { name } = await this.#meant((Options?.[GENERIC] ?? {}) as Record<string, unknown>);
+  async #createNetwork(wanted: v.InferOutput<typeof creation>): Promise<object> {
+    const { NetworkID, Options, IPv4Data, IPv6Data } = wanted;
+    const meant = await this.#meant((Options?.[GENERIC] ?? {}) as Record<string, unknown>);
+    const { name, gateway } = meant;
+    for (const { Pool, Gateway } of [...(IPv4Data ?? []), ...(IPv6Data ?? [])]) {
+      const own = gateway.find((each) => Pool !== "" && isIn(each, Pool));
+      if (own === undefined || bare(own) === bare(Gateway)) continue;
+      // Docker gives that address to a container otherwise.
+      throw new VtepError(
+        "USAGE",
+        `network ${name} has the gateway ${bare(own)}: create it with --gateway ${bare(own)}`,
+      );
+    }
     this.#keep(new Map([...this.#networks, [NetworkID, name]]));
     return {};
   }
@@ -120,8 +159,9 @@ export class DockerDriver {
       );
     }
     const addresses = [wanted?.Address, wanted?.AddressIPv6].filter((each) => each);
+    const name = this.#nameOf(NetworkID);
     const { peer } = await attachPair(this.#client, {
-      network: this.#nameOf(NetworkID),
+      network: name,
       target: SandboxKey,
       owner: ownerOf(EndpointID),
       by: "docker",
@@ -130,7 +170,35 @@ export class DockerDriver {
       published: [],
       mac: wanted?.MacAddress || macOf(wanted?.Address),
     });
-    return { InterfaceName: { SrcName: peer, DstPrefix: "eth" } };
+    const { gateway } = await this.#client.network(name);
+    const near = (address: string | undefined) =>
+      gateway.find((each) => address && isIn(each, address))?.split("/")[0];
+    const [Gateway, GatewayIPv6] = [near(wanted?.Address), near(wanted?.AddressIPv6)];
+    return {
+      InterfaceName: { SrcName: peer, DstPrefix: "eth" },
+      ...(Gateway && { Gateway, DisableGatewayService: true }),
+      ...(GatewayIPv6 && { GatewayIPv6 }),
+    };
+  }
+
+  /** Docker says which ports only now, and of those of docker_gwbridge as well. */
+  async #publish(wanted: v.InferOutput<typeof connectivity>): Promise<object> {
+    const { gateway } = await this.#client.network(this.#nameOf(wanted.NetworkID));
+    const ports = wanted.Options?.[PORTS] ?? [];
+    if (ports.length === 0 || gateway.length === 0) return {};
+    const published = ports.map(({ Proto, Port, HostIP, HostPort }): Published => {
+      const protocol = PROTOCOLS[Proto];
+      if (protocol === undefined || HostPort === 0) {
+        throw new VtepError(
+          "USAGE",
+          `port ${Port} needs a port of the host, and TCP or UDP (-p 8080:${Port})`,
+        );
+      }
+      const isAny = ["", "0.0.0.0", "::"].includes(HostIP);
+      return { protocol, ...(!isAny && { address: HostIP }), port: HostPort, toPort: Port };
+    });
+    await publish(this.#client, linkName(ownerOf(wanted.EndpointID), "eth"), published);
+    return {};
   }
 
   /** Both take away whatever is there: a daemon that was killed may have left out one. */

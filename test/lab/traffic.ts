@@ -90,8 +90,8 @@ export interface TcpTransfer {
 
 /** One TCP stream of checkable content; nothing may differ between what was sent and received. */
 export async function transferTcp(
-  from: Container,
-  to: Container,
+  from: Namespace,
+  to: Namespace & { readonly address: string },
   { bytes, address = to.address }: { bytes: number; address?: string },
 ): Promise<TcpTransfer> {
   const receiver = new Program(to, stream, "tcp-receive");

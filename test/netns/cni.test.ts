@@ -2,15 +2,14 @@
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
 import { create, Namespace } from "../lab/namespace.ts";
+import { PLUGIN, Podman } from "../lab/podman.ts";
 import { reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import type { Vtep } from "../lab/vtep.ts";
 
-const PLUGIN = fileURLToPath(new URL("../../dist/vtep-cni.js", import.meta.url));
 /** Debian 12's plugins know the specification up to 1.0.0; what 1.1.0 adds, this one takes part in. */
 const UP_TO_DATE = `#!/bin/sh
 case $CNI_COMMAND in GC|STATUS) cat >/dev/null; exit 0; esac
@@ -400,70 +399,21 @@ test("fifty containers at once are all added, and deleted", async () => {
 }, 120_000);
 
 test("podman's containers reach a kernel VXLAN host, are resolved, and leave nothing", async () => {
-  const root = join(scratch, "podman");
-  const networks = join(root, "net.d");
-  mkdirSync(networks, { recursive: true });
-  const { ipam, ...rest } = configuration({ cniVersion: "0.4.0" });
+  const plugin = { ...configuration(), capabilities: { mac: true, ips: true } };
   const portmap = { type: "portmap", capabilities: { portMappings: true } };
-  const list = {
-    cniVersion: "0.4.0",
-    name: "web",
-    plugins: [{ ...rest, ipam, capabilities: { mac: true, ips: true } }, portmap],
-  };
-  writeFileSync(join(networks, "web.conflist"), JSON.stringify(list));
-  const plugins = join(root, "plugins");
-  mkdirSync(plugins);
-  const run = `#!/bin/sh\nexec node ${PLUGIN}\n`;
-  writeFileSync(join(plugins, "vtep-cni"), run, { mode: 0o755 });
-  const file = join(root, "containers.conf");
-  writeFileSync(
-    file,
-    `[containers]
-default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
-[network]
-network_backend = "cni"
-cni_plugin_dirs = ["${plugins}", "/usr/lib/cni"]
-network_config_dir = "${networks}"
-default_network = "web"
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-`,
-  );
-  const image = join(root, "image");
-  mkdirSync(join(image, "bin"), { recursive: true });
-  const own = ["--root", join(root, "root"), "--runroot", join(root, "run")];
-  const podman = (...args: string[]) =>
-    ours.finish(["env", `CONTAINERS_CONF=${file}`, "podman", ...own, ...args], {
-      timeoutMs: 60_000,
-    });
-  const done = async (...args: string[]) => {
-    const { code, stdout, stderr } = await podman(...args);
-    expect([args[0], code, stderr]).toEqual([args[0], 0, expect.any(String)]);
-    return stdout.trim();
-  };
-  await ours.run(
-    "sh",
-    "-euc",
-    `cp /bin/busybox ${image}/bin/; ln -s busybox ${image}/bin/sh; tar -C ${image} -cf ${root}/image.tar .`,
-  );
-  await done("import", `${root}/image.tar`, "box");
-  const sleeping = ["/bin/busybox", "sleep", "300"];
-  try {
-    const mac = "02:00:00:00:00:63";
-    await done("run", "-d", "--name", "one", "--mac-address", mac, "box", ...sleeping);
-    await done("run", "-d", "--name", "two", "--ip", `${prefix}230`, "box", ...sleeping);
-    await reach(there, `${prefix}190`);
-    await reach(there, `${prefix}230`);
-    const inside = (...words: string[]) => done("exec", "one", "/bin/busybox", ...words);
-    expect(await inside("ping", "-c", "2", there.address)).toContain("2 packets received");
-    expect(await inside("ping", "-c", "2", `${prefix}230`)).toContain("2 packets received");
-    const link = await inside("ip", "link", "show", "eth0");
-    expect(link).toContain("mtu 1450");
-    expect(link).toContain(mac);
-  } finally {
-    await podman("rm", "--all", "--force", "--time", "0");
-  }
+  await using podman = await Podman.start(ours, [plugin, portmap]);
+  const sleeping = ["box", "/bin/busybox", "sleep", "300"];
+  const mac = "02:00:00:00:00:63";
+  await podman.done("run", "-d", "--name", "one", "--mac-address", mac, ...sleeping);
+  await podman.done("run", "-d", "--name", "two", "--ip", `${prefix}230`, ...sleeping);
+  await reach(there, `${prefix}190`);
+  await reach(there, `${prefix}230`);
+  const inside = (...words: string[]) => podman.done("exec", "one", "/bin/busybox", ...words);
+  expect(await inside("ping", "-c", "2", there.address)).toContain("2 packets received");
+  expect(await inside("ping", "-c", "2", `${prefix}230`)).toContain("2 packets received");
+  const link = await inside("ip", "link", "show", "eth0");
+  expect(link).toContain("mtu 1450");
+  expect(link).toContain(mac);
+  await podman.done("rm", "--all", "--force", "--time", "0");
   expect([await veths(), leased()]).toEqual([[], []]);
 }, 120_000);

@@ -1,96 +1,43 @@
 /** The network driver for Docker, by Debian's Docker Engine, on two hosts and beside a kernel VXLAN host. */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { request } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Host } from "../lab/host.ts";
+import { Docker } from "../lab/docker.ts";
 import { Lab } from "../lab/lab.ts";
-import type { Child } from "../lab/namespace.ts";
 import { reach } from "../lab/traffic.ts";
-import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
-import { ROOT } from "../native/fixture.ts";
-
-const ENGINE = join(ROOT, "build/docker/usr");
-const PLUGINS = "/run/docker/plugins";
 
 const lab = await Lab.draw({ hosts: 2 });
-const scratch = mkdtempSync(join(tmpdir(), "vtep-docker-"));
 const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
 const there = await theirs.container();
 await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
 const prefix = there.address.replace(/\d+$/, "");
-const name = `vtep-${process.pid}`;
 
 let vtep: Vtep;
-let plugin: Child;
-let daemon: Child;
-const socket = join(scratch, "docker.sock");
-const state = join(scratch, "state.json");
+let docker: Docker;
 
+beforeAll(async () => {
+  await ours.sysctl({ "ipv4/ip_forward": 1 });
+  const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+  vtep = await ours.vtep(...network).ready();
+  docker = await Docker.start(ours, vtep);
+}, 60_000);
 afterAll(async () => {
-  daemon?.kill();
-  await until("the daemon's end", () => daemon === undefined || daemon.exitCode !== null, 20_000);
-  plugin?.kill();
-  await until("no socket", () => !existsSync(join(PLUGINS, `${name}.sock`)));
+  await docker?.[Symbol.asyncDispose]();
   await lab[Symbol.asyncDispose]();
-  rmSync(scratch, { recursive: true, force: true });
 });
 
-async function startPlugin(): Promise<void> {
-  const where = ["--listen", join(PLUGINS, `${name}.sock`), "--state", state];
-  plugin = ours.spawn("node", cli, "docker-plugin", ...where, "--socket", vtep.socket);
-  plugin.stdin.end();
-  await until("the plugin", () => existsSync(join(PLUGINS, `${name}.sock`)));
-}
-
-async function startDaemon(host: Host): Promise<void> {
-  const paths = `PATH=${ENGINE}/sbin:${ENGINE}/bin:${process.env.PATH}`;
-  const at = (part: string) => join(scratch, part);
-  const settings = at("daemon.json");
-  writeFileSync(settings, "{}");
-  const args = [
-    ...["--config-file", settings, "-H", `unix://${socket}`, "-p", at("pid")],
-    ...["--data-root", at("root"), "--exec-root", at("exec"), "--bip", "172.29.0.1/24"],
-    ...["--oom-score-adjust", "0"],
-  ];
-  daemon = host.spawn("env", paths, "dockerd", ...args);
-  daemon.stdin.end();
-  let said = "";
-  daemon.stdout.resume();
-  daemon.stderr.setEncoding("utf8").on("data", (piece) => {
-    said += piece;
-  });
-  const answers = async () => (await docker("version")).code === 0;
-  await until("the daemon", answers, 20_000).catch((error: Error) => {
-    throw new Error(`${error.message}: ${said.slice(-3000)}`);
-  });
-}
-
-function docker(...args: string[]) {
-  const client = join(ENGINE, "bin/docker");
-  return ours.finish([client, "-H", `unix://${socket}`, ...args], { timeoutMs: 60_000 });
-}
-
-async function done(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await docker(...args);
-  if (code !== 0) throw new Error(`docker ${args.join(" ")}: ${stderr}`);
-  return stdout.trim();
-}
+const done = (...args: string[]) => docker.done(...args);
 
 /** A call as Docker makes it. */
 async function call(method: string, body: unknown): Promise<{ status: number; answer: object }> {
   const path = `/${method}`;
   return new Promise((resolve, reject) => {
-    const asked = request(
-      { socketPath: join(PLUGINS, `${name}.sock`), method: "POST", path },
-      async (response) => {
-        const answer = JSON.parse(await text(response));
-        resolve({ status: response.statusCode!, answer });
-      },
-    );
+    const asked = request({ socketPath: docker.plugin, method: "POST", path }, async (response) => {
+      const answer = JSON.parse(await text(response));
+      resolve({ status: response.statusCode!, answer });
+    });
     asked.on("error", reject).end(JSON.stringify(body));
   });
 }
@@ -99,25 +46,10 @@ async function veths(): Promise<string[]> {
   return (await ours.links()).filter((link) => /^v[tp][0-9a-f]{12}$/.test(link));
 }
 
-beforeAll(async () => {
-  mkdirSync(PLUGINS, { recursive: true });
-  await ours.sysctl({ "ipv4/ip_forward": 1 });
-  const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
-  vtep = await ours.vtep(...network).ready();
-  await startPlugin();
-  await startDaemon(ours);
-  const image = join(scratch, "image");
-  await ours.run(
-    "sh",
-    "-euc",
-    `mkdir -p ${image}/bin; cp /bin/busybox ${image}/bin/; ln -s busybox ${image}/bin/sh; tar -C ${image} -cf ${image}.tar .`,
-  );
-  await done("import", `${image}.tar`, "box");
-}, 60_000);
-
 const SLEEP = ["box", "/bin/busybox", "sleep", "300"];
 const range = ["--subnet", `${prefix}0/24`, "--ip-range", `${prefix}208/28`];
-const create = (...options: string[]) => docker("network", "create", "-d", name, ...options, "web");
+const create = (...options: string[]) =>
+  docker.finish("network", "create", "-d", docker.driver, ...options, "web");
 
 test.each([
   ["without a network", [], /give one of -o network=NAME and -o vni=N/],
@@ -163,17 +95,15 @@ describe("containers", () => {
     await done("rm", "-f", "one", "two");
     expect(await veths()).toEqual([]);
     await done("network", "rm", "web");
-    expect(JSON.parse(readFileSync(state, "utf8"))).toEqual({});
+    expect(JSON.parse(readFileSync(docker.state, "utf8"))).toEqual({});
   }, 60_000);
 
   test("go on when the plugin and the daemon were started again", async () => {
     expect(await create(...range, "-o", "network=blue")).toMatchObject({ code: 0 });
-    plugin.kill();
-    await until("the plugin's end", () => plugin.exitCode !== null);
-    await startPlugin();
-    daemon.kill();
-    await until("the daemon's end", () => daemon.exitCode !== null, 20_000);
-    await startDaemon(ours);
+    await docker.stopDriver();
+    await docker.startDriver(vtep);
+    await docker.stopDaemon();
+    await docker.startDaemon();
     const ip = `${prefix}221`;
     await done("run", "-d", "--name", "three", "--network", "web", "--ip", ip, ...SLEEP);
     await reach(there, ip);
@@ -187,7 +117,7 @@ describe("containers", () => {
   test("are not started while the agent is away, in a sentence, and leave nothing", async () => {
     expect(await create(...range, "-o", "network=blue")).toMatchObject({ code: 0 });
     await vtep.stop();
-    const { code, stderr } = await docker("run", "--rm", "--network", "web", ...SLEEP);
+    const { code, stderr } = await docker.finish("run", "--rm", "--network", "web", ...SLEEP);
     expect([code, stderr]).toEqual([125, expect.stringContaining("the agent is not reachable")]);
     expect(await veths()).toEqual([]);
     await done("network", "rm", "web");
