@@ -20,6 +20,7 @@ import {
 } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import {
+  addressInside,
   type Link,
   linkInside,
   linksByName,
@@ -156,6 +157,24 @@ function routesOf(
   return [...routes, ...defaults].sort(
     (one, other) => Number(one.via !== undefined) - Number(other.via !== undefined),
   );
+}
+
+/**
+ * Gives addresses and routes to what `attach` attached without any: who gives out the addresses may have to
+ * ask the network by that very interface. Throws as `attach` does; what is done by then is left.
+ */
+export async function address(
+  client: Client,
+  attached: Attached,
+  { addresses, routes }: Pick<Wanted, "routes"> & { readonly addresses: readonly string[] },
+): Promise<void> {
+  const { target: namespace, ifname, mac, mtu, link } = attached;
+  const attachment = { ...attached, addresses: addresses.map(checkedPrefix) };
+  checkRoutes(routes, attachment.addresses);
+  checkUnused(attachment, await linksByName());
+  await addressInside({ namespace, ifname, mac, addresses: attachment.addresses, routes });
+  await noteAlias(link, aliasOf(attachment, [mtu, routes]));
+  await client.attachments();
 }
 
 /** The same, the network's TAP becoming the container's interface. */

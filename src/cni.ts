@@ -19,7 +19,7 @@ import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { spelt } from "./addresses.ts";
 import { Client } from "./api/client.ts";
-import { attach, checkInterface, detach, namespaceId } from "./attach.ts";
+import { address, attach, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { linkInside, linksByName, routesInside } from "./host.ts";
@@ -159,26 +159,24 @@ class Plugin {
         `${ifname} was added to this container before: delete it first`,
       );
     }
+    const wanted = { network, target, owner, by: `cni:${name}`, ifname, mac, mtu };
+    const bare = { ...wanted, addresses: [], gateways: [], routes: [], published: [] };
+    // It asks by the interface, so that has to be there.
+    const asks = this.#configuration.ipam === "dhcp";
     try {
+      let attached = asks ? await attach(this.#client, bare) : undefined;
       const found = await this.#ipam("ADD");
       if (found !== undefined) checkResult(found, CODE.content, "the IPAM plugin's result");
       const { ips = [], routes = [], dns } = found ?? {};
       if (found !== undefined && ips.length === 0) {
         throw new CniError(CODE.content, "the IPAM plugin gave no address");
       }
-      const attached = await attach(this.#client, {
-        network,
-        target,
-        owner,
-        by: `cni:${name}`,
-        ifname,
+      const given = {
         addresses: ips.map(({ address }) => address),
-        gateways: [],
-        published: [],
         routes: routes.map(({ dst, gw }) => ({ to: dst, via: gw ?? gatewayFor(dst, ips) })),
-        mac,
-        mtu,
-      });
+      };
+      if (attached === undefined) attached = await attach(this.#client, { ...bare, ...given });
+      else await address(this.#client, attached, given);
       const size = cniVersion === "1.1.0" ? { mtu: attached.mtu } : {};
       return {
         cniVersion,
@@ -196,7 +194,9 @@ class Plugin {
         ...(dns !== undefined && { dns }),
       };
     } catch (error) {
-      await this.#ipam("DEL").catch(() => undefined); // the first error is the one to tell
+      // The first error is the one to tell.
+      await this.#ipam("DEL").catch(() => undefined);
+      if (asks) await detach(this.#client, link).catch(() => undefined);
       throw error;
     }
   }

@@ -233,6 +233,13 @@ export async function plug(veth: Veth): Promise<void> {
   throw failed.error;
 }
 
+/** Gives addresses and routes to an interface of a container that has none yet. */
+export async function addressInside(
+  veth: Pick<Veth, "namespace" | "ifname" | "mac" | "addresses" | "routes">,
+): Promise<void> {
+  await done(batch([...settingsOf(veth), announcementOf(veth)], { inside: veth }));
+}
+
 /** Addresses and routes of a container's interface. */
 function settingsOf({
   ifname,

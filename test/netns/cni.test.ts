@@ -1,10 +1,10 @@
 /** The CNI plugin: driven as the specification says, with Debian's IPAM plugins, and by podman. */
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
-import { create, Namespace } from "../lab/namespace.ts";
+import { type Child, create, Namespace } from "../lab/namespace.ts";
 import { PLUGIN, Podman } from "../lab/podman.ts";
 import { reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
@@ -397,6 +397,51 @@ test("fifty containers at once are all added, and deleted", async () => {
   expect([await veths(), leased()]).toEqual([[], []]);
   for (const { name } of boxes) await ours.run("ip", "netns", "del", name);
 }, 120_000);
+
+describe("an address that is asked for by the interface, with DHCP,", () => {
+  const LEASE = 240;
+  let daemon: Child;
+  let server: Child;
+  let socket: string;
+  beforeEach(async () => {
+    const settings = join(scratch, "udhcpd.conf");
+    writeFileSync(join(scratch, "leases"), "");
+    const range = [`start ${prefix}${LEASE}`, `end ${prefix}${LEASE}`, "interface eth0"];
+    const options = ["option subnet 255.255.255.0", `option router ${prefix}1`];
+    const files = [`lease_file ${join(scratch, "leases")}`, `pidfile ${join(scratch, "pid")}`];
+    writeFileSync(settings, `${[...range, ...options, ...files].join("\n")}\n`);
+    server = there.spawn("busybox", "udhcpd", "-f", settings);
+    socket = join(scratch, "dhcp.sock");
+    daemon = ours.spawn("/usr/lib/cni/dhcp", "daemon", "-socketpath", socket);
+    for (const { stdout, stderr } of [server, daemon])
+      for (const out of [stdout, stderr]) out.resume();
+    await until("the daemon", () => existsSync(socket));
+  });
+  afterEach(async () => {
+    for (const child of [server, daemon]) child.kill();
+    const isOver = ({ exitCode, signalCode }: Child) => (exitCode ?? signalCode) !== null;
+    await until("their end", () => [server, daemon].every(isOver));
+    rmSync(socket, { force: true });
+  });
+  const dhcp = () => configuration({ ipam: { type: "dhcp", daemonSocketPath: socket } });
+
+  test("is the container's, until it is deleted", async () => {
+    const { answer } = await cni("ADD", dhcp());
+    expect(answer.ips).toMatchObject([{ address: `${prefix}${LEASE}/24`, gateway: `${prefix}1` }]);
+    await reach(there, `${prefix}${LEASE}`);
+    expect(await cni("CHECK", { ...dhcp(), prevResult: answer })).toEqual(DONE);
+    expect(await cni("DEL", dhcp())).toEqual(DONE);
+    expect(await veths()).toEqual([]);
+  }, 30_000);
+
+  test("is not had without its daemon, and nothing is left", async () => {
+    daemon.kill();
+    await until("its end", () => daemon.signalCode !== null);
+    const { code, answer } = await cni("ADD", dhcp());
+    expect([code, answer.msg]).toEqual([1, expect.stringMatching(/^dhcp ADD: /)]);
+    expect(await veths()).toEqual([]);
+  });
+});
 
 test("podman's containers reach a kernel VXLAN host, are resolved, and leave nothing", async () => {
   const plugin = { ...configuration(), capabilities: { mac: true, ips: true } };
