@@ -59,6 +59,7 @@ Architecture: $architecture
 Maintainer: The vtep authors <root@localhost>
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
 Depends: nodejs (>= 20), iproute2, systemd | systemd-standalone-sysusers, $libraries
+Recommends: nftables
 Section: net
 Priority: optional
 Description: VXLAN tunnel endpoint in user space

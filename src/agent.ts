@@ -33,6 +33,7 @@ import {
   bringUp,
   createBridges,
   linksByName,
+  movePorts,
   removeIdleBridges,
   removeTaps,
   resizeQueues,
@@ -961,6 +962,15 @@ export class Agent implements Operations {
           : row.origin === LEARNED && !may.has(row.destination)),
     );
     if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
+    const [from, to] = [before.link.bridge, after.link.bridge];
+    if (from !== undefined && to !== undefined && from !== to) {
+      const bridges = new Map([[after.config.name, from]]);
+      const attached = attachmentsAmong(await linksByName(), bridges);
+      await movePorts(
+        attached.map(({ link }) => link),
+        to,
+      );
+    }
   }
 
   /**

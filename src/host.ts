@@ -170,6 +170,15 @@ export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
   );
 }
 
+/** Makes links ports of a bridge that they are not yet. */
+export async function movePorts(names: readonly string[], bridge: string): Promise<void> {
+  const changes = names.map((name) => ({
+    does: `moving ${name} to ${bridge}`,
+    words: ["link", "set", "dev", name, "master", bridge],
+  }));
+  await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
+}
+
 /** Has the kernel keep so many frames for whoever reads a TAP; one that is to keep fewer drops the rest. */
 export async function resizeQueues(frames: ReadonlyMap<string, number>): Promise<void> {
   const changes = [...frames].map(([tap, length]) => ({

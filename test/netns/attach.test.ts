@@ -151,6 +151,16 @@ describe("a container that is attached", () => {
     }
   });
 
+  test("goes along when its network moves to another bridge", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    const before = await attached();
+    const moved = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br9"];
+    expect(await run("network", "add", ...moved)).toMatchObject({ code: 0 });
+    expect(await attached()).toEqual(before);
+    await reach(box, there.address);
+    expect(await ours.links()).not.toContain("br0");
+  });
+
   test("may have a gateway that is routed straight out", async () => {
     const gateway = ["--route", "169.254.1.1/32", "--gateway", "169.254.1.1"];
     expect(await attach(box.name, "--ip", `${ADDRESS}/32`, ...gateway)).toMatchObject({ code: 0 });

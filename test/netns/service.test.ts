@@ -218,6 +218,24 @@ describe("the service", () => {
     });
   });
 
+  test("routes for containers: forwards, masquerades, and stops to", async () => {
+    await ours.sysctl({ "ipv4/ip_forward": 0 });
+    const gateway = "gateway: [10.9.0.1/24], masquerade: true";
+    await configure(
+      `networks: [{ vni: 42, peers: [${theirs.address}], bridge: br42, ${gateway} }]`,
+    );
+    await systemctl("start", "vtep");
+    expect(await ours.run("cat", "/proc/sys/net/ipv4/ip_forward")).toBe("1\n");
+    expect(await ours.run("nft", "list", "tables")).toBe("table inet vtep_4789\n");
+    expect(await ours.run("ip", "addr", "show", "br42")).toContain("10.9.0.1/24");
+    await systemctl("restart", "vtep");
+    expect(await ours.run("nft", "list", "tables")).toBe("table inet vtep_4789\n");
+    const lines = await messages();
+    expect(lines.filter(({ priority }) => Number(priority) < 6)).toEqual([]);
+    await systemctl("stop", "vtep");
+    expect(await ours.run("nft", "list", "tables")).toBe("");
+  });
+
   test("leaves a TAP where it is over a restart, in its container", async () => {
     await configure(`networks: [{ vni: 42, name: blue, peers: [${theirs.address}] }]`);
     await systemctl("start", "vtep");
