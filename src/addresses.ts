@@ -71,6 +71,11 @@ export function isWithin(address: string, { low, high }: Range): boolean {
   return toNumber(low) <= number && number <= toNumber(high);
 }
 
+/** How many addresses a range has. */
+export function sizeOf({ low, high }: Range): number {
+  return Number(toNumber(high) - toNumber(low)) + 1;
+}
+
 /** Those of a range that are free, the lowest first, with their prefix length. */
 export function* freeIn(range: Range, used: ReadonlySet<string>): Generator<string> {
   const isV6 = range.low.includes(":");

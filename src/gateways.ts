@@ -17,7 +17,7 @@ import { command } from "./command.ts";
 import type { NetworkConfig } from "./config.ts";
 import { VtepError } from "./errors.ts";
 import { type GatewayLink, type Link, setUpGateways, tearDownGateways } from "./host.ts";
-import { type Publication, ruleset } from "./ruleset.ts";
+import { natTable, type Publication } from "./nat.ts";
 
 /** Locally administered, and the same for every gateway on every host. */
 export const GATEWAY_MAC = "02:76:74:65:70:01";
@@ -33,7 +33,7 @@ export class Gateways {
   /** What bridges had before. */
   readonly #macs = new Map<string, string>();
   /** As the kernel has it; undefined: nothing is known of it. */
-  #ruleset: string | undefined;
+  #natTable: string | undefined;
 
   /** `port` is the endpoint's: what tells two agents of one host apart. */
   constructor(port: number, log: Logger) {
@@ -86,13 +86,13 @@ export class Gateways {
     const routed = this.#gateways.map(({ bridge, addresses, masquerade }) => {
       return { bridge, subnets: addresses.map(subnetOf), masquerade };
     });
-    const wanted = ruleset(this.#table, routed, this.#publications);
-    const isNone = wanted === ruleset(this.#table, [], []);
+    const wanted = natTable(this.#table, routed, this.#publications);
+    const isNone = wanted === natTable(this.#table, [], []);
     // An agent that never needed a table needs no nft either.
-    if (wanted === this.#ruleset || (isNone && this.#ruleset === undefined)) return;
+    if (wanted === this.#natTable || (isNone && this.#natTable === undefined)) return;
     const { code, refusal } = await command(["nft", "-f", "-"], wanted, "nftables");
     if (code !== 0) throw new VtepError("LINK", `"nft" refused the rules of gateways: ${refusal}`);
-    this.#ruleset = isNone ? undefined : wanted;
+    this.#natTable = isNone ? undefined : wanted;
   }
 
   /** Where it may not be switched on here, somebody else has to. */

@@ -90,7 +90,7 @@ function isAboutPort({ rule }: Obstacle): boolean {
 }
 
 /** The tables that iptables-nft makes are nft's too, but are to be changed with iptables. */
-function toolOf({ tool, family, name, chains }: Table): Tool {
+export function toolOf({ tool, family, name, chains }: Table): Tool {
   const builtIn = ["INPUT", "OUTPUT", "PREROUTING", "POSTROUTING"];
   const standard = ["filter", "nat", "mangle", "raw", "security"].includes(name);
   if (tool !== "nft" || !standard || !builtIn.some((chain) => chains.has(chain))) return tool;

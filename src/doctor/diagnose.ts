@@ -1,5 +1,6 @@
 /** Facts in, findings out: the whole of the doctor's judgement, in the order in which it is told. */
 import { checkFilters } from "./check-filters.ts";
+import { checkGateways } from "./check-gateway.ts";
 import { checkHost } from "./check-host.ts";
 import { checkOverlay } from "./check-overlay.ts";
 import { checkPaths } from "./check-paths.ts";
@@ -14,5 +15,6 @@ export function diagnose(facts: Facts): Finding[] {
     ...checkFilters(facts),
     ...checkPaths(facts),
     ...checkOverlay(facts),
+    ...checkGateways(facts),
   ];
 }

@@ -72,6 +72,10 @@ export async function examine(
     filters,
     conntrack: conntrack(),
     receiveBufferMax: number("/proc/sys/net/core/rmem_max"),
+    forwarding: ([4, 6] as const).filter((family) => {
+      const setting = family === 4 ? "ipv4/ip_forward" : "ipv6/conf/all/forwarding";
+      return number(`/proc/sys/net/${setting}`) === 1;
+    }),
     unprivilegedPort: number("/proc/sys/net/ipv4/ip_unprivileged_port_start") ?? 1024,
     reservedPorts: reservedPorts(),
     paths,

@@ -53,6 +53,8 @@ export interface Facts {
   /** undefined where the kernel has no conntrack. */
   readonly conntrack: { readonly count: number; readonly max: number } | undefined;
   readonly receiveBufferMax: number | undefined;
+  /** Families that are forwarded from any interface to any other. */
+  readonly forwarding: readonly (4 | 6)[];
   /** From here on a port takes no privilege. */
   readonly unprivilegedPort: number;
   /** net.ipv4.ip_local_reserved_ports: those that nobody gets who has not asked for them by number. */

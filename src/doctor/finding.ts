@@ -23,6 +23,8 @@ export type Check =
   | "path-mtu"
   | "offloads"
   | "bridge-netfilter"
+  | "gateway"
+  | "ranges"
   | "duplicate-mac"
   | "traffic";
 
@@ -70,5 +72,6 @@ export function listed(names: readonly string[], most = 3): string {
 
 /** "1 frame", "2 frames". */
 export function counted(count: number, what: string): string {
-  return `${count} ${what}${count === 1 ? "" : "s"}`;
+  const ending = what.endsWith("s") ? "es" : "s";
+  return `${count} ${what}${count === 1 ? "" : ending}`;
 }

@@ -8,6 +8,7 @@ import type { Building, Chain, Table, Term, Tool } from "./ruleset.ts";
 const HOOKS: Readonly<Record<string, string>> = {
   PREROUTING: "prerouting",
   INPUT: "input",
+  FORWARD: "forward",
   OUTPUT: "output",
   POSTROUTING: "postrouting",
 };

@@ -77,6 +77,7 @@ function facts(given: Partial<Facts> = {}): Facts {
     filters: [],
     conntrack: { count: 0, max: 1000 },
     receiveBufferMax: 212_992,
+    forwarding: [],
     unprivilegedPort: 1024,
     paths: new Map([["192.0.2.2", whole(1500)]]),
     ports: new Map([["192.0.2.2", "silent"]]),
@@ -582,5 +583,103 @@ describe("where metrics are served", () => {
     expect(of("capabilities", { ...alone, config })).toMatchObject([
       { severity: "error", finding: expect.stringMatching(/BIND_SERVICE.* for TCP port 80$/) },
     ]);
+  });
+});
+
+describe("a network with a gateway", () => {
+  const flags = { vni: "42", peers: ["192.0.2.2"], bridge: "br42", gateway: ["10.9.0.1/24"] };
+  const { config } = load(undefined, flags);
+  const forwarding = [4] as const;
+  const complaints = (given: Partial<Facts>) =>
+    of("gateway", { config, forwarding, ...given }).filter(({ severity }) => severity !== "ok");
+  const forward = (name: string, policy: string, ...rules: object[]) =>
+    readRuleset(
+      JSON.stringify({
+        nftables: [
+          { table: { family: "ip", name } },
+          {
+            chain: {
+              ...{ family: "ip", table: name, name: "FORWARD", type: "filter" },
+              ...{ hook: "forward", prio: 0, policy },
+            },
+          },
+          { chain: { family: "ip", table: name, name: "DOCKER-USER" } },
+          ...rules.map((expr) => ({
+            rule: { family: "ip", table: name, chain: "FORWARD", expr: [expr, { accept: null }] },
+          })),
+        ],
+      }),
+      "",
+    );
+
+  test("has all it needs where IP is forwarded and nobody drops it", () => {
+    expect(complaints({ filters: forward("filter", "accept") })).toEqual([]);
+  });
+
+  test.each([
+    ["ends at it where nothing is forwarded", flags, "net.ipv4.ip_forward"],
+    [
+      "ends at it where IPv6 is not",
+      { ...flags, gateway: ["fd09::1/64"] },
+      "net.ipv6.conf.all.forwarding",
+    ],
+  ])("%s", (_, given, setting) => {
+    const { config: its } = load(undefined, given);
+    const off = { config: its, forwarding: setting.includes("ipv6") ? forwarding : [] };
+    expect(complaints(off)).toMatchObject([
+      { severity: "error", commands: [`sysctl -w ${setting}=1`] },
+    ]);
+    // Before it runs, that is what it will do.
+    expect(complaints({ ...off, agent: silent })).toEqual([]);
+  });
+
+  test("is told of whose policy drops what is forwarded, until a rule lets the bridge pass", () => {
+    expect(complaints({ filters: forward("mine", "drop") })).toMatchObject([
+      {
+        severity: "warning",
+        finding: expect.stringContaining(
+          "is dropped by the policy of chain FORWARD (nft, table mine)",
+        ),
+        commands: [
+          "nft insert rule ip mine FORWARD iifname br42 accept",
+          "nft insert rule ip mine FORWARD oifname br42 accept",
+        ],
+      },
+    ]);
+    const lets = { match: { op: "==", left: { meta: { key: "iifname" } }, right: "br42" } };
+    expect(complaints({ filters: forward("mine", "drop", lets) })).toEqual([]);
+    expect(complaints({ filters: forward("mine", "drop"), config: facts().config })).toEqual([]);
+  });
+});
+
+describe("a range of addresses", () => {
+  const flags = { vni: "42", peers: ["192.0.2.2"], bridge: "br42" };
+  const { config } = load(undefined, { ...flags, ranges: ["10.9.0.64-10.9.0.73/24"] });
+  const used = (...addresses: string[]) =>
+    of("ranges", {
+      config,
+      links: new Map(
+        addresses.map((address, at) =>
+          link(`vt${at}`, { ifalias: `vtep|vtep42|eth0|02:00:00:00:00:01|${address}||attach|x|y` }),
+        ),
+      ),
+    });
+  const first = (count: number) => Array.from({ length: count }, (_, at) => `10.9.0.${64 + at}/24`);
+
+  test.each([
+    [8, "ok"],
+    [9, "warning"],
+    [10, "error"],
+  ])("of ten addresses of which %d are used is told of as %s", (count, severity) => {
+    expect(used(...first(count))).toMatchObject([
+      { severity, finding: expect.stringContaining(`${count} of 10 addresses`) },
+    ]);
+  });
+
+  test("is no good to who has an address of none", () => {
+    expect(used("10.9.0.64/24", "10.9.0.9/24")[0]).toMatchObject({
+      severity: "warning",
+      finding: expect.stringContaining("10.9.0.9 of containers here is in no range"),
+    });
   });
 });

@@ -39,7 +39,7 @@ const LAYERS: readonly Layer[] = [
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },
   { name: "gateways", files: /^gateways\.ts$/, mutual: false, outside: /^(node:fs|pino)$/ },
-  { name: "gateways' rules", files: /^ruleset\.ts$/, mutual: false, outside: NOTHING },
+  { name: "gateways' rules", files: /^nat\.ts$/, mutual: false, outside: NOTHING },
   {
     name: "attachments",
     files: /^attachments\.ts$/,

@@ -1,12 +1,12 @@
 import { expect, it } from "vitest";
-import { ruleset } from "../../src/ruleset.ts";
+import { natTable } from "../../src/nat.ts";
 
 const HEAD = "table inet vtep_4789\ndelete table inet vtep_4789\n";
 
 it("is no table where there is nothing to do", () => {
   const plain = [{ bridge: "br0", subnets: ["192.0.2.0/24"], masquerade: false }];
-  expect(ruleset("vtep_4789", [], [])).toBe(HEAD);
-  expect(ruleset("vtep_4789", plain, [])).toBe(HEAD);
+  expect(natTable("vtep_4789", [], [])).toBe(HEAD);
+  expect(natTable("vtep_4789", plain, [])).toBe(HEAD);
 });
 
 it("masquerades what leaves, but between networks that are routed here", () => {
@@ -14,7 +14,7 @@ it("masquerades what leaves, but between networks that are routed here", () => {
     { bridge: "br0", subnets: ["192.0.2.0/24", "2001:db8::/64"], masquerade: true },
     { bridge: "br1", subnets: ["198.51.100.0/24"], masquerade: false },
   ];
-  expect(ruleset("vtep_4789", routed, [])).toBe(`${HEAD}table inet vtep_4789 {
+  expect(natTable("vtep_4789", routed, [])).toBe(`${HEAD}table inet vtep_4789 {
   chain postrouting {
     type nat hook postrouting priority 100; policy accept;
     ip saddr 192.0.2.0/24 oifname != { "br0", "br1" } masquerade
@@ -40,7 +40,7 @@ it("takes ports of the host to containers, from elsewhere, from here and from th
     "ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 8080 dnat ip to 192.0.2.7:80",
     "ip6 daddr 2001:db8::1 udp dport 53 dnat ip6 to [2001:db8:2::7]:5353",
   ].join("\n    ");
-  expect(ruleset("vtep_4789", routed, publications)).toBe(`${HEAD}table inet vtep_4789 {
+  expect(natTable("vtep_4789", routed, publications)).toBe(`${HEAD}table inet vtep_4789 {
   chain postrouting {
     type nat hook postrouting priority 100; policy accept;
     ip saddr 192.0.2.0/24 ip daddr 192.0.2.0/24 ct status dnat masquerade

@@ -27,7 +27,7 @@ export interface Publication {
 }
 
 /** What `nft -f` has to be given; with nothing to do, that there is no table. */
-export function ruleset(
+export function natTable(
   table: string,
   routed: readonly Routed[],
   publications: readonly Publication[],

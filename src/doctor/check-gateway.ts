@@ -1,0 +1,118 @@
+/** Whether containers get through the gateways of networks, and have addresses that are this host's to give. */
+import { bare, formatRange, isWithin, sizeOf } from "../addresses.ts";
+import { attachmentOf } from "../attachments.ts";
+import type { NetworkConfig } from "../config.ts";
+import { toolOf } from "./check-filters.ts";
+import { type Facts, isUnseen, runs } from "./facts.ts";
+import { counted, type Finding, listed } from "./finding.ts";
+import type { Chain, Table } from "./ruleset.ts";
+
+/** From this share of a range on it is told that it ends. */
+const NEARLY = 0.9;
+
+export function checkGateways(facts: Facts): Finding[] {
+  const routed = facts.config.networks.filter(({ gateway }) => gateway.length > 0);
+  return [
+    ...checkForwarding(facts, routed),
+    ...routed.flatMap((network) => checkFilter(facts, network)),
+    ...facts.config.networks.flatMap((network) => checkRanges(facts, network)),
+  ];
+}
+
+function checkForwarding(facts: Facts, routed: readonly NetworkConfig[]): Finding[] {
+  const used = new Set(routed.flatMap(({ gateway }) => gateway.map(familyOf)));
+  return [...used].map((family): Finding => {
+    const check = "gateway";
+    const setting = family === 4 ? "net.ipv4.ip_forward" : "net.ipv6.conf.all.forwarding";
+    if (facts.forwarding.includes(family)) {
+      return { check, severity: "ok", finding: `IPv${family} is forwarded (${setting})` };
+    }
+    const off = `IPv${family} is not forwarded (${setting} is 0)`;
+    if (!runs(facts)) {
+      return { check, severity: "ok", finding: `${off}, which vtep run switches on` };
+    }
+    return {
+      check,
+      severity: "error",
+      finding: `${off}: containers get no further than the gateway`,
+      remedy: "switch it on, here and in /etc/sysctl.d",
+      commands: [`sysctl -w ${setting}=1`],
+    };
+  });
+}
+
+/** Docker, for one, drops all that is forwarded and not its own. What a table drops, no other lets pass. */
+function checkFilter({ filters }: Facts, { vni, bridge, gateway }: NetworkConfig): Finding[] {
+  if (isUnseen(filters)) return []; // that is told already
+  const families = new Set(gateway.map(familyOf));
+  return filters.flatMap((table) => {
+    const [base] = [...table.chains.values()].filter((chain) => dropsForwarded(chain));
+    const concerned = table.family === "inet" || families.has(table.family === "ip6" ? 6 : 4);
+    if (base === undefined || !concerned || names(table, bridge!)) return [];
+    return {
+      check: "gateway",
+      subject: `${vni}`,
+      severity: "warning",
+      finding: `what is forwarded from and to ${bridge} is dropped by the policy of chain ${base.name} (${toolOf(table)}, table ${table.name}), where no rule names it`,
+      remedy: "let it pass",
+      commands: acceptance(table, base, bridge!),
+    };
+  });
+}
+
+function dropsForwarded({ base }: Chain): boolean {
+  return base?.hook === "forward" && base.policy === "drop";
+}
+
+function names({ chains }: Table, bridge: string): boolean {
+  const rules = [...chains.values()].flatMap((chain) => chain.rules);
+  return rules.some(({ text }) => text.split(/[\s"]+/).includes(bridge));
+}
+
+function acceptance(table: Table, base: Chain, bridge: string): string[] {
+  const tool = toolOf(table);
+  if (tool === "nft") {
+    const rule = `nft insert rule ${table.family} ${table.name} ${base.name}`;
+    return ["iifname", "oifname"].map((way) => `${rule} ${way} ${bridge} accept`);
+  }
+  // Docker's own chain for what others want; it keeps that when it starts again.
+  const chain = table.chains.has("DOCKER-USER") ? "DOCKER-USER" : base.name;
+  return ["-i", "-o"].map((way) => `${tool} -I ${chain} ${way} ${bridge} -j ACCEPT`);
+}
+
+/** What is in no range of this host may be in another's. */
+function checkRanges({ links }: Facts, { name, vni, ranges }: NetworkConfig): Finding[] {
+  if (ranges.length === 0) return [];
+  const attached = [...new Set(links.values())].flatMap((link) => {
+    const found = attachmentOf(link);
+    return found?.network === name ? [found] : [];
+  });
+  const addresses = attached.flatMap((each) => each.addresses.map(bare));
+  const strange = addresses.filter((address) => !ranges.some((range) => isWithin(address, range)));
+  const outside: Finding[] =
+    strange.length === 0
+      ? []
+      : [
+          {
+            check: "ranges",
+            subject: `${vni}`,
+            severity: "warning",
+            finding: `network ${vni}: ${listed(strange)} of containers here ${strange.length === 1 ? "is" : "are"} in no range of this host, so another host may give the same`,
+            remedy: "attach them with --ip auto, or give this host a range that has them",
+          },
+        ];
+  const usage = ranges.map((range): Finding => {
+    const used = addresses.filter((address) => isWithin(address, range)).length;
+    const size = sizeOf(range);
+    const said = `network ${vni}: ${used} of ${counted(size, "address")} of ${formatRange(range)} in use`;
+    const check = "ranges";
+    if (used < NEARLY * size) return { check, subject: `${vni}`, severity: "ok", finding: said };
+    const severity = used < size ? "warning" : "error";
+    return { check, subject: `${vni}`, severity, finding: said, remedy: "widen the range" };
+  });
+  return [...outside, ...usage];
+}
+
+function familyOf(address: string): 4 | 6 {
+  return address.includes(":") ? 6 : 4;
+}
