@@ -27,7 +27,7 @@ const LAYERS: readonly Layer[] = [
   // Facts in, findings out: whatever fault can be written down can be tested.
   { name: "diagnosis", files: /^doctor\/(?!examine|probe)/, mutual: true, outside: /^ipaddr\.js$/ },
   { name: "flags", files: /^flags\.ts$/, mutual: false, outside: /^commander$/ },
-  { name: "CNI plugin", files: /^(vtep-)?cni\.ts$/, mutual: true, outside: ANYTHING },
+  { name: "CNI plugin", files: /^(vtep-cni|cni|cni-plugin)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "Docker driver", files: /^docker\.ts$/, mutual: false, outside: ANYTHING },
   // Asks an agent, and makes the links that the agent may not.
   { name: "attaching", files: /^attach\.ts$/, mutual: false, outside: ANYTHING },
