@@ -2,6 +2,8 @@
  * `npm run bench:agent`: what an operator of the agent is promised, measured on the built command, with
  * kernel VXLAN at the other end and a real systemd around it where one is needed.
  *
+ * `npm run bench:agent -- starts attaches` does these parts only.
+ *
  * Times are this machine's; beside the start stands that of a bare Node. Streams are paced: what is looked
  * for is what they lose, and for how long nothing arrives, while the agent is busy with something else.
  */
@@ -15,6 +17,8 @@ import { Client } from "../src/api/client.ts";
 import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
 import { learnMacs, misuse } from "../test/lab/misuse.ts";
+import { create, Namespace } from "../test/lab/namespace.ts";
+import { PLUGIN } from "../test/lab/podman.ts";
 import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli } from "../test/lab/vtep.ts";
@@ -27,6 +31,8 @@ const STARTS = 11;
 /** When V8 has cleaned up after the start. */
 const SETTLED_MS = 30_000;
 const IDLE_SECONDS = 30;
+const ATTACHMENTS = 40;
+const CALLS = 21;
 const ENTRIES = 100_000;
 const MANY_ENTRIES = 1_000_000;
 const UDP = { size: 200, rate: 20_000 };
@@ -48,13 +54,9 @@ const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--b
 const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-"));
 process.once("exit", () => rmSync(scratch, { recursive: true, force: true }));
 
-await starts();
-await idles();
-await lists();
-await isMisused();
-await remembers();
-await reloads();
-await restarts();
+const parts = [starts, attaches, idles, lists, isMisused, remembers, reloads, restarts];
+const chosen = process.argv.slice(2);
+for (const part of parts) if (chosen.length === 0 || chosen.includes(part.name)) await part();
 process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
 
 async function starts(): Promise<void> {
@@ -83,6 +85,61 @@ async function starts(): Promise<void> {
     `${ms(percentile(ready, 50))} and ${ms(Math.min(...ready))}`,
     `a bare Node ${ms(percentile(bare, 50))} and ${ms(Math.min(...bare))}`,
   );
+}
+
+/** Also as runtimes do it: each call a process, and addresses by another plugin. */
+async function attaches(): Promise<void> {
+  await using vtep = await ours.vtep(...network).ready();
+  const box = new Namespace(`${ours.name}box`);
+  ours.guests.push(box);
+  await create(box);
+  const target = `/run/netns/${box.name}`;
+  const module = (name: string) => JSON.stringify(new URL(`../src/${name}`, import.meta.url).href);
+  const code = `
+    const { attach, detach, namespaceId } = await import(${module("attach.ts")});
+    const { linkName } = await import(${module("attachments.ts")});
+    const { Client } = await import(${module("api/client.ts")});
+    const client = new Client(${JSON.stringify(vtep.socket)});
+    const owner = namespaceId(${JSON.stringify(target)});
+    const wanted = { network: "blue", target: ${JSON.stringify(target)}, owner, by: "attach", ifname: "eth0", addresses: ["10.1.0.201/24"], gateways: [], routes: [], published: [] };
+    const times = [];
+    for (let turn = 0; turn < ${ATTACHMENTS}; turn++) {
+      const began = performance.now();
+      await attach(client, wanted);
+      times.push(performance.now() - began);
+      await detach(client, linkName(owner, "eth0"));
+    }
+    console.log(JSON.stringify(times));`;
+  const script = ["--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code];
+  const times = JSON.parse(await ours.run("node", ...script)) as number[];
+  row("attach, median and p95", "60 ms", ms(percentile(times, 50)), ms(percentile(times, 95)));
+
+  const ipam = { type: "host-local", dataDir: scratch, subnet: "10.1.0.0/24" };
+  const plugin = { cniVersion: "1.0.0", name: "web", type: "vtep-cni", network: "blue" };
+  const input = JSON.stringify({ ...plugin, socket: vtep.socket, ipam });
+  const call = async (command: string) => {
+    const environment = {
+      ...{ CNI_COMMAND: command, CNI_CONTAINERID: "one", CNI_NETNS: target },
+      ...{ CNI_IFNAME: "eth0", CNI_PATH: "/usr/lib/cni" },
+    };
+    const words = Object.entries(environment).map(([name, value]) => `${name}=${value}`);
+    const began = performance.now();
+    const { code, stdout } = await ours.finish(["env", ...words, "node", PLUGIN], { input });
+    if (code !== 0) throw new Error(`${command}: ${stdout}`);
+    return performance.now() - began;
+  };
+  const called: Record<string, number[]> = { ADD: [], VERSION: [], DEL: [] };
+  const bare: number[] = [];
+  for (let turn = 0; turn < CALLS; turn++) {
+    for (const [command, all] of Object.entries(called)) all.push(await call(command));
+    const began = performance.now();
+    await ours.run("node", "-e", "0");
+    bare.push(performance.now() - began);
+  }
+  const median = (command: string) => ms(percentile(called[command]!, 50));
+  const node = `a bare Node ${ms(percentile(bare, 50))}`;
+  row("CNI ADD with host-local, median", "250 ms", median("ADD"), node);
+  row("CNI VERSION, median", "120 ms", median("VERSION"), node);
 }
 
 async function idles(): Promise<void> {
