@@ -713,6 +713,8 @@ export class Agent implements Operations {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     const stays = this.#keeping !== undefined;
+    // What stays is forwarded until there is nothing else to do: from then on frames wait for the next agent.
+    if (stays) this.#undo.push(() => this.#workers.end());
     this.#undo.push(() => this.#unroute());
     this.#undo.push(() => this.#remember());
     this.#undo.push(() =>
@@ -720,12 +722,13 @@ export class Agent implements Operations {
     );
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
-    this.#undo.push(() => this.#workers.end());
-    if (!stays)
+    if (!stays) {
+      this.#undo.push(() => this.#workers.end());
       this.#undo.push(async () => {
         const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
         await removeTaps(this.#links()).catch(kept);
       });
+    }
     await this.#open();
     await bringUp(this.#links());
     if (stays) this.#undo.push(() => this.#lengthenQueues());
@@ -794,6 +797,7 @@ export class Agent implements Operations {
 
   /** Those that have no ports, but for ports that are to be ignored. */
   async #removeBridges(names: readonly string[], ignored?: ReadonlySet<string>): Promise<void> {
+    if (names.length === 0) return;
     const left = await removeIdleBridges(names, ignored);
     for (const name of names) if (!left.includes(name)) this.#bridges.delete(name);
     if (this.#keeping !== undefined) return; // they are kept like all else

@@ -1,10 +1,14 @@
 #!/usr/bin/env node
 /** The command line: words in, exit code out. */
+import { setTimeout as pause } from "node:timers/promises";
 import { Command, CommanderError } from "commander";
 import { addRunCommand } from "./commands/run.ts";
 import { EXIT_FAILURE, EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
 import { ERROR, isJournal, notifyStatus, priorityPrefix } from "./systemd.ts";
 import { version } from "./version.ts";
+
+/** Until a service that cannot run is tried again. */
+const HASTE_MS = 1000;
 
 async function program(): Promise<Command> {
   const vtep = new Command("vtep")
@@ -25,6 +29,11 @@ function complain(sentence: string): void {
   notifyStatus(sentence);
   const prefix = isJournal(process.stderr.fd) ? priorityPrefix(ERROR) : "";
   process.stderr.write(`${prefix}vtep: ${sentence}\n`);
+}
+
+/** The manager starts at once what has failed, for frames may be waiting; what said why need not be so quick. */
+async function takeTime(): Promise<void> {
+  if (process.env.VTEP_KEEP === "1" && process.exitCode === EXIT_FAILURE) await pause(HASTE_MS);
 }
 
 /** Without commander's prefix, and with its suggestion of a near name on the same line. */
@@ -49,4 +58,5 @@ try {
   if (!said) complain(usage ? usageOf(error) : sentenceOf(error));
   if (!usage) process.exitCode = exitCode(error);
   else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
+  await takeTime();
 }

@@ -25,11 +25,14 @@ import type { Thread } from "./workers.ts";
 
 /** Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads. */
 export async function run(given: Record<string, unknown>, first: Thread): Promise<void> {
+  let ended = false;
   try {
     await forward(given, first);
+    ended = true;
   } finally {
-    // What waits to be written would keep the process, for as long as nobody reads. The exit code is set by then.
-    void isLogWritten().then((isWritten) => isWritten || process.exit());
+    // What waits to be written would keep the process, for as long as nobody reads, as does what takes itself
+    // apart; frames may be waiting for the next one. The exit code is set by then.
+    void isLogWritten().then((isWritten) => (isWritten && !ended) || process.exit());
   }
 }
 

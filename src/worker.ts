@@ -18,7 +18,7 @@ export interface Post {
   readonly worker: number;
 }
 
-/** Agent → forwarding thread. Each but "stop" is answered by "done" or "failed" of its id. */
+/** Agent → forwarding thread. Each is answered by "done" or "failed" of its id. */
 export type Order =
   | { readonly order: "forward" | "stop"; readonly id: number }
   | { readonly order: "add" | "change"; readonly id: number; readonly network: NetworkPlan }
@@ -81,8 +81,7 @@ function obey(vtep: Vtep, order: Order): void {
     case "mirror":
       return vtep.mirror(order.mirroring);
     case "stop":
-      vtep.close();
-      port.close();
+      return vtep.close();
   }
 }
 
@@ -118,6 +117,7 @@ try {
       obey(vtep, order);
       if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
       report({ event: "done", id: order.id });
+      if (order.order === "stop") port.close();
     } catch (error) {
       report({ event: "failed", id: order.id, ...described(error) });
     }

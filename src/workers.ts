@@ -15,6 +15,8 @@ import type { Order, Post, Report } from "./worker.ts";
 
 /** How long threads may take to close their devices before they are ended. */
 const STOP_MS = 500;
+/** The id of the order to stop. */
+const LAST = -1;
 
 /** A thread, and when it ended: with the error if that was why. */
 export interface Thread {
@@ -145,6 +147,7 @@ export class Workers {
     this.#lose(reason);
   }
 
+  /** Threads that have closed their devices end by themselves, or with the process: nobody waits for that. */
   async end(): Promise<void> {
     void this.#idle?.worker.terminate();
     const threads = this.#threads;
@@ -152,8 +155,13 @@ export class Workers {
     // One that is still opening devices would finish first.
     const patience = this.#opened ? STOP_MS : 0;
     const ends = threads.map(async (thread) => {
-      const gone = new Promise((resolve) => thread.once("exit", resolve));
-      thread.postMessage({ order: "stop", id: 0 } satisfies Order);
+      const gone = new Promise<void>((resolve) => {
+        thread.once("exit", () => resolve());
+        thread.on("message", (report: Report) => {
+          if (report.event === "done" && report.id === LAST) resolve();
+        });
+      });
+      thread.postMessage({ order: "stop", id: LAST } satisfies Order);
       const impatience = setTimeout(() => void thread.terminate(), patience);
       await gone;
       clearTimeout(impatience);
