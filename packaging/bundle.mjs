@@ -1,54 +1,103 @@
 /**
- * Compiles src/ to dist/, with the modules that it uses: a start then reads a dozen files instead of some
- * four hundred, which is most of what starting takes.
+ * Compiles src/ to dist/, with the modules that it uses: a start then reads a few files instead of some
+ * four hundred, and what V8 made of them before.
  *
- * dist/cli.js and dist/vtep-cni.js are the commands; dist/parts/ holds what it loads, among it the entry of a forwarding thread.
- * Whatever finds a file by where its own is (`import.meta.url`) is in dist/parts/, which is as deep in
- * this package as the directories of src/ that it is in. Left outside are raw-socket, which is optional and has an addon of its own, and the
- * validators that hono-openapi would load for users of others than ours. dist/LICENSES.txt has the terms
- * of all that is inside.
+ * dist/cli.js and dist/vtep-cni.js are the commands; dist/parts/ holds what they load, and the entry of a
+ * forwarding thread: of each part its text (X.code.js), what V8 made of that (X.code.bin), and what loads
+ * both (X.js, see load.cjs). All is CommonJS, for Node 20 takes no compiled code for other modules.
+ *
+ * Whatever finds a file by where its own is (`import.meta.url`) is told that it is in dist/parts/, which is
+ * as deep in this package as the directories of src/ that it is in. Left outside is raw-socket, which is
+ * optional and has an addon of its own. dist/LICENSES.txt has the terms of all that is inside.
  */
-import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { chmod } from "node:fs/promises";
+import { spawnSync } from "node:child_process";
+import {
+  chmodSync,
+  cpSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
-import { build } from "esbuild";
+import { build, transformSync } from "esbuild";
+
+const PARTS = ["program", "worker", "vtep-cni"];
 
 rmSync("dist", { recursive: true, force: true });
-const { metafile } = await build({
-  entryPoints: {
-    cli: "src/cli.ts",
-    "vtep-cni": "src/vtep-cni.ts",
-    "parts/worker": "src/worker.ts",
-  },
-  outdir: "dist",
-  chunkNames: "parts/[name]-[hash]",
+const options = {
   bundle: true,
-  splitting: true,
-  format: "esm",
+  format: "cjs",
   platform: "node",
   target: "node20",
+  // What is loaded later is in the same part; Node's own import() would look for modules in other ways.
+  supported: { "dynamic-import": false },
   sourcemap: true,
   sourcesContent: false,
   external: ["raw-socket"],
-  // Modules in CommonJS ask for Node's own with require().
-  banner: {
-    js: 'import { createRequire as requireOf } from "node:module"; const require = requireOf(import.meta.url);',
-  },
+  define: { "import.meta.url": "importMetaUrl" },
   metafile: true,
   logLevel: "warning",
-});
-for (const command of ["dist/cli.js", "dist/vtep-cni.js"]) {
-  await chmod(command, 0o755);
-  for (const file of Object.keys(metafile.outputs[command].inputs)) {
-    if (!readFileSync(file, "utf8").includes("import.meta.url")) continue;
-    throw new Error(`${file} would look for files from dist/, and not from dist/parts/`);
-  }
+};
+const urlOf = (path) => `const importMetaUrl = require("node:url").pathToFileURL(${path}).href;`;
+const elsewhere = {
+  name: "parts",
+  setup: ({ onResolve }) =>
+    onResolve({ filter: /^\.\/program\.ts$/ }, () => ({
+      path: "./parts/program.js",
+      external: true,
+    })),
+};
+const results = [
+  await build({
+    ...options,
+    entryPoints: ["src/cli.ts"],
+    outfile: "dist/cli.js",
+    banner: { js: urlOf('__dirname + "/parts/cli.js"') },
+    plugins: [elsewhere],
+  }),
+  await build({
+    ...options,
+    entryPoints: PARTS.map((part) => ({ in: `src/${part}.ts`, out: `parts/${part}.code` })),
+    outdir: "dist",
+    banner: {
+      js: `(function (exports, require, module, __filename, __dirname) {${urlOf("__filename")}`,
+    },
+    footer: { js: "})" },
+  }),
+];
+writeFileSync("dist/package.json", '{ "type": "commonjs" }\n');
+for (const part of PARTS) cpSync("packaging/load.cjs", `dist/parts/${part}.js`);
+writeFileSync("dist/vtep-cni.js", '#!/usr/bin/env node\nrequire("./parts/vtep-cni.js");\n');
+for (const command of ["dist/cli.js", "dist/vtep-cni.js"]) chmodSync(command, 0o755);
+
+for (const part of PARTS) {
+  const text = readFileSync(`dist/parts/${part}.code.js`, "utf8");
+  const { code } = transformSync(text, { minifyWhitespace: true, legalComments: "none" });
+  if (/[^\0-\x7f]/.test(code)) throw new Error(`${part} is read as Latin-1, but is more than that`);
+}
+
+// A start, as far as it goes for an agent that is its own peer.
+const itself = ["--peer", "192.0.2.2", "--local", "192.0.2.2", "--socket", "dist/none.sock"];
+compile("dist/cli.js", "run", "--vni", "1", ...itself);
+compile("dist/parts/worker.js");
+compile("dist/vtep-cni.js");
+for (const part of PARTS) statSync(`dist/parts/${part}.code.bin`); // throws unless it was made
+
+function compile(...words) {
+  spawnSync(process.execPath, ["packaging/compile.cjs", ...words], {
+    env: { ...process.env, CNI_COMMAND: "VERSION" },
+    input: '{ "cniVersion": "1.1.0" }',
+  });
 }
 
 const inside = new Set(
-  Object.keys(metafile.inputs).flatMap((file) => {
-    return /^node_modules\/(?:@[^/]+\/)?[^/]+/.exec(file)?.[0] ?? [];
-  }),
+  results
+    .flatMap(({ metafile }) => Object.keys(metafile.inputs))
+    .flatMap((file) => {
+      return /^node_modules\/(?:@[^/]+\/)?[^/]+/.exec(file)?.[0] ?? [];
+    }),
 );
 const terms = [...inside].sort().map((directory) => {
   const { name, version, license, author } = JSON.parse(

@@ -14,7 +14,8 @@ trap 'rm -rf "$stage"' EXIT
 root=$stage/root
 home=$root/usr/lib/vtep
 
-# Times within are those of the last commit, so that the same source makes the same package.
+# Times within are those of the last commit, so that the same source makes the same package, but for what V8
+# compiled, in which there are hashes of its own.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 

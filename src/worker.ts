@@ -105,25 +105,29 @@ function store(vtep: Vtep): void {
   }
 }
 
-try {
-  const [{ plan, worker, keep }] = (await once(port, "message")) as [Post];
-  const vtep = await Vtep.open(plan, worker);
-  if (keep) {
-    recall(vtep, plan.kept);
-    store(vtep);
-  }
-  port.on("message", (order: Order) => {
-    try {
-      obey(vtep, order);
-      if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
-      report({ event: "done", id: order.id });
-      if (order.order === "stop") port.close();
-    } catch (error) {
-      report({ event: "failed", id: order.id, ...described(error) });
+async function main(): Promise<void> {
+  try {
+    const [{ plan, worker, keep }] = (await once(port, "message")) as [Post];
+    const vtep = await Vtep.open(plan, worker);
+    if (keep) {
+      recall(vtep, plan.kept);
+      store(vtep);
     }
-  });
-  report({ event: "opened", opened: vtep.opened });
-} catch (error) {
-  report({ event: "failed", id: 0, ...described(error) });
-  port.close();
+    port.on("message", (order: Order) => {
+      try {
+        obey(vtep, order);
+        if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
+        report({ event: "done", id: order.id });
+        if (order.order === "stop") port.close();
+      } catch (error) {
+        report({ event: "failed", id: order.id, ...described(error) });
+      }
+    });
+    report({ event: "opened", opened: vtep.opened });
+  } catch (error) {
+    report({ event: "failed", id: 0, ...described(error) });
+    port.close();
+  }
 }
+
+void main();

@@ -7,6 +7,7 @@
  */
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import { setImmediate } from "node:timers/promises";
 import type { Served } from "./routes.ts";
 import { disposable, listen, type Place } from "./socket.ts";
 
@@ -44,7 +45,7 @@ export async function serve(place: Place, served: Served): Promise<AsyncDisposab
   server.on("clientError", turnAway);
   await listen(server, place);
   server.on("error", (error) => log.warn({ reason: error.message }, "the API refused a caller"));
-  answer = load(served);
+  answer = setImmediate().then(() => load(served)); // when all that is ready has been said to be
   answer.catch((error: Error) => log.error({ err: error }, "the API could not be loaded"));
   return disposable(server);
 }

@@ -2,7 +2,7 @@
 import { type Command, Option } from "commander";
 import { DEFAULT_FILE } from "../config-file.ts";
 import { addFlags, once } from "../flags.ts";
-import { startThread } from "../workers.ts";
+import { startThread, type Thread } from "../workers.ts";
 
 const EXAMPLES = `
 Examples:
@@ -21,7 +21,8 @@ Signals:
   SIGUSR2          log the FDB, the counters and the drops by reason
 `;
 
-export function addRunCommand(vtep: Command): void {
+/** `first` is a forwarding thread that was started already. */
+export function addRunCommand(vtep: Command, first: Thread | undefined): void {
   const command = vtep
     .command("run")
     .description("Forward frames between TAP devices and VXLAN peers, in the foreground")
@@ -34,8 +35,7 @@ export function addRunCommand(vtep: Command): void {
   addFlags(command)
     .addHelpText("after", EXAMPLES)
     .action(async (given: Record<string, unknown>) => {
-      const first = startThread();
       const { run } = await import("../run.ts");
-      await run(given, first);
+      await run(given, first ?? startThread());
     });
 }

@@ -19,7 +19,7 @@ const ANYTHING = /./;
 const NOTHING = /^$/;
 
 const LAYERS: readonly Layer[] = [
-  { name: "command line", files: /^cli\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "command line", files: /^(cli|program)\.ts$/, mutual: true, outside: ANYTHING },
   { name: "commands", files: /^commands\//, mutual: true, outside: ANYTHING },
   { name: "run", files: /^run\.ts$/, mutual: false, outside: ANYTHING },
   { name: "log", files: /^log\.ts$/, mutual: false, outside: ANYTHING },

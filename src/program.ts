@@ -1,0 +1,65 @@
+/** The command line: words in, exit code out. */
+import { setTimeout as pause } from "node:timers/promises";
+import { Command, CommanderError } from "commander";
+import { addRunCommand } from "./commands/run.ts";
+import { EXIT_FAILURE, EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
+import { ERROR, isJournal, notifyStatus, priorityPrefix } from "./systemd.ts";
+import { version } from "./version.ts";
+import type { Thread } from "./workers.ts";
+
+/** Until a service that cannot run is tried again. */
+const HASTE_MS = 1000;
+
+async function program(first: Thread | undefined): Promise<Command> {
+  const vtep = new Command("vtep")
+    .description("A VXLAN tunnel endpoint (RFC 7348) in user space, over a TAP device")
+    .version(version(), "--version", "print the version")
+    .helpOption("--help", "print this help")
+    .helpCommand(false)
+    .enablePositionalOptions() // a command's options are its own
+    .exitOverride()
+    .configureOutput({ outputError: () => undefined });
+  addRunCommand(vtep, first);
+  if (process.argv[2] !== "run") (await import("./commands/every.ts")).addOtherCommands(vtep);
+  return vtep;
+}
+
+/** Why it ends, for people and, where it is a service, for its manager and the journal. */
+function complain(sentence: string): void {
+  notifyStatus(sentence);
+  const prefix = isJournal(process.stderr.fd) ? priorityPrefix(ERROR) : "";
+  process.stderr.write(`${prefix}vtep: ${sentence}\n`);
+}
+
+/** The manager starts at once what has failed, for frames may be waiting; what said why need not be so quick. */
+async function takeTime(): Promise<void> {
+  if (process.env.VTEP_KEEP === "1" && process.exitCode === EXIT_FAILURE) await pause(HASTE_MS);
+}
+
+/** Without commander's prefix, and with its suggestion of a near name on the same line. */
+function usageOf({ message }: CommanderError): string {
+  return message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
+}
+
+/** `first` is the first of the forwarding threads, if there are to be any. */
+export async function main(first: Thread | undefined): Promise<void> {
+  // Whoever reads may have had enough ("vtep run --help | head"); a disk that is full is another thing.
+  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+    if (code === "EPIPE") return;
+    complain(`standard output cannot be written: ${message}`);
+    process.exitCode = EXIT_FAILURE;
+  });
+  process.stderr.on("error", () => undefined);
+
+  try {
+    await (await program(first)).parseAsync();
+  } catch (error) {
+    const usage = error instanceof CommanderError;
+    // Help that was asked for ends with 0; commander prints it also when the command is missing.
+    const said = usage && (error.exitCode === 0 || error.code === "commander.help");
+    if (!said) complain(usage ? usageOf(error) : sentenceOf(error));
+    if (!usage) process.exitCode = exitCode(error);
+    else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
+    await takeTime();
+  }
+}
