@@ -730,7 +730,9 @@ export class Agent implements Operations {
       });
     }
     await this.#open();
-    await bringUp(this.#links());
+    // What was kept is up already, and has frames that wait.
+    const areKept = this.#links().every(({ name }) => tapDescriptor(name, 0) in this.#plan.kept);
+    if (!areKept) await bringUp(this.#links());
     if (stays) this.#undo.push(() => this.#lengthenQueues());
     this.#unwanted.throwIfAborted();
     await this.#route(found.links);
@@ -739,6 +741,7 @@ export class Agent implements Operations {
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
+    if (areKept) await bringUp(this.#links());
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));

@@ -3,8 +3,6 @@
  */
 import { type Logger, pino } from "pino";
 import { Agent, type Keeping } from "./agent.ts";
-import { listenForScrapes } from "./api/metrics-listener.ts";
-import { serve } from "./api/server.ts";
 import { type Place, refuseHeld } from "./api/socket.ts";
 import type { Config } from "./config.ts";
 import { defaultFile, load } from "./config-file.ts";
@@ -86,9 +84,10 @@ async function ready(
 ): Promise<NodeJS.Signals | VtepError> {
   const reread = () => reload(agent, given, log);
   const metrics = () => agent.metrics();
+  const { serve } = await import("./api/server.ts");
   const served = { version: version(), operations: agent, reload: reread, metrics, log };
   await using _api = await serve(place, served);
-  await using _metrics = metricsListen && (await listenForScrapes(metricsListen, metrics));
+  await using _metrics = metricsListen && (await scraped(metricsListen, metrics));
   const brief = summary(agent);
   log.info(brief, "ready");
   notifyReady(forwarding(brief.networks));
@@ -98,6 +97,11 @@ async function ready(
   } finally {
     leaveWatchdog();
   }
+}
+
+async function scraped(at: NonNullable<Config["metricsListen"]>, metrics: Agent["metrics"]) {
+  const { listenForScrapes } = await import("./api/metrics-listener.ts");
+  return listenForScrapes(at, metrics);
 }
 
 /** A file that is wrong changes nothing: what is forwarded goes on, and the log says why. */
