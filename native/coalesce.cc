@@ -35,11 +35,15 @@ static bool ipv6(const uint8_t *frame, int32_t length, headers *h, uint8_t *prot
 
 static kind read_headers(const uint8_t *frame, int32_t length, headers *h) {
   if (length < ETHERNET) return NO_IP;
+  h->l3 = ETHERNET;
   uint16_t type = get16(frame + ETHERNET_TYPE);
+  if (type == TYPE_VLAN && length >= ETHERNET + TAG) {
+    h->l3 += TAG;
+    type = get16(frame + ETHERNET_TYPE + TAG);
+  }
   if (type != TYPE_IPV4 && type != TYPE_IPV6) {
     return type == TYPE_VLAN || type == TYPE_SVLAN ? NO_PORTS : NO_IP;
   }
-  h->l3 = ETHERNET;
   h->v6 = type == TYPE_IPV6;
   uint8_t protocol;
   bool fit;
@@ -103,7 +107,8 @@ static bool same_bytes(const uint8_t *a, const uint8_t *b, int32_t from, int32_t
 
 static bool continues_ip(const frame_train *t, const uint8_t *frame, const headers *h) {
   const uint8_t *l3 = frame + h->l3, *first = t->first + h->l3;
-  if (!same_bytes(frame, t->first, 0, ETHERNET)) return false;
+  // MACs, tag and type: hence l3 is the same.
+  if (!same_bytes(frame, t->first, 0, h->l3)) return false;
   // Version, traffic class, flow label; hop limit. Addresses are the flow's.
   if (h->v6) return same_bytes(l3, first, 0, IPV6_LENGTH) && l3[IPV6_NEXT + 1] == first[IPV6_NEXT + 1];
   uint32_t fragment = get16(l3 + IPV4_FRAGMENT);

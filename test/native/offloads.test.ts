@@ -172,6 +172,7 @@ describe("coalescing", () => {
       ack: fc.constantFrom(7, 7, 7, 8),
       window: fc.constantFrom(9, 9, 9, 10),
       options: fc.constantFrom<number[][]>([], [], [1, 1, 1, 1]),
+      tags: fc.constantFrom<number[][]>([], [], CUSTOMER_TAG, [...CUSTOMER_TAG, ...CUSTOMER_TAG]),
       fragment: fc.constantFrom(0, 0, 0, 0, 0x2000),
       extension: fc.constantFrom(false, false, false, true),
       length: fc.constantFrom(100, 100, 100, 60, 140, 0),
@@ -218,6 +219,8 @@ describe("coalescing", () => {
     );
   });
 
+  const SERVICE_TAG = [0x88, 0xa8, 0, 10];
+  const TWO_TAGS = [...CUSTOMER_TAG, ...CUSTOMER_TAG];
   const tail = PLAIN.payload.length;
   const next: Partial<Segment> = { sequence: PLAIN.sequence + tail, id: 1 };
   const together = [[0, 1]];
@@ -231,6 +234,12 @@ describe("coalescing", () => {
     ["a shorter one", {}, { ...next, payload: new Uint8Array(1) }, together],
     ["one that pushes", {}, { ...next, flags: ACK | PSH }, together],
     ["IDs that count up", ids, { ...next, ...ids }, together],
+    [
+      "what has the same VLAN tag",
+      { tags: CUSTOMER_TAG },
+      { ...next, tags: CUSTOMER_TAG },
+      together,
+    ],
   ])("joins %s", (_, first, second, rows) => {
     expect(coalesce([frameOf(first), frameOf(second)]).map((train) => train.rows)).toEqual(rows);
   });
@@ -265,7 +274,10 @@ describe("coalescing", () => {
     ["IPv4 options", { ipOptions: [1, 1, 1, 0] }, { ...next, ipOptions: [1, 1, 1, 0] }],
     ["IPv6 extensions", { v6: true, extension: true }, { ...next, v6: true, extension: true }],
     ["a fragment", {}, { ...next, df: false, fragment: 0x2000 }],
-    ["VLAN tags", { tags: CUSTOMER_TAG }, { ...next, tags: CUSTOMER_TAG }],
+    ["another VLAN", { tags: CUSTOMER_TAG }, { ...next, tags: [0x81, 0, 0, 99] }],
+    ["a VLAN tag and none", { tags: CUSTOMER_TAG }, next],
+    ["a service tag", { tags: SERVICE_TAG }, { ...next, tags: SERVICE_TAG }],
+    ["two tags", { tags: TWO_TAGS }, { ...next, tags: TWO_TAGS }],
     ["another flow", {}, { ...next, port: 40_001 }],
     ["another protocol", {}, { tcp: false }],
     ["a longer datagram", { tcp: false }, { tcp: false, payload: new Uint8Array(101) }],

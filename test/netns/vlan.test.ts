@@ -5,6 +5,7 @@ import { Lab } from "../lab/lab.ts";
 import { Probe } from "../lab/probe.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
+import { segmentsOf } from "../native/segments.ts";
 
 const lab = await Lab.draw({ hosts: 3 });
 afterAll(() => lab[Symbol.asyncDispose]());
@@ -45,6 +46,16 @@ test("frames have the tag of their VLAN on the bridge, and none between VTEPs", 
     await until("the answer", () => trunk.count(ethernet({ ...answer, ...tag(id) })) === 1);
     expect(trunk.count(ethernet(answer))).toBe(0);
   }
+});
+
+test("segments that were joined for the TAP come out one by one, each with the tag", async () => {
+  const stream = { payload: randomBytes(40_000), tcp: true, port: 5000 };
+  const segments = segmentsOf(stream, 1000);
+  await blue.send(...segments);
+  const tagged = segments.map((frame) =>
+    Buffer.concat([frame.subarray(0, 12), Buffer.from([0x81, 0, 0, 10]), frame.subarray(12)]),
+  );
+  await until("all of them", () => tagged.every((frame) => trunk.count(frame) === 1));
 });
 
 test("what has another tag, or none, is none of theirs, and so is a tag from a remote", async () => {
