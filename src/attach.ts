@@ -71,10 +71,13 @@ export interface Attached extends Attachment {
  * something else has the interface or the address, LINK and PERMISSION from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const { attachment, bridge, mtu, network } = await fitted(client, wanted);
+  const [{ attachment, bridge, mtu, network }, first] = await Promise.all([
+    fitted(client, wanted),
+    linksByName(),
+  ]);
   const { target, ifname, link: name } = attachment;
   for (let turn = 1; ; turn++) {
-    const links = await linksByName();
+    const links = turn === 1 ? first : await linksByName();
     const before = links.get(name);
     const was = before && attachmentOf(before);
     // Unless others are wanted, it keeps the MAC and the addresses that it has.

@@ -212,7 +212,7 @@ export interface Veth {
  * forward from its port yet.
  */
 export async function plug(veth: Veth): Promise<void> {
-  const { name, bridge, alias, namespace, ifname, mac, mtu } = veth;
+  const { name, alias, namespace, ifname, mac, mtu } = veth;
   const inside = { inside: { namespace, ifname } };
   const made = await batch([
     {
@@ -228,18 +228,23 @@ export async function plug(veth: Veth): Promise<void> {
     },
   ]);
   if (made?.at === 0) throw made.error;
-  const joining = {
-    does: `joining ${name} to ${bridge}`,
-    words: ["link", "set", "dev", name, "master", bridge],
-  };
-  const failed =
-    made ??
-    (await batch(settingsOf(veth), inside)) ??
-    (await batch([joining])) ??
-    (await batch([announcementOf(veth)], inside));
-  if (failed === undefined) return;
+  const error =
+    made?.error ?? (await batch(settingsOf(veth), inside))?.error ?? (await joinAndAnnounce(veth));
+  if (error === undefined) return;
   await unplug(name);
-  throw failed.error;
+  throw error;
+}
+
+/** Two steps in two namespaces, for the time of one. */
+async function joinAndAnnounce(veth: Veth): Promise<VtepError | undefined> {
+  const { name, bridge, namespace, ifname, mac } = veth;
+  const steps = `
+ip link set dev "$0" master "$1" || exit 3
+exec nsenter --net="$2" ip link set dev "$3" address "$4"`;
+  const words = ["sh", "-c", steps, name, bridge, namespace, ifname, mac];
+  const { code, refusal } = await command(words, "", "iproute2");
+  if (code === 0) return undefined;
+  return refused(code === 3 ? `joining ${name} to ${bridge}` : `announcing ${ifname}`, refusal);
 }
 
 /** Gives addresses and routes to an interface of a container that has none yet. */
@@ -506,13 +511,15 @@ async function batch(
     : await ip([...(manner.options ?? []), "-batch", "-"], lines, manner);
   if (said === undefined || said.code === 0) return undefined;
   const at = said.line === undefined ? changes.length : said.line - 1;
-  const does = changes[at]?.does ?? "changing links";
-  const { refusal } = said;
+  return { at, error: refused(changes[at]?.does ?? "changing links", said.refusal) };
+}
+
+function refused(does: string, refusal: string): VtepError {
   if (!/not permitted|permission denied/i.test(refusal)) {
-    return { at, error: new VtepError("LINK", `${does} failed: ${refusal}`) };
+    return new VtepError("LINK", `${does} failed: ${refusal}`);
   }
   const sentence = `${does} needs CAP_NET_ADMIN: run as root or with that capability`;
-  return { at, error: new VtepError("PERMISSION", sentence) };
+  return new VtepError("PERMISSION", sentence);
 }
 
 /** What a word may hold, and a batch of ip's reads as its end, a comment or a quotation. */
