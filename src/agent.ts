@@ -12,13 +12,12 @@
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { randomInt } from "node:crypto";
-import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
 import { type Attachment, attachmentOf, attachmentsAmong, stableMac } from "./attachments.ts";
-import { Capture, WHOLE } from "./capture.ts";
+import { Captures } from "./captures.ts";
 import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
 import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
@@ -36,12 +35,11 @@ import {
   movePorts,
   removeIdleBridges,
   removeTaps,
-  resizeQueues,
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
+import { type Keeping, ParkedQueues, type Recollection, recollect } from "./keeping.ts";
 import type { Metrics } from "./metrics.ts";
-import { Mirror } from "./mirror.ts";
 import type {
   AgentEvent,
   AgentStatus,
@@ -55,9 +53,8 @@ import type {
   RemoteStatus,
 } from "./operations.ts";
 import { addressWords, canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
-import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
+import { type Snapshot, writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
-import { forgetDescriptors } from "./systemd.ts";
 import { version } from "./version.ts";
 import {
   largestFrame,
@@ -65,7 +62,6 @@ import {
   type NetworkPlan,
   type Opened,
   type Plan,
-  socketDescriptor,
   tapDescriptor,
 } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
@@ -78,8 +74,6 @@ const LARGEST_FDB = 2 ** 21;
 const SMALLEST_FDB = 2 ** 18;
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
 const LOOK_MS = 30_000;
-/** Frames that a TAP keeps for its reader, at least, while there is none because of a restart. */
-const PARKED_FRAMES = 10_000;
 /** When what was kept meanwhile has been read. */
 const DRAINED_MS = 2000;
 /** How often is written down what a restart is not to forget, and which share of the time at most. */
@@ -116,20 +110,6 @@ class Undo {
       }
     }
   }
-}
-
-/** Where an agent finds what was kept over a restart, and keeps it for the next. */
-export interface Keeping {
-  /** Those that the service manager kept. */
-  readonly descriptors: readonly { readonly name: string; readonly fd: number }[];
-  /** Of the snapshot; without it only descriptors are kept. */
-  readonly directory: string | undefined;
-}
-
-/** What was kept, as far as it is of use. */
-interface Recollection {
-  readonly kept: Readonly<Record<string, number>>;
-  readonly snapshot: Snapshot | undefined;
 }
 
 interface Beginnings {
@@ -175,11 +155,9 @@ export class Agent implements Operations {
   #metrics: Promise<Metrics> | undefined;
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
-  /** How long the queues of TAPs are to be again; a restart made them longer. */
-  readonly #queues: Map<string, number>;
+  readonly #queues: ParkedQueues;
   #opened: Opened | undefined;
-  /** The capture that is under way. */
-  #capturing: { end(): Promise<void> } | undefined;
+  readonly #captures: Captures;
   #readyAt = 0;
   #isStopping = false;
   #forwarded = true;
@@ -251,7 +229,7 @@ export class Agent implements Operations {
       kept: before.kept,
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
-    this.#queues = new Map(Object.entries(before.snapshot?.queues ?? {}));
+    this.#queues = new ParkedQueues(before.snapshot?.queues);
     for (const [at, network] of config.networks.entries()) {
       const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
       this.#live.set(network.name, live);
@@ -264,6 +242,7 @@ export class Agent implements Operations {
     }
     this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
+    this.#captures = new Captures(this.#workers, () => this.#rows());
     this.#watch = new Watch({
       fdb: this.#fdb,
       counters: this.#counters,
@@ -537,7 +516,7 @@ export class Agent implements Operations {
   }
 
   async capture(wanted: CaptureFilter): Promise<CaptureStream> {
-    const { network, mac, remote, snaplen = WHOLE } = wanted;
+    const { network, mac, remote, snaplen } = wanted;
     const plan = network === undefined ? undefined : this.#named(network).plan;
     const filter = {
       vni: plan?.vni,
@@ -545,46 +524,11 @@ export class Agent implements Operations {
       remote: remote === undefined ? undefined : addressWords(remote),
       snaplen,
     };
-    if (this.#capturing !== undefined) {
-      throw new VtepError(
-        "CONFLICT",
-        "somebody captures already, and there can be one at a time: end that capture first",
-      );
-    }
-    const ending = new AbortController();
-    let ended: Promise<void> | undefined;
-    const end = () => {
-      ended ??= (async () => {
-        await this.#workers.unmirror().catch(() => undefined); // no thread, no mirror
-        ending.abort();
-        this.#capturing = undefined;
-      })();
-      return ended;
-    };
-    this.#capturing = { end };
-    const rings = Array.from({ length: this.#workers.count }, () => Mirror.allocate());
-    const networkAt = (index: number) => {
-      return [...this.#live.values()].find((live) => live.plan.index === index)?.config;
-    };
-    const capture = new Capture(rings, networkAt, snaplen);
-    const indices = [...this.#live.values()].map((live) => live.plan.index);
-    const stream = capture.stream(plan === undefined ? indices : [plan.index], ending.signal);
-    await this.#workers.mirror(rings, filter).catch(async (error) => {
-      await end();
-      throw error;
-    });
-    const read = async () => {
-      const { value, done } = await stream.next();
-      if (done) await end();
-      return done ? undefined : value;
-    };
-    return { read, end };
+    return this.#captures.begin(filter);
   }
 
-  async endCapture(): Promise<boolean> {
-    if (this.#capturing === undefined) return false;
-    await this.#capturing.end();
-    return true;
+  endCapture(): Promise<boolean> {
+    return this.#captures.end();
   }
 
   remotes(): RemoteStatus[] {
@@ -637,35 +581,12 @@ export class Agent implements Operations {
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
     this.#isStopping = true;
-    await this.#capturing?.end();
+    await this.#captures.end();
     await this.#exclusively(() =>
       this.#undo.all((error) => {
         this.#log.warn({ reason: error.message }, "something is left in place");
       }),
     );
-  }
-
-  /** What is sent while nobody reads is to wait. */
-  async #lengthenQueues(): Promise<void> {
-    const links = await linksByName();
-    const lengths = [...this.#tapNames()].map((tap) => [tap, links.get(tap)?.txqlen ?? 0] as const);
-    const short = lengths.filter(([, length]) => length > 0 && length < PARKED_FRAMES);
-    for (const [tap, length] of short) this.#queues.set(tap, length);
-    await resizeQueues(new Map(short.map(([tap]) => [tap, PARKED_FRAMES])));
-  }
-
-  /** After a restart: a long queue is a long wait for who shares it with a greedy stream. */
-  #restoreQueues(): void {
-    const restore = async () => {
-      const taps = this.#tapNames();
-      const own = new Map([...this.#queues].filter(([tap]) => taps.has(tap)));
-      this.#queues.clear();
-      await resizeQueues(own).catch(({ message }: Error) => {
-        this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
-      });
-    };
-    const waiting = setTimeout(() => void this.#exclusively(restore), DRAINED_MS).unref();
-    this.#undo.push(() => clearTimeout(waiting));
   }
 
   /** What a restart is not to forget; nothing where it is kept nowhere. */
@@ -685,7 +606,7 @@ export class Agent implements Operations {
       writeSnapshot(directory, {
         workers: this.#plan.workers,
         bridges: [...this.#bridges],
-        queues: Object.fromEntries(this.#queues),
+        queues: this.#queues.lengths,
         direct: Object.fromEntries(
           this.#rows().flatMap(({ index, tap }) => {
             const alias = this.#direct.get(index);
@@ -733,7 +654,7 @@ export class Agent implements Operations {
     // What was kept is up already, and has frames that wait.
     const areKept = this.#links().every(({ name }) => tapDescriptor(name, 0) in this.#plan.kept);
     if (!areKept) await bringUp(this.#links());
-    if (stays) this.#undo.push(() => this.#lengthenQueues());
+    if (stays) this.#undo.push(() => this.#queues.lengthen(this.#tapNames()));
     this.#unwanted.throwIfAborted();
     await this.#route(found.links);
     await this.#gateways.publish(this.#noteAttached(found.links));
@@ -748,10 +669,18 @@ export class Agent implements Operations {
     const looking = setInterval(() => this.#lookRegularly(), LOOK_MS).unref();
     this.#undo.push(() => clearInterval(looking));
     if (stays) {
-      this.#restoreQueues();
+      const restore = () => this.#exclusively(() => this.#restoreQueues());
+      const waiting = setTimeout(() => void restore(), DRAINED_MS).unref();
+      this.#undo.push(() => clearTimeout(waiting));
       this.#rememberRegularly();
     }
     this.#undo.push(() => clearTimeout(this.#remembering));
+  }
+
+  async #restoreQueues(): Promise<void> {
+    await this.#queues.restore(this.#tapNames()).catch(({ message }: Error) => {
+      this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
+    });
   }
 
   /** The gateways as the configuration has them. */
@@ -762,7 +691,7 @@ export class Agent implements Operations {
 
   /** While a bridge stays over a restart, what it has in it is to have its gateway. */
   async #unroute(): Promise<void> {
-    const gateways = [...this.#live.values()].filter(({ plan }) => plan.gateway);
+    const gateways = [...this.#live.values()].filter(({ plan }) => plan.hasGateway);
     if (gateways.length === 0) return;
     const links = await linksByName();
     const stays = gateways.some(({ link }) => links.has(link.bridge!));
@@ -1032,13 +961,13 @@ export class Agent implements Operations {
       setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
     });
     const { vni, tap, bridge, vlan = 0, clampMss, ageSeconds } = config;
-    const gateway = config.gateway.length > 0;
+    const hasGateway = config.gateway.length > 0;
     // The TAP's address stays the same over restarts of this VTEP. A gateway's is nobody else's, so that
     // its frames are known by it.
-    const mac = gateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
+    const mac = hasGateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
-    const own = { vni, index, tap, mac, gateway, vlan, mtu, clampMss, ageSeconds, ...remotes };
+    const own = { vni, index, tap, mac, hasGateway, vlan, mtu, clampMss, ageSeconds, ...remotes };
     return { config, link, plan: own };
   }
 
@@ -1140,32 +1069,6 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
     `UDP port ${port} is held by the kernel's VXLAN device ${device}: remove it ("ip link del ${device}") or choose another --port`,
     error,
   );
-}
-
-/**
- * Descriptors that are not wanted any more are closed, also by the service manager: a TAP goes with its
- * last one, and a socket that nobody reads would go on taking its share of the datagrams.
- */
-function recollect(config: Config, workers: number, keeping: Keeping | undefined): Recollection {
-  const snapshot = keeping?.directory === undefined ? undefined : readSnapshot(keeping.directory);
-  const sameWorkers = snapshot === undefined || snapshot.workers === workers;
-  const threads = Array.from({ length: sameWorkers ? workers : 0 }, (_, worker) => worker);
-  const wanted = new Set(
-    threads.flatMap((worker) => [
-      socketDescriptor(4, worker),
-      socketDescriptor(6, worker),
-      ...config.networks.map(({ tap }) => tapDescriptor(tap, worker)),
-    ]),
-  );
-  const kept: Record<string, number> = {};
-  for (const { name, fd } of keeping?.descriptors ?? []) {
-    if (wanted.has(name) && !(name in kept)) kept[name] = fd;
-    else {
-      closeSync(fd);
-      forgetDescriptors(name);
-    }
-  }
-  return { kept, snapshot };
 }
 
 /** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */

@@ -212,7 +212,7 @@ export class Dataplane {
     if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
       return this.#drop(network.index, Drop.MAC_INVALID_SOURCE);
     }
-    if (network.gateway && sourceLow === network.macLow && sourceHigh === network.macHigh) {
+    if (network.hasGateway && sourceLow === network.macLow && sourceHigh === network.macHigh) {
       return this.#counters.add(network.index, Counter.gateway, 1);
     }
     this.#learn(network, sourceHigh, sourceLow, LOCAL);

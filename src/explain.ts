@@ -28,7 +28,7 @@ export interface Scene {
     readonly tap: string;
     readonly mac: { readonly high: number; readonly low: number };
     /** Whether that is every host's gateway's too. */
-    readonly gateway: boolean;
+    readonly hasGateway: boolean;
     readonly vlan: number;
     readonly mtu: number;
     /** Indices of remotes. */
@@ -156,7 +156,7 @@ function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation
     steps.push(bad);
     return done(dropped("MAC_INVALID_SOURCE"));
   }
-  if (network.gateway && isSame(source, network.mac)) {
+  if (network.hasGateway && isSame(source, network.mac)) {
     steps.push(
       `Source ${formatMac(source.high, source.low)} is the gateway's, which every host has.`,
     );
@@ -251,7 +251,7 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
   const mac = formatMac(source.high, source.low);
   if (isSame(source, network.mac)) {
     steps.push(
-      `Source ${mac} is the MAC of ${network.tap} itself: a frame came back, or somebody has the same MAC${network.gateway ? ", as every host's gateway does" : ""}.`,
+      `Source ${mac} is the MAC of ${network.tap} itself: a frame came back, or somebody has the same MAC${network.hasGateway ? ", as every host's gateway does" : ""}.`,
     );
     return done(dropped("LOCAL_MAC"));
   }

@@ -33,7 +33,7 @@ export class Network {
   readonly macHigh: number;
   readonly macLow: number;
   /** Whether frames from that MAC stay here: they are a gateway's, which is on every host. */
-  readonly gateway: boolean;
+  readonly hasGateway: boolean;
   /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
   clampMtu: number;
   /** The VLAN whose tag its frames have at the TAP, and only there; 0: none. */
@@ -50,7 +50,7 @@ export class Network {
     index: number;
     ageSeconds: number;
     mac: { high: number; low: number };
-    gateway?: boolean;
+    hasGateway?: boolean;
     clampMtu?: number;
   }) {
     this.vni = options.vni;
@@ -59,7 +59,7 @@ export class Network {
     this.ageSeconds = options.ageSeconds;
     this.macHigh = options.mac.high;
     this.macLow = options.mac.low;
-    this.gateway = options.gateway ?? false;
+    this.hasGateway = options.hasGateway ?? false;
     this.clampMtu = options.clampMtu ?? 0;
   }
 

@@ -2,12 +2,13 @@
  * `vtep run`: an agent from a configuration, its API and its log, until it is told to stop.
  */
 import { type Logger, pino } from "pino";
-import { Agent, type Keeping } from "./agent.ts";
+import { Agent } from "./agent.ts";
 import { type Place, refuseHeld } from "./api/socket.ts";
 import type { Config } from "./config.ts";
 import { defaultFile, load } from "./config-file.ts";
 import { sentenceOf, VtepError } from "./errors.ts";
 import { valuesByKey } from "./flags.ts";
+import type { Keeping } from "./keeping.ts";
 import { isLogWritten, logStream } from "./log.ts";
 import type { Changes } from "./operations.ts";
 import {

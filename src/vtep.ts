@@ -26,7 +26,7 @@ export interface NetworkPlan {
   /** Address that the TAP is given. */
   readonly mac: { readonly high: number; readonly low: number };
   /** Whether that is every host's gateway's too. */
-  readonly gateway: boolean;
+  readonly hasGateway: boolean;
   /** The VLAN whose tag its frames have at the TAP; 0: none. */
   readonly vlan: number;
   readonly mtu: number;

@@ -859,7 +859,7 @@ describe("a network that is a VLAN", () => {
 
 describe("the gateway, which every host has", () => {
   const GATEWAY = mac(0xf0); // the TAP's own
-  const NETWORK: NetworkOptions = { ...ONE_PEER, tapMac: GATEWAY, gateway: true };
+  const NETWORK: NetworkOptions = { ...ONE_PEER, tapMac: GATEWAY, hasGateway: true };
 
   it("is not heard on other hosts", () => {
     const vtep = script([NETWORK]);

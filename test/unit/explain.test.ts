@@ -54,7 +54,7 @@ function stage({ peers, limit, entries, paths }: Setting) {
       index: 1,
       tap: "vtep100",
       mac: parseMac(TAP)!,
-      gateway: false,
+      hasGateway: false,
       vlan: 0,
       mtu: 1450,
       flood: network!.flood,

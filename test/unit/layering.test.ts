@@ -33,7 +33,12 @@ const LAYERS: readonly Layer[] = [
   { name: "attaching", files: /^attach\.ts$/, mutual: false, outside: ANYTHING },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
-  { name: "agent", files: /^(agent|workers|worker)\.ts$/, mutual: true, outside: ANYTHING },
+  {
+    name: "agent",
+    files: /^(agent|workers|worker|captures|keeping)\.ts$/,
+    mutual: true,
+    outside: ANYTHING,
+  },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
   { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },

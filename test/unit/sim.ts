@@ -65,7 +65,7 @@ export interface NetworkOptions {
   /** Address of the TAP itself. */
   readonly tapMac?: string;
   /** Whether the TAP's MAC is every host's gateway's. */
-  readonly gateway?: boolean;
+  readonly hasGateway?: boolean;
   readonly vlan?: number;
   /** MTU to which the MSS of TCP is clamped. */
   readonly clampMtu?: number;
@@ -95,8 +95,8 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
   });
   const tapMac = parseMac(options.tapMac ?? mac(0xf0))!;
   const ageSeconds = options.age ?? 300;
-  const { vni, gateway = false, vlan = 0, clampMtu = 0 } = options;
-  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, gateway, clampMtu });
+  const { vni, hasGateway = false, vlan = 0, clampMtu = 0 } = options;
+  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, hasGateway, clampMtu });
   network.vlan = vlan;
   fdb.setLimit(index, options.limit ?? 1024);
   const sink: Parameters<typeof writeStaticRoutes>[1] = {
