@@ -16,6 +16,11 @@ export function spelt(prefix: string): string {
   return `${address.toString()}/${length}`;
 }
 
+/** An address as the kernel spells it; what is none, as it is. */
+export function speltAddress(address: string): string {
+  return ipaddr.isValid(address) ? ipaddr.parse(address).toString() : address;
+}
+
 /**
  * The address of a station with its prefix length (192.0.2.7/24), as the kernel spells it: neither a group,
  * a loopback, nor what stands for the whole subnet, or for all of its stations. Undefined: it is none.

@@ -200,7 +200,8 @@ export class Agent implements Operations {
     this.#unwanted = unwanted;
     this.#log = log;
     this.#offloads = config.offloads;
-    this.#gateways = new Gateways(config.port, log);
+    const local = (found.local4 ?? found.local6)!;
+    this.#gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
     const wanted = limits.reduce((sum, limit) => sum + limit, 0);
     const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
@@ -442,6 +443,7 @@ export class Agent implements Operations {
         this.#rename(before);
         throw error;
       });
+      await this.#gateways.renew();
       this.setLogLevel(config.logLevel);
       const [written, running] = [asWritten(config), asWritten(this.#config)];
       const restart = Object.keys(written).filter(
@@ -607,6 +609,7 @@ export class Agent implements Operations {
         workers: this.#plan.workers,
         bridges: [...this.#bridges],
         queues: this.#queues.lengths,
+        gateways: this.#gateways.traces,
         direct: Object.fromEntries(
           this.#rows().flatMap(({ index, tap }) => {
             const alias = this.#direct.get(index);
@@ -651,18 +654,24 @@ export class Agent implements Operations {
       });
     }
     await this.#open();
+    await this.#findDirect();
     // What was kept is up already, and has frames that wait.
     const areKept = this.#links().every(({ name }) => tapDescriptor(name, 0) in this.#plan.kept);
-    if (!areKept) await bringUp(this.#links());
+    if (!areKept) {
+      await bringUp(this.#links());
+      await this.#route(found.links);
+    }
     if (stays) this.#undo.push(() => this.#queues.lengthen(this.#tapNames()));
     this.#unwanted.throwIfAborted();
-    await this.#route(found.links);
-    await this.#gateways.publish(this.#noteAttached(found.links));
+    this.#noteAttached(found.links);
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
-    if (areKept) await bringUp(this.#links());
+    if (areKept) {
+      await bringUp(this.#links());
+      await this.#route(found.links);
+    }
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
@@ -686,21 +695,28 @@ export class Agent implements Operations {
   /** The gateways as the configuration has them. */
   async #route(links: Survey["links"]): Promise<void> {
     const networks = [...this.#live.values()].map(({ config }) => config);
-    await this.#gateways.set(networks, links);
+    const wasIdle = this.#gateways.isIdle;
+    await this.#gateways.set(networks, links, this.#noteAttached(links));
+    if (!wasIdle || !this.#gateways.isIdle) this.#remember();
   }
 
   /** While a bridge stays over a restart, what it has in it is to have its gateway. */
   async #unroute(): Promise<void> {
-    const gateways = [...this.#live.values()].filter(({ plan }) => plan.hasGateway);
-    if (gateways.length === 0) return;
+    if (this.#gateways.isIdle) return;
     const links = await linksByName();
-    const stays = gateways.some(({ link }) => links.has(link.bridge!));
-    if (this.#keeping === undefined || !stays) await this.#gateways.remove(links);
+    const stays =
+      this.#keeping !== undefined &&
+      this.#rows().some(({ hasGateway, bridge }) => {
+        return hasGateway && links.has(bridge!);
+      });
+    if (!stays) await this.#gateways.set([], links, []);
   }
 
   #lookRegularly(): void {
-    if (this.#attached.size === 0) return;
-    this.attachments().catch(({ message }: Error) => {
+    this.#exclusively(async () => {
+      if (this.#attached.size > 0) await this.#lookForAttached();
+      await this.#gateways.renew();
+    }).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
     });
   }
@@ -709,6 +725,13 @@ export class Agent implements Operations {
   #links(): TapLink[] {
     const here = [...this.#live.values()].filter(({ plan }) => !this.#direct.has(plan.index));
     return here.map(({ link }) => link);
+  }
+
+  /** A kept TAP that is not here is in a container; but for one that was deleted meanwhile, and made anew. */
+  async #findDirect(): Promise<void> {
+    if (this.#direct.size === 0) return;
+    const links = await linksByName();
+    for (const { index, tap } of this.#rows()) if (links.has(tap)) this.#direct.delete(index);
   }
 
   async #open(): Promise<void> {
@@ -774,7 +797,7 @@ export class Agent implements Operations {
     const found = networks.length === 0 ? undefined : await survey(config, this.#tapNames());
     this.#check(networks, removed, found);
     const undo = new Undo();
-    undo.push(async () => this.#route(await linksByName())); // of the networks as they were
+    undo.push(async () => this.#route(await linksByName())); // for the networks as they were
     try {
       for (const name of removed) await this.#remove(this.#named(name), undo);
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
@@ -788,8 +811,7 @@ export class Agent implements Operations {
         await this.#put(network, found!.mtus[at]!, undo);
       }
       const links = await linksByName();
-      await this.#route(links);
-      await this.#gateways.publish(this.#noteAttached(links)); // networks made anew have forgotten it
+      await this.#route(links); // networks made anew have forgotten what is attached
     } catch (error) {
       await undo.all(({ message }) => this.#log.error({ reason: message }, "cannot be taken back"));
       throw error;
@@ -830,11 +852,12 @@ export class Agent implements Operations {
       }
       const before = this.#live.get(network.name);
       const direct = before && this.#direct.get(before.plan.index);
-      if (direct !== undefined && before?.plan.mtu !== found!.mtus[at]!) {
+      const isSame = before?.plan.mtu === found!.mtus[at]! && network.bridge === undefined;
+      if (direct !== undefined && !isSame) {
         const { ifname, target } = attachmentOf({ ifname: network.tap, ifalias: direct }) ?? {};
         throw new VtepError(
           "CONFLICT",
-          `network ${network.name}: the TAP is ${ifname} of ${target}, and its MTU stays: detach it first`,
+          `network ${network.name}: the TAP is ${ifname} of ${target}, and can have neither another MTU nor a bridge: detach it first`,
         );
       }
       if (found!.mtus[at]! > largestMtu) {
@@ -898,15 +921,14 @@ export class Agent implements Operations {
           : row.origin === LEARNED && !may.has(row.destination)),
     );
     if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
-    const [from, to] = [before.link.bridge, after.link.bridge];
-    if (from !== undefined && to !== undefined && from !== to) {
-      const bridges = new Map([[after.config.name, from]]);
-      const attached = attachmentsAmong(await linksByName(), bridges);
-      await movePorts(
-        attached.map(({ link }) => link),
-        to,
-      );
-    }
+    const { bridge } = after.link;
+    if (bridge === undefined || bridge === before.link.bridge) return;
+    // Those of before, and those that have waited on a former one for the network to have a bridge again.
+    const stranded = [...(await linksByName()).values()].filter((link) => {
+      const isElsewhere = link.master !== undefined && link.master !== bridge;
+      return isElsewhere && attachmentOf(link)?.network === after.config.name;
+    });
+    await movePorts([...new Set(stranded.map(({ ifname }) => ifname))], bridge);
   }
 
   /**

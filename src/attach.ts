@@ -5,7 +5,9 @@
  * Attaching is idempotent, and whole or not at all.
  */
 import { randomInt } from "node:crypto";
+import { createSocket } from "node:dgram";
 import { statSync } from "node:fs";
+import { createServer, Server } from "node:net";
 import ipaddr from "ipaddr.js";
 import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
@@ -71,7 +73,7 @@ export interface Attached extends Attachment {
  * something else has the interface or the address, LINK and PERMISSION from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const [{ attachment, bridge, mtu, network }, first] = await Promise.all([
+  const [{ attachment, bridge, mtu, network, port }, first] = await Promise.all([
     fitted(client, wanted),
     linksByName(),
   ]);
@@ -80,6 +82,12 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     const links = turn === 1 ? first : await linksByName();
     const before = links.get(name);
     const was = before && attachmentOf(before);
+    if (was !== undefined && was.network !== network.name && before?.master !== undefined) {
+      throw new VtepError(
+        "CONFLICT",
+        `${ifname} of ${target} is attached already, to network ${was.network}: detach it first`,
+      );
+    }
     // Unless others are wanted, it keeps the MAC and the addresses that it has.
     if (was !== undefined && wanted.mac === undefined) attachment.mac = was.mac;
     if (wanted.addresses === "auto") {
@@ -96,7 +104,9 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
         `${ifname} of ${target} is attached already, in another way: detach it first`,
       );
     }
-    checkUnused(attachment, links);
+    checkUnused(attachment, links, bridge);
+    checkSubnets(attachment, network);
+    await checkPorts(client, attachment, port, was);
     // It was not finished, or the network has another bridge now.
     if (before !== undefined) await unplug(name);
     await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
@@ -119,7 +129,7 @@ const AUTO_TURNS = 10;
 
 /** Of each range one that no container here has: the lowest, or any when others are choosing as well. */
 function freeAddresses(
-  { name, ranges }: NetworkStatus,
+  { name, bridge, ranges }: NetworkStatus,
   links: ReadonlyMap<string, Link>,
   turn: number,
 ): string[] {
@@ -129,7 +139,9 @@ function freeAddresses(
       `network ${name} has no range of addresses to choose from: give it one (ranges:), or an address with --ip`,
     );
   }
-  const used = new Set(othersOn(name, links).flatMap(({ addresses }) => addresses.map(bare)));
+  const used = new Set(
+    othersOn(name, bridge, links).flatMap(({ addresses }) => addresses.map(bare)),
+  );
   return ranges.map((text) => {
     const range = parseRange(text)!;
     const free = freeIn(range, used);
@@ -182,7 +194,7 @@ export async function address(
 
 /** The same, the network's TAP becoming the container's interface. */
 export async function attachDirect(client: Client, wanted: Wanted): Promise<Attached> {
-  const { attachment, mtu, network } = await fitted(client, wanted, "direct");
+  const { attachment, mtu, network, port } = await fitted(client, wanted, "direct");
   const { target, ifname } = attachment;
   const { tap, mac: own } = network;
   attachment.link = tap;
@@ -207,6 +219,7 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
     );
   }
   checkUnused(attachment, links);
+  await checkPorts(client, attachment, port, was);
   await noteAlias(tap, alias);
   try {
     await client.attachments(); // as long as the alias can be seen
@@ -228,11 +241,12 @@ export async function attachPair(
   client: Client,
   wanted: Omit<Wanted, "gateways" | "routes" | "mtu"> & { readonly addresses: readonly string[] },
 ): Promise<Attachment & { readonly peer: string }> {
-  const { attachment, bridge, mtu } = await fitted(client, { ...wanted, mtu: undefined });
+  const { attachment, bridge, mtu, network } = await fitted(client, { ...wanted, mtu: undefined });
   const { link: name, mac } = attachment;
   const links = await linksByName();
   if (links.has(name)) await unplug(name);
-  checkUnused(attachment, links);
+  checkUnused(attachment, links, bridge);
+  checkSubnets(attachment, network);
   const peer = peerName(name);
   await pair({ name, bridge, alias: aliasOf(attachment, mtu), peer, mac, mtu });
   await tell(client, name);
@@ -254,6 +268,7 @@ export async function publish(
   if (was === undefined) throw new VtepError("NOT_FOUND", `${name} is not attached any more`);
   const attachment = { ...was, published };
   checkUnused(attachment, links);
+  await checkPorts(client, attachment, (await client.status()).port, was);
   await noteAlias(name, aliasOf(attachment, link!.mtu));
   await client.attachments();
 }
@@ -265,7 +280,10 @@ async function fitted(
   way: Way = "bridge",
 ) {
   const { owner, by, ifname, target, published } = wanted;
-  const [{ local }, network] = await Promise.all([client.status(), client.network(wanted.network)]);
+  const [{ local, port }, network] = await Promise.all([
+    client.status(),
+    client.network(wanted.network),
+  ]);
   const bridge = way === "bridge" ? bridgeOf(network) : withoutBridge(network);
   const mtu = mtuOf(wanted, network);
   checkInterface(ifname);
@@ -274,7 +292,13 @@ async function fitted(
   const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
   const names = { network: network.name, target, ifname };
   const attachment = { ...names, mac, addresses, published, by, link };
-  return { attachment, bridge, mtu, network };
+  if (published.length > 0 && network.gateway.length === 0) {
+    throw new VtepError(
+      "USAGE",
+      `network ${network.name} has no gateway, by which ports could be published: give it one (gateway: [ADDR/LENGTH])`,
+    );
+  }
+  return { attachment, bridge, mtu, network, port };
 }
 
 /** Has the agent look at what is attached; without it nothing is. */
@@ -311,11 +335,29 @@ export function namespaceId(path: string): string {
     const { dev, ino } = statSync(path);
     return `${dev}:${ino}`;
   } catch (error) {
-    throw new VtepError("NOT_FOUND", `${path} is not there: name a network namespace`, error);
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT") {
+      throw new VtepError("NOT_FOUND", `${path} is not there: name a network namespace`, error);
+    }
+    throw new VtepError(
+      "PERMISSION",
+      `${path} cannot be looked at (${message}): run as root`,
+      error,
+    );
   }
 }
 
-function withoutBridge({ name, bridge, tap }: NetworkStatus): string {
+function checkUntagged({ name, vlan }: NetworkStatus): void {
+  if (vlan === undefined) return;
+  throw new VtepError(
+    "USAGE",
+    `network ${name} is VLAN ${vlan}, and containers send without a tag: give them a network with a bridge of its own`,
+  );
+}
+
+function withoutBridge(network: NetworkStatus): string {
+  checkUntagged(network);
+  const { name, bridge, tap } = network;
   if (bridge === undefined) return "";
   throw new VtepError(
     "USAGE",
@@ -323,13 +365,10 @@ function withoutBridge({ name, bridge, tap }: NetworkStatus): string {
   );
 }
 
-function bridgeOf({ name, bridge, vlan }: NetworkStatus): string {
-  if (vlan !== undefined) {
-    throw new VtepError(
-      "USAGE",
-      `network ${name} is VLAN ${vlan} of its bridge, and containers send without a tag: give it a bridge of its own`,
-    );
-  }
+/** Throws VtepError USAGE where containers cannot be attached by one. */
+export function bridgeOf(network: NetworkStatus): string {
+  checkUntagged(network);
+  const { name, bridge } = network;
   if (bridge !== undefined) return bridge;
   throw new VtepError(
     "USAGE",
@@ -400,19 +439,13 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
   }
 }
 
-function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void {
-  const published = new Set(wanted.published.map(hostPort));
-  for (const link of new Set(links.values())) {
-    const other = attachmentOf(link);
-    if (other === undefined || other.link === wanted.link) continue;
-    const port = other.published.map(hostPort).find((each) => published.has(each));
-    if (port !== undefined) {
-      throw new VtepError(
-        "CONFLICT",
-        `port ${port} is published already, for ${other.ifname} of ${other.target}`,
-      );
-    }
-    if (other.network !== wanted.network) continue;
+function checkUnused(
+  wanted: Attachment,
+  links: ReadonlyMap<string, Link>,
+  bridge = links.get(wanted.link)?.master,
+): void {
+  for (const other of othersOn(wanted.network, bridge, links)) {
+    if (other.link === wanted.link) continue;
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",
@@ -429,6 +462,83 @@ function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>): void
   }
 }
 
+/** What is the gateway's, or lies where the gateway cannot be reached. */
+function checkSubnets(
+  { addresses, mac }: Pick<Attachment, "addresses" | "mac">,
+  { name, gateway, mac: own }: NetworkStatus,
+): void {
+  if (gateway.length === 0) return;
+  if (mac === own) {
+    throw new VtepError("CONFLICT", `${mac} is the MAC of the gateway of network ${name}`);
+  }
+  for (const address of addresses) {
+    const near = gateway.filter((each) => each.includes(":") === address.includes(":"));
+    if (near.some((each) => bare(each) === bare(address))) {
+      throw new VtepError("CONFLICT", `${bare(address)} is the gateway of network ${name}`);
+    }
+    if (near.length === 0 || near.some((each) => isIn(address, each))) continue;
+    throw new VtepError(
+      "USAGE",
+      `${address} is in no subnet of network ${name}, whose gateway is ${near.join(", ")}`,
+    );
+  }
+}
+
+/** Ports that somebody on this host listens at would be taken from them. `own` is the agent's. */
+async function checkPorts(
+  client: Client,
+  { addresses, published, link }: Attachment,
+  own: number,
+  was: Attachment | undefined,
+): Promise<void> {
+  if (published.length === 0) return;
+  if (addresses.length === 0) {
+    throw new VtepError("USAGE", "ports are published to an address: give one with --ip");
+  }
+  const twice = published.find((each, at) =>
+    published.slice(0, at).some((one) => isSame(one, each)),
+  );
+  if (twice !== undefined) {
+    throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice`);
+  }
+  for (const other of await client.attachments()) {
+    const taken = other.published.find((each) => published.some((one) => isSame(one, each)));
+    if (taken === undefined || other.link === link) continue;
+    throw new VtepError(
+      "CONFLICT",
+      `port ${hostPort(taken)} is published already, for ${other.ifname} of ${other.target}`,
+    );
+  }
+  const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
+  for (const wanted of published) {
+    if (had.has(hostPort(wanted))) continue;
+    const isOwn = wanted.protocol === "udp" && wanted.port === own;
+    if (!isOwn && !(await isListenedAt(wanted))) continue;
+    throw new VtepError(
+      "CONFLICT",
+      `port ${hostPort(wanted)} is in use on this host${isOwn ? ", by the VTEP itself" : ""}: publish another`,
+    );
+  }
+}
+
+/** Whether both are for packets that may be the same. */
+function isSame(one: Published, other: Published): boolean {
+  const isAny = one.address === undefined || other.address === undefined;
+  const isNear = isAny || one.address === other.address;
+  return one.protocol === other.protocol && one.port === other.port && isNear;
+}
+
+function isListenedAt({ protocol, address, port }: Published): Promise<boolean> {
+  return new Promise((resolve) => {
+    const at = { port, exclusive: true, ...(address !== undefined && { host: address, address }) };
+    const socket = protocol === "tcp" ? createServer() : createSocket("udp4");
+    socket.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code === "EADDRINUSE"));
+    const done = () => socket.close(() => resolve(false));
+    if (socket instanceof Server) socket.listen(at, done);
+    else socket.bind(at, done);
+  });
+}
+
 function hostPort({ protocol, address, port }: Published): string {
   return `${address === undefined ? "" : `${address}:`}${port}/${protocol}`;
 }
@@ -436,13 +546,22 @@ function hostPort({ protocol, address, port }: Published): string {
 /** Whether another container of its network has an address that it has. */
 function isTwice(attachment: Attachment, links: ReadonlyMap<string, Link>): boolean {
   const own = new Set(attachment.addresses.map(bare));
-  const others = othersOn(attachment.network, links).filter(({ link }) => link !== attachment.link);
+  const bridge = links.get(attachment.link)?.master;
+  const others = othersOn(attachment.network, bridge, links).filter(
+    ({ link }) => link !== attachment.link,
+  );
   return others.some(({ addresses }) => addresses.some((each) => own.has(bare(each))));
 }
 
-function othersOn(network: string, links: ReadonlyMap<string, Link>): Attachment[] {
+/** What is in a network: by its name, or by its bridge, where it had another name when that was attached. */
+function othersOn(
+  network: string,
+  bridge: string | undefined,
+  links: ReadonlyMap<string, Link>,
+): Attachment[] {
   return [...new Set(links.values())].flatMap((link) => {
     const found = attachmentOf(link);
-    return found?.network === network ? [found] : [];
+    const isThere = bridge !== undefined && link.master === bridge;
+    return found !== undefined && (isThere || found.network === network) ? [found] : [];
   });
 }

@@ -59,8 +59,15 @@ export function parsePublished(text: string): Published {
     (inBrackets === undefined
       ? ipaddr.IPv4.isValidFourPartDecimal(address)
       : ipaddr.IPv6.isValid(address) && !address.includes("%"));
+  if (isAddress && address !== undefined && ipaddr.parse(address).range() === "loopback") {
+    throw new VtepError(
+      "USAGE",
+      `${JSON.stringify(text)} publishes to this host alone, which the kernel does not route: leave ${address} out`,
+    );
+  }
   if (isAddress && isPort(port) && isPort(toPort)) {
-    const at = address === undefined ? {} : { address: ipaddr.parse(address).toString() };
+    const isAny = address === undefined || ipaddr.parse(address).range() === "unspecified";
+    const at = isAny ? {} : { address: ipaddr.parse(address).toString() };
     return { protocol: protocol as "tcp", ...at, port: Number(port), toPort: Number(toPort) };
   }
   throw new VtepError(
@@ -108,15 +115,21 @@ export function aliasOf(attachment: Attachment, more: unknown): string {
   );
 }
 
-/** Those among the links of a host, but for such whose bridge is not their network's any more. */
+/**
+ * Those among the links of a host, but for such whose bridge is not their network's any more. One whose
+ * network has another name by now is known by its bridge.
+ */
 export function attachmentsAmong(
   links: ReadonlyMap<string, Link>,
   bridges: ReadonlyMap<string, string | undefined>,
 ): Attachment[] {
   return [...new Set(links.values())].flatMap((link) => {
     const found = attachmentOf(link);
-    const bridge = found && bridges.get(found.network);
-    return found !== undefined && bridge !== undefined && link.master === bridge ? [found] : [];
+    if (found === undefined || link.master === undefined) return [];
+    if (bridges.get(found.network) === link.master) return [found];
+    const others = [...bridges].filter(([, bridge]) => bridge === link.master);
+    const isRenamed = !bridges.has(found.network) && others.length === 1;
+    return isRenamed ? [{ ...found, network: others[0]![0] }] : [];
   });
 }
 
@@ -131,8 +144,21 @@ export function attachmentOf({
     ...[string, string, string, string, string, string, string],
   ];
   const target = rest.join("|");
-  const ports = listOf(published).map(parsePublished);
-  return { network, ifname, mac, addresses: listOf(addresses), published: ports, by, target, link };
+  try {
+    const ports = listOf(published).map(parsePublished);
+    return {
+      network,
+      ifname,
+      mac,
+      addresses: listOf(addresses),
+      published: ports,
+      by,
+      target,
+      link,
+    };
+  } catch {
+    return undefined; // somebody else's, or another version's
+  }
 }
 
 function listOf(text: string): string[] {

@@ -10,7 +10,7 @@ import { once } from "node:events";
 import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
-import { spelt } from "./addresses.ts";
+import { spelt, speltAddress } from "./addresses.ts";
 import { Client } from "./api/client.ts";
 import { address, attach, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
@@ -96,11 +96,10 @@ export class Plugin {
     }
   }
 
-  /** Succeeds whatever is there still, and without the agent. The link goes first: it needs nobody. */
+  /** Succeeds whatever is there still, and without the agent. By the link a lease may have to be given back. */
   async del(): Promise<undefined> {
-    const ifname = this.#wanted("CNI_IFNAME");
-    await detach(this.#client, linkName(this.#owner(), ifname));
-    await this.#ipam("DEL");
+    const link = linkName(this.#owner(), this.#wanted("CNI_IFNAME"));
+    await this.#ipam("DEL").finally(() => detach(this.#client, link));
   }
 
   async check(): Promise<undefined> {
@@ -112,7 +111,7 @@ export class Plugin {
     }
     checkResult(prevResult, CODE.configuration, "prevResult");
     await this.#ipam("CHECK");
-    const { bridge } = await this.#client.network(this.#configuration.network);
+    const { bridge, mtu: whole } = await this.#client.network(this.#configuration.network);
     const link = (await linksByName()).get(linkName(this.#owner(), ifname));
     if (link === undefined || attachmentOf(link) === undefined) {
       throw new CniError(CODE.container, `${ifname} of this container is attached no more`);
@@ -127,13 +126,14 @@ export class Plugin {
     }
     const at = prevResult.interfaces?.findIndex(({ name, sandbox }) => name === ifname && sandbox);
     const before = prevResult.interfaces?.[at ?? -1];
-    if (!inside.flags?.includes("UP")) throw new CniError(CODE.other, `${ifname} is down`);
+    if (!inside.flags?.includes("LOWER_UP")) throw new CniError(CODE.other, `${ifname} is down`);
     const { address: mac, mtu, addr_info = [] } = inside;
     if (before?.mac !== undefined && before.mac.toLowerCase() !== mac) {
       throw new CniError(CODE.other, `${ifname} has the MAC ${mac}, and had ${before.mac}`);
     }
-    if (before?.mtu !== undefined && before.mtu !== mtu) {
-      throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and had ${before.mtu}`);
+    const size = before?.mtu ?? this.#configuration.mtu ?? whole;
+    if (mtu !== size) {
+      throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and is to have ${size}`);
     }
     const addresses = addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`);
     for (const { address, interface: of } of prevResult.ips ?? []) {
@@ -145,7 +145,8 @@ export class Plugin {
     const present = routes.length === 0 ? [] : await routesInside(target, ifname);
     for (const { dst, gw = gatewayFor(dst, ips) } of routes) {
       const to = spelt(dst);
-      if (present.some((route) => route.to === to && route.via === gw)) continue;
+      const via = gw === undefined ? undefined : speltAddress(gw);
+      if (present.some((route) => route.to === to && route.via === via)) continue;
       throw new CniError(CODE.other, `the route to ${dst} over ${ifname} is gone`);
     }
   }

@@ -708,6 +708,10 @@ function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
     ];
     // It has the MAC of its gateway.
     if (network.gateway.length > 0) own.push(["gateway", `the gateway of ${network.bridge}`]);
+    for (const each of network.gateway) own.push(["gateway", `the gateway ${bare(each)}`]);
+    if (network.vlan !== undefined) {
+      own.push(["vlan", `VLAN ${network.vlan} of ${network.bridge ?? network.tap}`]);
+    }
     const repeated = own.find(([, said]) => first.has(said));
     for (const [, said] of own) if (!first.has(said)) first.set(said, at);
     if (repeated === undefined) return [];

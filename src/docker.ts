@@ -15,12 +15,13 @@ import { dirname } from "node:path";
 import * as v from "valibot";
 import { bare, isIn } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
-import { attachPair, detach, publish } from "./attach.ts";
-import { linkName, type Published } from "./attachments.ts";
+import { attachPair, bridgeOf, detach, publish } from "./attach.ts";
+import { linkName, type Published, parsePublished } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import type { NetworkStatus } from "./operations.ts";
 
 const GENERIC = "com.docker.network.generic";
+const INTERNAL = "com.docker.network.internal";
 const PORTS = "com.docker.network.portmap";
 const OPTIONS = ["network", "vni"] as const;
 
@@ -122,8 +123,21 @@ export class DockerDriver {
     const { NetworkID, Options, IPv4Data, IPv6Data } = wanted;
     const meant = await this.#meant((Options?.[GENERIC] ?? {}) as Record<string, unknown>);
     const { name, gateway } = meant;
+    if (Options?.[INTERNAL] && gateway.length > 0) {
+      throw new VtepError(
+        "USAGE",
+        `network ${name} has a gateway, so --internal cannot be promised: take a network without one`,
+      );
+    }
     for (const { Pool, Gateway } of [...(IPv4Data ?? []), ...(IPv6Data ?? [])]) {
-      const own = gateway.find((each) => Pool !== "" && isIn(each, Pool));
+      const family = gateway.filter((each) => each.includes(":") === Pool.includes(":"));
+      const own = family.find((each) => isIn(each, Pool));
+      if (own === undefined && family.length > 0) {
+        throw new VtepError(
+          "USAGE",
+          `network ${name} has the gateway ${family.join(", ")}, which is not in ${Pool}: create it with that subnet`,
+        );
+      }
       if (own === undefined || bare(own) === bare(Gateway)) continue;
       // Docker gives that address to a container otherwise.
       throw new VtepError(
@@ -194,8 +208,8 @@ export class DockerDriver {
           `port ${Port} needs a port of the host, and TCP or UDP (-p 8080:${Port})`,
         );
       }
-      const isAny = ["", "0.0.0.0", "::"].includes(HostIP);
-      return { protocol, ...(!isAny && { address: HostIP }), port: HostPort, toPort: Port };
+      const host = HostIP.includes(":") ? `[${HostIP}]` : HostIP;
+      return parsePublished(`${host && `${host}:`}${HostPort}:${Port}/${protocol}`);
     });
     await publish(this.#client, linkName(ownerOf(wanted.EndpointID), "eth"), published);
     return {};
@@ -229,12 +243,7 @@ export class DockerDriver {
     const found = all.find((each) =>
       network === undefined ? `${each.vni}` === vni : each.name === network,
     );
-    if (found !== undefined && found.bridge === undefined) {
-      throw new VtepError(
-        "USAGE",
-        `network ${found.name} has no bridge: give it one (bridge: NAME)`,
-      );
-    }
+    if (found !== undefined) bridgeOf(found);
     if (found !== undefined) return found;
     const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
     const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";

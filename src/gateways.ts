@@ -9,15 +9,22 @@
  * **What is left alone.** Forwarding that was switched on stays on, because others may count on it since.
  * No other table is touched: what their rules drop stays dropped.
  */
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import type { Logger } from "pino";
 import { subnetOf } from "./addresses.ts";
-import type { Attachment } from "./attachments.ts";
-import { command } from "./command.ts";
+import { type Attachment, stableMac } from "./attachments.ts";
+import { command, type Ended } from "./command.ts";
 import type { NetworkConfig } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import { type GatewayLink, type Link, setUpGateways, tearDownGateways } from "./host.ts";
+import {
+  advertised,
+  type GatewayLink,
+  type Link,
+  setUpGateways,
+  tearDownGateways,
+} from "./host.ts";
 import { natTable, type Publication } from "./nat.ts";
+import { formatMac } from "./wire/ethernet.ts";
 
 /** Locally administered, and the same for every gateway on every host. */
 export const GATEWAY_MAC = "02:76:74:65:70:01";
@@ -25,48 +32,112 @@ export const GATEWAY_MAC = "02:76:74:65:70:01";
 type Links = ReadonlyMap<string, Link>;
 type Gateway = GatewayLink & Pick<NetworkConfig, "masquerade">;
 
+/** What was made, for whoever is to take it away. */
+export interface Traces {
+  /** Addresses by bridge, with prefix lengths: those that were not there before. */
+  readonly addresses: [bridge: string, address: string][];
+  /** The MACs that bridges had before. */
+  readonly macs: Record<string, string>;
+  readonly hasTable: boolean;
+}
+
+/** Of a table that somebody before this agent made. */
+const UNKNOWN = "";
+
 export class Gateways {
   readonly #table: string;
   readonly #log: Logger;
   #gateways: readonly Gateway[] = [];
   #publications: readonly Publication[] = [];
-  /** What bridges had before. */
-  readonly #macs = new Map<string, string>();
-  /** As the kernel has it; undefined: nothing is known of it. */
+  /** Of `Traces`, as "BRIDGE ADDRESS". */
+  readonly #addresses: Set<string>;
+  readonly #macs: Map<string, string>;
+  /** As the kernel has it; undefined: there is none. */
   #natTable: string | undefined;
 
-  /** `port` is the endpoint's: what tells two agents of one host apart. */
-  constructor(port: number, log: Logger) {
-    this.#table = `vtep_${port}`;
+  /**
+   * Address and port of the endpoint are what tells two agents of one host apart; `before` is what an
+   * earlier one has left to this one.
+   */
+  constructor(local: string, port: number, log: Logger, before?: Traces) {
+    this.#table = `vtep_${local.replaceAll(":", "-")}_${port}`;
     this.#log = log;
+    this.#addresses = new Set(before?.addresses.map((pair) => pair.join(" ")));
+    this.#macs = new Map(Object.entries(before?.macs ?? {}));
+    this.#natTable = before?.hasTable ? UNKNOWN : undefined;
   }
 
-  /** Makes the gateways be those of these networks, whose bridges there are. Throws VtepError. */
-  async set(networks: readonly NetworkConfig[], links: Links): Promise<void> {
-    const before = this.#gateways;
-    const wanted = networks.filter(({ gateway }) => gateway.length > 0).map(gatewayOf);
-    if (before.length + wanted.length === 0) return;
-    const addresses = new Set(wanted.flatMap(named));
-    const surplus = before.map((gateway) => {
-      const rest = gateway.addresses.filter((each) => !addresses.has(`${gateway.bridge} ${each}`));
-      return { ...gateway, addresses: rest };
-    });
-    for (const { bridge } of wanted) {
-      const mac = links.get(bridge)?.address;
-      if (mac !== undefined && mac !== GATEWAY_MAC && !this.#macs.has(bridge)) {
-        this.#macs.set(bridge, mac);
-      }
+  get traces(): Traces {
+    return {
+      addresses: [...this.#addresses].map((each) => each.split(" ") as [string, string]),
+      macs: Object.fromEntries(this.#macs),
+      hasTable: this.#natTable !== undefined,
+    };
+  }
+
+  /** Whether nothing was made. */
+  get isIdle(): boolean {
+    return this.#addresses.size + this.#macs.size === 0 && this.#natTable === undefined;
+  }
+
+  /**
+   * Makes the gateways be those of these networks, whose bridges there are, and takes ports of this host to
+   * what is attached. Throws VtepError; what was made by then is known, so that it can be taken back.
+   */
+  async set(
+    networks: readonly NetworkConfig[],
+    links: Links,
+    attached: readonly Attachment[],
+  ): Promise<void> {
+    const routed = networks.filter(({ gateway }) => gateway.length > 0).map(gatewayOf);
+    const isNew = routed.length > this.#gateways.length;
+    if (routed.length > 0 || !this.isIdle) {
+      await this.#takeAway(routed, links);
+      this.#note(routed, links);
+      await setUpGateways(routed);
+      this.#gateways = routed;
+      if (isNew) await this.#allowForwarding();
     }
-    const bridges = new Set(wanted.map(({ bridge }) => bridge));
-    const idle = new Map([...this.#macs].filter(([bridge]) => !bridges.has(bridge)));
+    await this.publish(attached);
+    if (isNew) await this.#warnOfPolicies();
+  }
+
+  /** What is not to be any more, on bridges that there are still. */
+  async #takeAway(routed: readonly Gateway[], links: Links): Promise<void> {
+    const wanted = new Set(routed.flatMap(named));
+    const bridges = new Set(routed.map(({ bridge }) => bridge));
+    const surplus = [...this.#addresses].filter((each) => !wanted.has(each));
+    const idle = [...this.#macs].filter(([bridge]) => !bridges.has(bridge));
+    for (const each of surplus) this.#addresses.delete(each);
+    for (const [bridge] of idle) this.#macs.delete(bridge);
     await tearDownGateways(
-      surplus.filter(({ bridge }) => links.has(bridge)),
-      idle,
+      surplus
+        .map((each) => each.split(" ") as [string, string])
+        .filter(([bridge]) => links.has(bridge)),
+      idle.filter(([bridge]) => links.has(bridge)),
     ).catch(({ message }: Error) => this.#log.debug({ reason: message }, "a gateway was gone"));
-    for (const bridge of idle.keys()) this.#macs.delete(bridge);
-    await setUpGateways(wanted);
-    this.#gateways = wanted;
-    if (wanted.length > 0) this.#allowForwarding();
+  }
+
+  /** What a bridge has already is not ours to take away. */
+  #note(routed: readonly Gateway[], links: Links): void {
+    for (const { bridge, addresses } of routed) {
+      const { address: mac, addr_info = [] } = links.get(bridge) ?? {};
+      const had = new Set(addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`));
+      for (const each of addresses) if (!had.has(each)) this.#addresses.add(`${bridge} ${each}`);
+      if (this.#macs.has(bridge)) continue;
+      const other = stableMac(`${this.#table} ${bridge}`); // one of its own, where none is known
+      const isOwn = mac !== undefined && mac !== GATEWAY_MAC;
+      this.#macs.set(bridge, isOwn ? mac : formatMac(other.high, other.low));
+    }
+  }
+
+  /** Others may have flushed what they did not make. Throws VtepError. */
+  async renew(): Promise<void> {
+    if (this.#natTable === undefined) return;
+    const { code, refusal } = await this.#nft(["list", "table", "inet", this.#table]);
+    if (code === 0) return;
+    this.#log.warn({ table: this.#table, reason: refusal }, "the rules of gateways were gone");
+    this.#natTable = UNKNOWN;
     await this.#filter();
   }
 
@@ -74,12 +145,6 @@ export class Gateways {
   async publish(attached: readonly Attachment[]): Promise<void> {
     this.#publications = attached.flatMap(publicationsOf);
     await this.#filter();
-  }
-
-  /** Takes away what is on bridges that there are still, and the rules. */
-  async remove(links: Links): Promise<void> {
-    await this.set([], links);
-    await this.publish([]);
   }
 
   async #filter(): Promise<void> {
@@ -90,20 +155,33 @@ export class Gateways {
     const isNone = wanted === natTable(this.#table, [], []);
     // An agent that never needed a table needs no nft either.
     if (wanted === this.#natTable || (isNone && this.#natTable === undefined)) return;
-    const { code, refusal } = await command(["nft", "-f", "-"], wanted, "nftables");
+    const { code, refusal } = await this.#nft(["-f", "-"], wanted);
     if (code !== 0) throw new VtepError("LINK", `"nft" refused the rules of gateways: ${refusal}`);
     this.#natTable = isNone ? undefined : wanted;
   }
 
+  #nft(words: readonly string[], input = ""): Promise<Ended> {
+    return command(["nft", ...words], input, "nftables");
+  }
+
+  /** What a table drops, ours cannot let pass: Docker's does, where Docker was the first to forward. */
+  async #warnOfPolicies(): Promise<void> {
+    const { stdout } = await this.#nft(["list", "chains"]).catch(() => ({ stdout: "" }));
+    if (!/hook forward [^}]*policy drop/.test(stdout)) return;
+    const remedy = "vtep doctor says whose policy that is, and what lets them pass";
+    this.#log.warn({ remedy }, "packets of containers may be dropped where they are forwarded");
+  }
+
   /** Where it may not be switched on here, somebody else has to. */
-  #allowForwarding(): void {
+  async #allowForwarding(): Promise<void> {
     const addresses = this.#gateways.flatMap((gateway) => gateway.addresses);
     const families = new Set(addresses.map((address) => (address.includes(":") ? 6 : 4)));
     for (const family of families) {
       const setting = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
       try {
+        if (family === 6) for (const { bridge } of this.#gateways) hear(bridge, "0");
         if (readSetting(setting) === "1") continue;
-        if (family === 6) keepAdvertisements();
+        if (family === 6) for (const link of await advertised()) hear(link, "2");
         writeFileSync(`/proc/sys/${setting}`, "1");
         this.#log.info({ setting }, "IP forwarding was switched on");
       } catch (error) {
@@ -136,10 +214,10 @@ function readSetting(setting: string): string {
   return readFileSync(`/proc/sys/${setting}`, "utf8").trim();
 }
 
-/** A host that forwards IPv6 hears no router advertisements any more, unless it is told to (accept_ra = 2). */
-function keepAdvertisements(): void {
-  for (const link of readdirSync("/proc/sys/net/ipv6/conf")) {
-    const setting = `net/ipv6/conf/${link}/accept_ra`;
-    if (link !== "all" && readSetting(setting) === "1") writeFileSync(`/proc/sys/${setting}`, "2");
-  }
+/**
+ * What an interface makes of router advertisements: a host that forwards hears none any more, unless the setting
+ * is 2; and none that a container sends is to make it the router of this host.
+ */
+function hear(link: string, accept: "0" | "2"): void {
+  writeFileSync(`/proc/sys/net/ipv6/conf/${link}/accept_ra`, accept);
 }

@@ -139,22 +139,28 @@ export async function setUpGateways(gateways: readonly GatewayLink[]): Promise<v
   await done(batch(changes));
 }
 
-/** Takes away addresses of gateways; `macs` are what bridges had before. */
+/** Takes addresses from bridges, and gives these MACs to bridges. */
 export async function tearDownGateways(
-  gateways: readonly GatewayLink[],
-  macs: ReadonlyMap<string, string>,
+  addresses: readonly (readonly [bridge: string, address: string])[],
+  macs: readonly (readonly [bridge: string, mac: string])[],
 ): Promise<void> {
-  const changes = gateways.flatMap(({ bridge, addresses }) => {
-    const mac = macs.get(bridge);
-    const does = `taking the gateway from ${bridge}`;
-    return [
-      ...addresses.map((address) => ({ does, words: ["addr", "del", address, "dev", bridge] })),
-      ...(mac === undefined
-        ? []
-        : [{ does, words: ["link", "set", "dev", bridge, "address", mac] }]),
-    ];
-  });
+  const changes = [
+    ...addresses.map(([bridge, address]) => ({
+      does: `taking ${address} from ${bridge}`,
+      words: ["addr", "del", address, "dev", bridge],
+    })),
+    ...macs.map(([bridge, mac]) => ({
+      does: `giving ${bridge} its MAC`,
+      words: ["link", "set", "dev", bridge, "address", mac],
+    })),
+  ];
   await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
+}
+
+/** Interfaces by which a router was found that advertises itself (RFC 4861). */
+export async function advertised(): Promise<string[]> {
+  const routes = await query<{ dev: string }>(["-6", "route", "show", "default", "proto", "ra"]);
+  return [...new Set(routes.map(({ dev }) => dev))];
 }
 
 /** Gives a TAP that is up another MTU or another bridge. */
@@ -270,7 +276,9 @@ function settingsOf({
     })),
     { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
     ...routes.map(({ to, via }) => ({
-      does: `routing ${to} over ${ifname}`,
+      does: /^(0\.0\.0\.0|::)\/0$/.test(to)
+        ? `giving ${ifname} the default route (--gateway none, where there is one)`
+        : `routing ${to} over ${ifname}`,
       words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
     })),
   ];
@@ -522,8 +530,8 @@ function refused(does: string, refusal: string): VtepError {
   return new VtepError("PERMISSION", sentence);
 }
 
-/** What a word may hold, and a batch of ip's reads as its end, a comment or a quotation. */
-const UNWRITABLE = /[\s#'"\\]/;
+/** What a word may hold, and a batch of ip's reads as its end, a comment or a quotation; or that it is empty. */
+const UNWRITABLE = /^$|[\s#'"\\]/;
 
 /** As `ip -batch` does it: what the first that failed said. */
 async function oneByOne(

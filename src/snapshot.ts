@@ -23,6 +23,14 @@ const schema = v.object({
   queues: v.optional(v.record(v.string(), v.number()), {}),
   /** The aliases of TAPs that are in containers, by their names here. */
   direct: v.optional(v.record(v.string(), v.string()), {}),
+  /** Of gateways: see Traces. */
+  gateways: v.optional(
+    v.object({
+      addresses: v.array(v.tuple([v.string(), v.string()])),
+      macs: v.record(v.string(), v.string()),
+      hasTable: v.boolean(),
+    }),
+  ),
   networks: v.array(
     v.object({
       name: v.string(),

@@ -10,6 +10,10 @@ import { paper, table } from "./table.ts";
 const TARGET = `
 TARGET is the network namespace of a container: a name that "ip netns" knows, a path, or the ID of one of
 its processes.`;
+const MORE = `${TARGET}
+
+A container that has a default route already, by another interface, needs --gateway none. What --direct
+attaches lasts as long as the agent, and over restarts of the service.`;
 
 export function addAttachCommands(vtep: Command): void {
   const command = ask(
@@ -18,7 +22,7 @@ export function addAttachCommands(vtep: Command): void {
     "Give a container an interface in a network of a running agent",
     add,
   )
-    .option("--network <NETWORK>", "the network, which needs a bridge")
+    .option("--network <NETWORK>", "the network, which needs a bridge, or none with --direct")
     .option("--ifname <NAME>", "name of the interface in the container", "eth0")
     .option(
       "--ip <CIDR...>",
@@ -33,13 +37,13 @@ export function addAttachCommands(vtep: Command): void {
       "ports of this host that are to be the container's: [ADDR:]PORT:CONTAINER-PORT[/udp]",
     )
     .option("--route <CIDR=VIA...>", "what goes elsewhere than that; without =VIA, straight out")
-    .option("--mac <MAC>", "its MAC address (default: one that stays the same)")
-    .option("--mtu <N>", "its MTU (default: the network's)")
+    .option("--mac <MAC>", "its MAC address (default: one that follows from its namespace)")
+    .option("--mtu <N>", "its MTU, auto: the network's")
     .option(
       "--direct",
       "no veth pair and no bridge: the network's TAP becomes the interface, for one container",
     )
-    .addHelpText("after", TARGET)
+    .addHelpText("after", MORE)
     .enablePositionalOptions(); // those of "list" are its own
   ask(command, "list", "list what is attached", list);
   ask(vtep, "detach <TARGET>", "Take such an interface away again", remove)
@@ -128,7 +132,8 @@ function routeOf(text: string): { to: string; via: string | undefined } {
   throw new VtepError("USAGE", `--route ${JSON.stringify(text)} must be CIDR or CIDR=VIA`);
 }
 
-function mtuOf(text: string): number {
+function mtuOf(text: string): number | undefined {
+  if (text === "auto") return undefined;
   const mtu = Number(text);
   if (/^\d+$/.test(text) && mtu >= 68) return mtu;
   throw new VtepError("USAGE", `--mtu ${text} must be a whole number from 68`);

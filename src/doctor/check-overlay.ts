@@ -67,6 +67,11 @@ function checkMacs(facts: Facts): Finding[] {
   const heard = runningNetworks(facts).flatMap(({ vni, tap, drops }): Finding[] => {
     const count = drops.LOCAL_MAC ?? 0;
     if (count === 0) return [];
+    if (config.networks.some((network) => network.vni === vni && network.gateway.length > 0)) {
+      const finding = `network ${vni}: ${counted(count, "frame")} of another host's gateway came by the tunnel, and was kept out`;
+      const remedy = "unless its host keeps them, as vtep does, filter them there";
+      return [{ check, subject: `${vni}`, severity: "note", finding, remedy }];
+    }
     return [
       {
         check,

@@ -181,6 +181,38 @@ describe("a container that is attached", () => {
   });
 });
 
+describe("a network that has another name since", () => {
+  test("has what was attached to it, and its addresses are used", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    await vtep.stop();
+    const renamed = ["--vni", "42", "--name", "azure", "--peer", theirs.address, "--bridge", "br0"];
+    vtep = await ours.vtep(...renamed).ready();
+    expect(await attached()).toMatchObject([{ network: "azure", addresses: [`${ADDRESS}/24`] }]);
+    const again = await run("attach", other.name, "--network", "azure", "--ip", `${ADDRESS}/24`);
+    expect([again.code, again.stderr]).toEqual([1, expect.stringContaining("is used already")]);
+  });
+});
+
+test("an interface that is attached to another network is not taken from that", async () => {
+  const red = ["--vni", "43", "--name", "red", "--peer", theirs.address, "--bridge", "br43"];
+  expect(await run("network", "add", ...red)).toMatchObject({ code: 0 });
+  await attach(box.name, "--ip", `${ADDRESS}/24`);
+  const before = await attached();
+  const found = await run("attach", box.name, "--network", "red", "--ip", "192.0.2.7/24");
+  expect([found.code, found.stderr]).toEqual([
+    1,
+    `vtep: eth0 of /run/netns/${box.name} is attached already, to network blue: detach it first\n`,
+  ]);
+  expect(await attached()).toEqual(before);
+});
+
+test("an alias that is not to be understood is somebody else's", async () => {
+  await ours.ip("link add odd type bridge", "link set odd alias vtep|a|b|c|d|notaport|x|y|z");
+  expect(await attach(box.name, "--ip", `${ADDRESS}/24`)).toMatchObject({ code: 0 });
+  expect(await attached()).toHaveLength(1);
+  await ours.ip("link del odd");
+});
+
 describe("what cannot be is refused, and leaves nothing", () => {
   test.each([
     ["a network unknown", ["--network", "red"], 1, /^vtep: there is no network "red"/],

@@ -189,7 +189,9 @@ test("all of it goes, and nothing is left", async () => {
     const links = await host.links();
     expect(links.filter((link) => /^v[tp][0-9a-f]{12}$/.test(link))).toEqual([]);
   }
-  expect(await second.run("nft", "list", "table", "inet", "vtep_4789")).not.toContain("8080");
+  expect(
+    await second.run("nft", "list", "table", "inet", `vtep_${second.address}_4789`),
+  ).not.toContain("8080");
   for (const vtep of vteps) {
     const [network] = (await vtep.status()).networks;
     expect(network!.fdb.filter(({ origin }) => origin === "control")).toEqual([]);

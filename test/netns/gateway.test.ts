@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GATEWAY_MAC } from "../../src/gateways.ts";
 import { Lab } from "../lab/lab.ts";
-import { create, type Finished, Namespace } from "../lab/namespace.ts";
+import { type Child, create, type Finished, Namespace } from "../lab/namespace.ts";
 import { isSilent, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
@@ -37,6 +37,8 @@ beforeEach(async () => {
   ]);
 });
 afterEach(async () => {
+  // A process would keep its namespace, and the namespace its links.
+  await Promise.all([box, neighbour, remote, outside].map((each) => each.quiesce()));
   for (const { name } of [box, neighbour, remote, outside]) {
     await ours.finish(["ip", "netns", "del", name]);
   }
@@ -72,10 +74,11 @@ async function attach(host: typeof ours, target: Namespace, ...options: string[]
 }
 
 /** Has a process of a container answer on a TCP port with a word. */
-async function serve(target: Namespace, port: number, word: string): Promise<void> {
+async function serve(target: Namespace, port: number, word: string): Promise<Child> {
   const code = `require("node:net").createServer((s) => s.end("${word}")).listen(${port}, "::", () => console.log("ready"))`;
-  const { stdout } = target.spawn("node", "-e", code);
-  await new Promise((resolve) => stdout.once("data", resolve));
+  const server = target.spawn("node", "-e", code);
+  await new Promise((resolve) => server.stdout.once("data", resolve));
+  return server;
 }
 
 /** What answers there; undefined: nobody. */
@@ -130,6 +133,7 @@ describe("through the gateway", () => {
     expect(await call(ours, "203.0.113.1", 8080)).toBe("web");
     expect(await call(neighbour, "203.0.113.1", 8080)).toBe("web");
     const again = ["attach", neighbour.name, "--network", "blue", "--ifname", "eth1"];
+    again.push("--ip", "10.9.0.70/24", "--gateway", "none");
     expect(await run(ours, ...again, "--publish", "8080:90")).toMatchObject({
       code: 1,
       stderr: expect.stringMatching(/port 8080\/tcp is published already, for eth0 of /),
@@ -157,7 +161,7 @@ describe("what was made for it", () => {
       "table ip other {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\ttcp dport 22 counter packets 0 bytes 0\n\t}\n}\n";
     await ours.finish(["nft", "-f", "-"], { input: other });
     await attach(ours, box, "--publish", "8080:80");
-    expect(await rules(ours)).toContain("table inet vtep_4789");
+    expect(await rules(ours)).toContain(`table inet vtep_${ours.address}_4789`);
     await run(ours, "detach", box.name);
     await vteps[0]!.stop();
     expect(await rules(ours)).toBe(other);
@@ -200,6 +204,47 @@ describe("what was made for it", () => {
     expect(await rules(ours)).toBe("");
     const [network] = JSON.parse((await run(ours, "network", "list", "--json")).stdout);
     expect(network.mac).not.toBe(GATEWAY_MAC);
+  });
+});
+
+describe("what cannot be is refused:", () => {
+  test.each([
+    [
+      "the gateway's address",
+      ["--ip", "10.9.0.1/24"],
+      1,
+      /10\.9\.0\.1 is the gateway of network blue/,
+    ],
+    ["the gateway's MAC", ["--mac", GATEWAY_MAC], 1, /is the MAC of the gateway of network blue/],
+    [
+      "an address outside",
+      ["--ip", "10.7.0.5/24"],
+      2,
+      /10\.7\.0\.5\/24 is in no subnet of network blue/,
+    ],
+    [
+      "the VTEP's own port",
+      ["--publish", "4789:80/udp"],
+      1,
+      /4789\/udp is in use .* by the VTEP itself/,
+    ],
+    ["a port that is listened at", ["--publish", "7070:80"], 1, /7070\/tcp is in use on this host/],
+    ["a port twice", ["--publish", "80:80", "80:81"], 2, /port 80\/tcp is published twice/],
+    [
+      "a port of this host alone",
+      ["--publish", "127.0.0.1:80:80"],
+      2,
+      /publishes to this host alone/,
+    ],
+    ["no port", ["--publish", "80"], 2, /publishes no port: give/],
+  ])("%s", async (_, options, code, message) => {
+    const server = await serve(ours, 7070, "host");
+    const words = ["attach", box.name, "--network", "blue"];
+    const own = options.includes("--ip") ? [] : ["--ip", "auto"];
+    const found = await run(ours, ...words, ...own, ...options);
+    expect([found.code, found.stderr]).toEqual([code, expect.stringMatching(message)]);
+    server.kill();
+    expect(JSON.parse((await run(ours, "attach", "list", "--json")).stdout)).toEqual([]);
   });
 });
 

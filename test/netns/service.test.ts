@@ -226,14 +226,49 @@ describe("the service", () => {
     );
     await systemctl("start", "vtep");
     expect(await ours.run("cat", "/proc/sys/net/ipv4/ip_forward")).toBe("1\n");
-    expect(await ours.run("nft", "list", "tables")).toBe("table inet vtep_4789\n");
+    expect(await ours.run("nft", "list", "tables")).toBe(`table inet vtep_${ours.address}_4789\n`);
     expect(await ours.run("ip", "addr", "show", "br42")).toContain("10.9.0.1/24");
     await systemctl("restart", "vtep");
-    expect(await ours.run("nft", "list", "tables")).toBe("table inet vtep_4789\n");
+    expect(await ours.run("nft", "list", "tables")).toBe(`table inet vtep_${ours.address}_4789\n`);
     const lines = await messages();
     expect(lines.filter(({ priority }) => Number(priority) < 6)).toEqual([]);
     await systemctl("stop", "vtep");
     expect(await ours.run("nft", "list", "tables")).toBe("");
+  });
+
+  test("takes a gateway that was configured away from a bridge that stays, and rules that were flushed back", async () => {
+    const network = `vni: 42, peers: [${theirs.address}], bridge: brx`;
+    const routed = `networks: [{ ${network}, gateway: [10.9.0.1/24, 192.0.2.1/24], masquerade: true }]`;
+    await ours.ip("link add brx address 02:00:00:00:00:99 type bridge", "link set brx up");
+    await ours.ip("addr add 192.0.2.1/24 dev brx"); // somebody's own
+    const shown = () => ours.run("ip", "addr", "show", "brx");
+    const tables = () => ours.run("nft", "list", "tables");
+    try {
+      await configure(routed);
+      await systemctl("start", "vtep");
+      expect(await shown()).toContain("10.9.0.1/24");
+      await ours.run("nft", "flush", "ruleset");
+      await systemctl("reload", "vtep");
+      await until("the rules", async () => (await tables()) !== "");
+      await configure(`networks: [{ ${network} }]`);
+      await systemctl("restart", "vtep");
+      expect(await shown()).not.toContain("10.9.0.1");
+      expect(await shown()).toMatch(/02:00:00:00:00:99[\s\S]*192\.0\.2\.1\/24/);
+      expect(await tables()).toBe("");
+    } finally {
+      await ours.ip("link del brx");
+    }
+  });
+
+  test("makes a TAP anew that was deleted while nobody looked", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    await reach(here, there.address);
+    await systemctl("kill", "--signal=STOP", "vtep");
+    await ours.ip("link del vtep42");
+    await systemctl("kill", "--signal=KILL", "vtep");
+    await until("the next one", async () => (await isActive()) === "active");
+    await reach(here, there.address);
   });
 
   test("leaves a TAP where it is over a restart, in its container", async () => {
