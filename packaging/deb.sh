@@ -34,7 +34,7 @@ cp systemd/sysusers.conf "$root/usr/lib/sysusers.d/vtep.conf"
 cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"
 node dist/cli.js config example >"$root/etc/vtep/vtep.yaml"
 cp -a monitoring "$root/usr/share/vtep"
-cp README.md "$root/usr/share/doc/vtep"
+cp -r README.md examples "$root/usr/share/doc/vtep"
 cat LICENSE dist/LICENSES.txt >"$root/usr/share/doc/vtep/copyright"
 rm "$home/dist/LICENSES.txt"
 

@@ -96,7 +96,7 @@ export class Gateways {
       this.#note(routed, links);
       await setUpGateways(routed);
       this.#gateways = routed;
-      if (isNew) await this.#allowForwarding();
+      await this.#allowForwarding();
     }
     await this.publish(attached);
     if (isNew) await this.#warnOfPolicies();

@@ -195,7 +195,9 @@ describe("what was made for it", () => {
         code: 0,
       });
     };
-    await put("--gateway", "10.9.0.2/24", "--masquerade");
+    await ours.sysctl({ "ipv6/conf/all/forwarding": 0 });
+    await put("--gateway", "10.9.0.2/24", "fd09::2/64", "--masquerade");
+    expect(await ours.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")).toBe("1\n");
     await box.ip("route replace default via 10.9.0.2");
     await reach(box, ELSEWHERE[0]);
     expect(await isSilent(box, "10.9.0.1")).toBe(true);
