@@ -153,8 +153,8 @@ async function rawSockets(): Promise<Seen<RawSockets>> {
     const { default: found } = (await import("raw-socket")) as { default: RawSockets };
     return found;
   } catch (error) {
-    // CommonJS has another code for what that package does not find.
-    const missing = (error as NodeJS.ErrnoException).code === "ERR_MODULE_NOT_FOUND";
+    // And not what that package does not find: import() and require() have codes of their own for both.
+    const missing = /Cannot find (module|package) 'raw-socket'/.test((error as Error).message);
     return {
       unseen: missing
         ? "the optional package raw-socket is not installed"
