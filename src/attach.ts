@@ -82,7 +82,10 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     const links = turn === 1 ? first : await linksByName();
     const before = links.get(name);
     const was = before && attachmentOf(before);
-    if (was !== undefined && was.network !== network.name && before?.master !== undefined) {
+    const isHere = before?.master === bridge;
+    if (isHere && was !== undefined)
+      attachment.network = was.network; // as it was called then
+    else if (before?.master !== undefined && was !== undefined && was.network !== network.name) {
       throw new VtepError(
         "CONFLICT",
         `${ifname} of ${target} is attached already, to network ${was.network}: detach it first`,
@@ -97,8 +100,10 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     const routes = routesOf(wanted, addresses, network);
     checkRoutes(routes, addresses);
     const alias = aliasOf(attachment, [mtu, routes]);
-    if (before?.master === bridge) {
-      if (before.ifalias === alias) return { ...attachment, mtu, isNew: false };
+    if (isHere) {
+      if (before.ifalias === alias) {
+        return { ...attachment, network: network.name, mtu, isNew: false };
+      }
       throw new VtepError(
         "CONFLICT",
         `${ifname} of ${target} is attached already, in another way: detach it first`,

@@ -188,6 +188,8 @@ describe("a network that has another name since", () => {
     const renamed = ["--vni", "42", "--name", "azure", "--peer", theirs.address, "--bridge", "br0"];
     vtep = await ours.vtep(...renamed).ready();
     expect(await attached()).toMatchObject([{ network: "azure", addresses: [`${ADDRESS}/24`] }]);
+    const same = await run("attach", box.name, "--network", "azure", "--ip", `${ADDRESS}/24`);
+    expect(same.stdout).toContain("is in network azure already");
     const again = await run("attach", other.name, "--network", "azure", "--ip", `${ADDRESS}/24`);
     expect([again.code, again.stderr]).toEqual([1, expect.stringContaining("is used already")]);
   });
