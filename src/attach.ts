@@ -58,9 +58,6 @@ export interface Wanted {
   readonly mtu: number | undefined;
 }
 
-/** How it gets there: by a veth pair and the network's bridge, or "direct" as the network's own TAP. */
-export type Way = "bridge" | "direct";
-
 /** What was attached, with what follows from the network. */
 export interface Attached extends Attachment {
   readonly mtu: number;
@@ -73,8 +70,8 @@ export interface Attached extends Attachment {
  * something else has the interface or the address, LINK and PERMISSION from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const [{ attachment, bridge, mtu, network, port }, first] = await Promise.all([
-    fitted(client, wanted),
+  const [{ attachment, place: bridge, mtu, network, port }, first] = await Promise.all([
+    fitted(client, wanted, bridgeOf),
     linksByName(),
   ]);
   const { target, ifname, link: name } = attachment;
@@ -199,7 +196,7 @@ export async function address(
 
 /** The same, the network's TAP becoming the container's interface. */
 export async function attachDirect(client: Client, wanted: Wanted): Promise<Attached> {
-  const { attachment, mtu, network, port } = await fitted(client, wanted, "direct");
+  const { attachment, mtu, network, port } = await fitted(client, wanted, checkDirect);
   const { target, ifname } = attachment;
   const { tap, mac: own } = network;
   attachment.link = tap;
@@ -229,7 +226,7 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
   try {
     await client.attachments(); // as long as the alias can be seen
     const inside = { namespace: target, ifname, mac, mtu, addresses, routes };
-    await plugDirect({ name: tap, alias, ...inside });
+    await plugDirect({ name: tap, ...inside });
   } catch (error) {
     await noteAlias(tap, "").catch(() => undefined); // unless it had moved
     await client.attachments().catch(() => undefined);
@@ -246,7 +243,8 @@ export async function attachPair(
   client: Client,
   wanted: Omit<Wanted, "gateways" | "routes" | "mtu"> & { readonly addresses: readonly string[] },
 ): Promise<Attachment & { readonly peer: string }> {
-  const { attachment, bridge, mtu, network } = await fitted(client, { ...wanted, mtu: undefined });
+  const whole = { ...wanted, mtu: undefined };
+  const { attachment, place: bridge, mtu, network } = await fitted(client, whole, bridgeOf);
   const { link: name, mac } = attachment;
   const links = await linksByName();
   if (links.has(name)) await unplug(name);
@@ -278,18 +276,18 @@ export async function publish(
   await client.attachments();
 }
 
-/** What is wanted, checked, and with what follows from the network. */
-async function fitted(
+/** What is wanted, checked, and with what follows from the network; `placeIn` refuses networks that are unfit. */
+async function fitted<Place>(
   client: Client,
   wanted: Omit<Wanted, "gateways" | "routes">,
-  way: Way = "bridge",
+  placeIn: (network: NetworkStatus) => Place,
 ) {
   const { owner, by, ifname, target, published } = wanted;
   const [{ local, port }, network] = await Promise.all([
     client.status(),
     client.network(wanted.network),
   ]);
-  const bridge = way === "bridge" ? bridgeOf(network) : withoutBridge(network);
+  const place = placeIn(network);
   const mtu = mtuOf(wanted, network);
   checkInterface(ifname);
   const addresses = wanted.addresses === "auto" ? [] : wanted.addresses.map(checkedPrefix);
@@ -303,7 +301,7 @@ async function fitted(
       `network ${network.name} has no gateway, by which ports could be published: give it one (gateway: [ADDR/LENGTH])`,
     );
   }
-  return { attachment, bridge, mtu, network, port };
+  return { attachment, place, mtu, network, port };
 }
 
 /** Has the agent look at what is attached; without it nothing is. */
@@ -360,10 +358,10 @@ function checkUntagged({ name, vlan }: NetworkStatus): void {
   );
 }
 
-function withoutBridge(network: NetworkStatus): string {
+function checkDirect(network: NetworkStatus): void {
   checkUntagged(network);
   const { name, bridge, tap } = network;
-  if (bridge === undefined) return "";
+  if (bridge === undefined) return;
   throw new VtepError(
     "USAGE",
     `${tap} is a port of ${bridge}, by which others are in network ${name}: attach without --direct, or take a network without a bridge`,
@@ -444,21 +442,15 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
   }
 }
 
-function checkUnused(
-  wanted: Attachment,
-  links: ReadonlyMap<string, Link>,
-  bridge = links.get(wanted.link)?.master,
-): void {
-  for (const other of othersOn(wanted.network, bridge, links)) {
-    if (other.link === wanted.link) continue;
+function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>, bridge?: string): void {
+  for (const other of othersThan(wanted, links, bridge)) {
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",
         `${wanted.mac} is the MAC of ${other.ifname} of ${other.target}`,
       );
     }
-    const used = new Set(other.addresses.map(bare));
-    const twice = wanted.addresses.map(bare).find((address) => used.has(address));
+    const twice = commonAddress(wanted, other);
     if (twice === undefined) continue;
     throw new VtepError(
       "CONFLICT",
@@ -550,12 +542,23 @@ function hostPort({ protocol, address, port }: Published): string {
 
 /** Whether another container of its network has an address that it has. */
 function isTwice(attachment: Attachment, links: ReadonlyMap<string, Link>): boolean {
-  const own = new Set(attachment.addresses.map(bare));
-  const bridge = links.get(attachment.link)?.master;
-  const others = othersOn(attachment.network, bridge, links).filter(
-    ({ link }) => link !== attachment.link,
+  return othersThan(attachment, links).some(
+    (each) => commonAddress(attachment, each) !== undefined,
   );
-  return others.some(({ addresses }) => addresses.some((each) => own.has(bare(each))));
+}
+
+function commonAddress(one: Attachment, other: Attachment): string | undefined {
+  const used = new Set(other.addresses.map(bare));
+  return one.addresses.map(bare).find((address) => used.has(address));
+}
+
+/** What else is in its network, whose bridge is that of its own link where it has one. */
+function othersThan(
+  { network, link }: Attachment,
+  links: ReadonlyMap<string, Link>,
+  bridge = links.get(link)?.master,
+): Attachment[] {
+  return othersOn(network, bridge, links).filter((other) => other.link !== link);
 }
 
 /** What is in a network: by its name, or by its bridge, where it had another name when that was attached. */

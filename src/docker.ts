@@ -186,7 +186,7 @@ export class DockerDriver {
     });
     const { gateway } = await this.#client.network(name);
     const near = (address: string | undefined) =>
-      gateway.find((each) => address && isIn(each, address))?.split("/")[0];
+      gateway.filter((each) => address && isIn(each, address)).map(bare)[0];
     const [Gateway, GatewayIPv6] = [near(wanted?.Address), near(wanted?.AddressIPv6)];
     return {
       InterfaceName: { SrcName: peer, DstPrefix: "eth" },
@@ -243,8 +243,10 @@ export class DockerDriver {
     const found = all.find((each) =>
       network === undefined ? `${each.vni}` === vni : each.name === network,
     );
-    if (found !== undefined) bridgeOf(found);
-    if (found !== undefined) return found;
+    if (found !== undefined) {
+      bridgeOf(found); // or it is refused
+      return found;
+    }
     const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
     const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";
     throw new VtepError("NOT_FOUND", `the agent forwards no network ${which}: it has ${known}`);

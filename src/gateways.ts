@@ -11,7 +11,7 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import type { Logger } from "pino";
-import { subnetOf } from "./addresses.ts";
+import { bare, subnetOf } from "./addresses.ts";
 import { type Attachment, stableMac } from "./attachments.ts";
 import { command, type Ended } from "./command.ts";
 import type { NetworkConfig } from "./config.ts";
@@ -204,7 +204,7 @@ function named({ bridge, addresses }: GatewayLink): string[] {
 function publicationsOf({ published, addresses }: Attachment): Publication[] {
   return published.flatMap((port) =>
     addresses
-      .map((address) => address.split("/")[0]!)
+      .map(bare)
       .filter((to) => port.address === undefined || port.address.includes(":") === to.includes(":"))
       .map((to) => ({ ...port, to })),
   );

@@ -130,10 +130,7 @@ export async function setUpGateways(gateways: readonly GatewayLink[]): Promise<v
     },
     ...addresses.map((address) => ({
       does: `giving ${bridge} the address ${address}`,
-      words: [
-        ...["addr", "replace", address, "dev", bridge],
-        ...(address.includes(":") ? ["nodad"] : []),
-      ],
+      words: addressWords("replace", address, bridge),
     })),
   ]);
   await done(batch(changes));
@@ -269,10 +266,7 @@ function settingsOf({
   return [
     ...addresses.map((address) => ({
       does: `giving ${ifname} the address ${address}`,
-      words: [
-        ...["addr", "add", address, "dev", ifname],
-        ...(address.includes(":") ? ["nodad"] : []),
-      ],
+      words: addressWords("add", address, ifname),
     })),
     { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
     ...routes.map(({ to, via }) => ({
@@ -284,6 +278,12 @@ function settingsOf({
   ];
 }
 
+/** An IPv6 address is to be of use at once: nobody else is asked for it. */
+function addressWords(verb: "add" | "replace", address: string, device: string): string[] {
+  const detection = address.includes(":") ? ["nodad"] : [];
+  return ["addr", verb, address, "dev", device, ...detection];
+}
+
 function announcementOf({ ifname, mac }: Pick<Veth, "ifname" | "mac">): Change {
   return {
     does: `announcing ${ifname}`,
@@ -292,7 +292,7 @@ function announcementOf({ ifname, mac }: Pick<Veth, "ifname" | "mac">): Change {
 }
 
 /** A TAP that is to be the interface of a container. */
-export type DirectLink = Omit<Veth, "bridge">;
+export type DirectLink = Omit<Veth, "bridge" | "alias">;
 
 /** Notes what a link is. */
 export async function noteAlias(name: string, alias: string): Promise<void> {

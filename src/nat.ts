@@ -5,6 +5,7 @@
  * Forwarding itself is not filtered here: a packet that another table drops stays dropped (nft(8), "base
  * chains"), so nothing here could let it pass.
  */
+import type { Published } from "./attachments.ts";
 
 /** A network that is routed on this host. */
 export interface Routed {
@@ -15,16 +16,8 @@ export interface Routed {
   readonly masquerade: boolean;
 }
 
-/** A port of this host that is a container's. */
-export interface Publication {
-  readonly protocol: "tcp" | "udp";
-  /** Of this host; undefined: any. */
-  readonly address?: string;
-  readonly port: number;
-  /** Of the container. */
-  readonly to: string;
-  readonly toPort: number;
-}
+/** A port of this host that is a container's, whose address is `to`. */
+export type Publication = Published & { readonly to: string };
 
 /** What `nft -f` has to be given; with nothing to do, that there is no table. */
 export function natTable(

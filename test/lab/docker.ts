@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ROOT } from "../native/fixture.ts";
 import type { Host } from "./host.ts";
+import { busyboxImage } from "./image.ts";
 import type { Child, Finished } from "./namespace.ts";
 import { until } from "./until.ts";
 import { cli, type Vtep } from "./vtep.ts";
@@ -29,13 +30,7 @@ export class Docker implements AsyncDisposable {
     mkdirSync(PLUGINS, { recursive: true });
     await docker.startDriver(vtep);
     await docker.startDaemon();
-    const image = join(docker.#scratch, "image");
-    await host.run(
-      "sh",
-      "-euc",
-      `mkdir -p ${image}/bin; cp /bin/busybox ${image}/bin/; ln -s busybox ${image}/bin/sh; tar -C ${image} -cf ${image}.tar .`,
-    );
-    await docker.done("import", `${image}.tar`, "box");
+    await docker.done("import", await busyboxImage(host, docker.#scratch), "box");
     return docker;
   }
 

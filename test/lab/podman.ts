@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Host } from "./host.ts";
+import { busyboxImage } from "./image.ts";
 import type { Finished } from "./namespace.ts";
 
 /** Our CNI plugin, as it is built. */
@@ -18,13 +19,7 @@ export class Podman implements AsyncDisposable {
   static async start(host: Host, plugins: readonly object[]): Promise<Podman> {
     const podman = new Podman(host);
     podman.#configure(plugins);
-    const image = join(podman.#root, "image");
-    await host.run(
-      "sh",
-      "-euc",
-      `mkdir -p ${image}/bin; cp /bin/busybox ${image}/bin/; ln -s busybox ${image}/bin/sh; tar -C ${image} -cf ${image}.tar .`,
-    );
-    await podman.done("import", `${image}.tar`, "box");
+    await podman.done("import", await busyboxImage(host, podman.#root), "box");
     return podman;
   }
 
