@@ -10,6 +10,7 @@
         "native/poll.cc",
         "native/pure.cc",
         "native/segment.cc",
+        "native/steering.cc",
         "native/tap.cc",
         "native/udp.cc",
         "native/udp_errors.cc",

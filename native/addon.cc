@@ -23,6 +23,7 @@
 #include "notify.h"
 #include "poll.h"
 #include "pure.h"
+#include "steering.h"
 #include "tap.h"
 #include "udp.h"
 
@@ -452,6 +453,11 @@ static Napi::Value complete_checksum(const Napi::CallbackInfo &info) {
                                                   static_cast<size_t>(offset)));
 }
 
+// canSteer() → 0 or -errno
+static Napi::Value can_steer_flows(const Napi::CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), can_steer());
+}
+
 // ---- the module
 
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
@@ -467,6 +473,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));
   define_pure(env, exports);
   define_notify(env, exports);
+  exports.Set("canSteer", Napi::Function::New<can_steer_flows>(env, "canSteer"));
   return exports;
 }
 

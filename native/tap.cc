@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "coalesce.h"
+#include "steering.h"
 
 // 64 KiB of IP packet with its Ethernet and VLAN headers. A read that fills it is taken as cut off,
 // because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
@@ -35,8 +36,9 @@ int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall) {
   t->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (t->fd < 0) return -errno;
   int error = configure(t, name, multi_queue, syscall);
-  if (error < 0) tap_close(t);
-  return error;
+  if (error < 0) return tap_close(t), error;
+  if (multi_queue) steer_by_flow(t->fd);
+  return 0;
 }
 
 // Whether a device has been moved to another network namespace, where it may have another name.
@@ -61,6 +63,7 @@ int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **s
   if (error == 0 && (!named || queues != multi_queue)) error = -ENODEV;
   if (error < 0) return tap_close(t), error;
   strncpy(t->name, name, IFNAMSIZ - 1);
+  if (multi_queue) steer_by_flow(fd);
   return 0;
 }
 

@@ -743,6 +743,12 @@ export class Agent implements Operations {
     if (this.#opened.fallback !== undefined) {
       this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
     }
+    if (this.#opened.unsteered !== undefined) {
+      this.#log.warn(
+        { reason: this.#opened.unsteered },
+        "frames of a flow may overtake each other when it is first answered: give vtep CAP_BPF and bpf(2), or --workers 1",
+      );
+    }
   }
 
   async #makeBridges(names: readonly string[]): Promise<void> {

@@ -7,7 +7,7 @@ import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { NativeUnderlay } from "./device/native-underlay.ts";
-import { NativeTap } from "./device/tap.ts";
+import { NativeTap, steeringFault } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
@@ -70,6 +70,8 @@ export interface Opened {
   readonly capabilities: Capabilities;
   /** Why "auto" did not become "native". */
   readonly fallback: string | undefined;
+  /** Why a flow from a TAP may change its thread, and a few of its frames their order, as it is answered. */
+  readonly unsteered: string | undefined;
 }
 
 /** What frames are to be shown to whom. */
@@ -307,7 +309,8 @@ async function openUnderlay(
     try {
       const underlay = new NativeUnderlay(options);
       const { capabilities } = underlay;
-      return { underlay, opened: { underlay: "native", capabilities, fallback } };
+      const unsteered = plan.workers > 1 ? steeringFault() : undefined;
+      return { underlay, opened: { underlay: "native", capabilities, fallback, unsteered } };
     } catch (error) {
       // What another kind of socket would be refused as well is no reason to try one.
       if (plan.underlay === "native" || !(error instanceof VtepError)) throw error;
@@ -317,7 +320,7 @@ async function openUnderlay(
   }
   const underlay = await DgramUnderlay.open(options);
   const { capabilities } = underlay;
-  return { underlay, opened: { underlay: "dgram", capabilities, fallback } };
+  return { underlay, opened: { underlay: "dgram", capabilities, fallback, unsteered: undefined } };
 }
 
 function largestDatagram(mtu: number): number {

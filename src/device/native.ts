@@ -91,6 +91,11 @@ export interface Addon {
   readonly Batch: new (columns: Int32Array, slab: Uint8Array) => BatchHandle;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
+  /**
+   * Whether a flow from a TAP with several queues stays in its own, whichever its answers are written
+   * to: 0, or −errno.
+   */
+  canSteer(): number;
   /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
   completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;
   /** The segments of a super-frame, or −EINVAL where frame and virtio_net_hdr do not fit. */

@@ -8,6 +8,7 @@
  */
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
+import { getSystemErrorName } from "node:util";
 import type { Batch } from "../batch.ts";
 import type { Offloads, Tap, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
@@ -153,6 +154,12 @@ export class NativeTap implements Tap {
   #assertOpen(): void {
     if (this.#closed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
   }
+}
+
+/** Why a flow from a TAP with several queues may change its own when it is answered; undefined: it does not. */
+export function steeringFault(): string | undefined {
+  const error = addon().canSteer();
+  return error === 0 ? undefined : getSystemErrorName(error);
 }
 
 /** Asks for all that is wanted, then for less and less until the kernel agrees; returns the bits. */

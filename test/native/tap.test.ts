@@ -169,6 +169,72 @@ describe("in a namespace of its own", () => {
     expect(batch.outError[2]).toBeGreaterThan(0);
     await until("an answer", () => tap.read(batch) === 1);
   });
+
+  it.each([
+    ["IPv4", "udp4", "192.0.2.1/24", "192.0.2.2"],
+    ["IPv6", "udp6", "2001:db8::1/64", "2001:db8::2"],
+  ])("spreads flows of %s over several queues by their ports", async (_, type, own, other) => {
+    const name = uniqueName();
+    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
+    onTestFinished(() => {
+      for (const queue of queues) queue.close();
+    });
+    ip("link", "set", name, "netns", namespace);
+    within("ip", "link", "set", name, "up");
+    within("ip", "address", "add", own, "dev", name, "nodad");
+    within("ip", "neighbour", "add", other, "lladdr", mac(STATION), "dev", name);
+    const script = `for (let port = 20000; port < 20032; port++) {
+      const socket = require("node:dgram").createSocket("${type}");
+      socket.bind(port, () => socket.send("x", 9, "${other}", () => socket.close()));
+    }`;
+    within(process.execPath, "-e", script);
+    const perQueue = queues.map((queue) => {
+      const rows = queue.read(batch);
+      const frames = Array.from({ length: rows }, (_, row) =>
+        batch.slab.subarray(batch.inOffset[row]!, batch.inOffset[row]! + 14),
+      );
+      return frames.filter((frame) => STATION.equals(frame.subarray(0, 6))).length;
+    });
+    expect(perQueue[0]! + perQueue[1]!).toBe(32);
+    for (const frames of perQueue) expect(frames).toBeGreaterThan(4);
+  });
+
+  it("gives several queues each flow by what its frames are, not by where its answers were written", async () => {
+    const name = uniqueName();
+    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
+    onTestFinished(() => {
+      for (const queue of queues) queue.close();
+    });
+    ip("link", "set", name, "netns", namespace);
+    within("ip", "link", "set", name, "up");
+    within("ip", "address", "add", "192.0.2.1/24", "dev", name);
+    /** Asks for the kernel's address as one of many stations; which queue it answers to. */
+    const asked = async (station: number, by: NativeTap): Promise<number> => {
+      batch.slab.set(ARP_REQUEST, 0);
+      for (const at of [11, 27, 31]) batch.slab[at] = station; // its MAC twice, and its address
+      setRow(batch, 0, { offset: 0, length: ARP_REQUEST.length });
+      expect(by.write(batch, 0, 1)).toBe(0);
+      let answered = -1;
+      await until(`an answer to ${station}`, () => {
+        for (const [at, queue] of queues.entries()) {
+          for (let row = queue.read(batch) - 1; row >= 0; row--) {
+            const frame = batch.slab.subarray(batch.inOffset[row]!);
+            const isArp = frame[12] === 0x08 && frame[13] === 0x06;
+            if (isArp && frame[5] === station) answered = at;
+          }
+        }
+        return answered >= 0;
+      });
+      return answered;
+    };
+    const used = new Set<number>();
+    for (let station = 2; station < 34; station++) {
+      const [first, second] = [await asked(station, queues[0]!), await asked(station, queues[1]!)];
+      expect(second, `station ${station}`).toBe(first);
+      used.add(first);
+    }
+    expect(used.size).toBe(2);
+  });
 });
 
 describe("several queues of one device", () => {

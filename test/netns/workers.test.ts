@@ -1,8 +1,11 @@
+import { once } from "node:events";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
-import { Ear, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { Ear, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import type { Vtep } from "../lab/vtep.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
 
 const WORKERS = 3;
 /** Sending sockets that a worker has, so source ports that one alone can show. */
@@ -65,6 +68,9 @@ describe("several workers", () => {
 
   test("carry many flows to and from a kernel VTEP as they were sent, in order", async () => {
     await using _ = await lab.host(2).kernelVxlan({ vni: 42, peers: [lab.host(1).address] });
+    // What waits for an ARP answer in the sender's kernel is overtaken by what is sent when it comes.
+    await reach(here, there.address);
+    await reach(there, here.address);
     const ways = [
       [here, there],
       [there, here],
@@ -73,17 +79,33 @@ describe("several workers", () => {
       ways.map(([from, to]) => transferUdp(from, to, { count: 2_000, size: 1_400 })),
     ).flat();
     const tcp = ways.map(([from, to]) => transferTcp(from, to, { bytes: 50_000_000 }));
-    for (const result of await Promise.all(udp)) {
+    const [datagrams, streams] = await Promise.all([Promise.all(udp), Promise.all(tcp)]);
+    for (const result of datagrams) {
       expect(result).toMatchObject({ corrupted: 0, duplicated: 0, reordered: 0 });
       expect(result.received).toBeGreaterThan(1_900);
     }
-    for (const { sent, received } of await Promise.all(tcp)) expect(received).toEqual(sent);
+    for (const { sent, received } of streams) expect(received).toEqual(sent);
   });
 
   test("all end when told to", async () => {
     expect(await vtep.stop()).toMatchObject({ code: 0 });
     expect(await lab.host(1).links()).not.toContain("vtep42");
   });
+});
+
+test("without CAP_BPF, several workers forward all the same, and say what that may do", async () => {
+  const socket = ["--socket", join(tmpdir(), `vtep-workers-${process.pid}.sock`)];
+  const start = ["node", cli, "run", ...args, ...several, ...socket];
+  const child = lab.host(1).spawn("setpriv", "--bounding-set=-bpf,-sys_admin", ...start);
+  const ended = once(child, "close");
+  let said = "";
+  child.stdout.on("data", (text) => {
+    said += text;
+  });
+  await until("it is ready", () => said.includes('"msg":"ready"'));
+  child.kill();
+  expect(await ended).toEqual([0, null]);
+  expect(said).toContain('"reason":"EPERM","msg":"frames of a flow may overtake each other');
 });
 
 test("the underlay of node:dgram has one worker, and says so", async () => {

@@ -1,0 +1,111 @@
+#include "steering.h"
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_tun.h>
+#include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <iterator>
+
+// <linux/filter.h> of the kernel has names for instructions, but not for user space. A load from the
+// packet takes it from register 6 to register 0, in host order; one beyond its end makes the program
+// return 0.
+enum : uint8_t { R0, R1, SUM = 7, AT = 8, PROTOCOL = 9, PACKET = 6 };
+
+static constexpr bpf_insn at(uint8_t size, int offset) {
+  return {static_cast<uint8_t>(BPF_LD | size | BPF_ABS), 0, 0, 0, offset};
+}
+
+static constexpr bpf_insn from_at(uint8_t size, int offset) {
+  return {static_cast<uint8_t>(BPF_LD | size | BPF_IND), 0, AT, 0, offset};
+}
+
+static constexpr bpf_insn alu(uint8_t operation, uint8_t to, int value) {
+  return {static_cast<uint8_t>(BPF_ALU | operation | BPF_K), to, 0, 0, value};
+}
+
+static constexpr bpf_insn alu_register(uint8_t operation, uint8_t to, uint8_t from) {
+  return {static_cast<uint8_t>(BPF_ALU | operation | BPF_X), to, from, 0, 0};
+}
+
+static constexpr bpf_insn jump(uint8_t when, uint8_t reg, int value, int16_t over) {
+  return {static_cast<uint8_t>(BPF_JMP | when | BPF_K), reg, 0, over, value};
+}
+
+// Multiplicative hashing: every word moves the upper half of the sum, of which the queue is made.
+static constexpr bpf_insn MIX_IN = alu_register(BPF_XOR, SUM, R0);
+static constexpr bpf_insn MIX = alu(BPF_MUL, SUM, static_cast<int>(0x9e3779b1));
+
+static constexpr bpf_insn PROGRAM[] = {
+    {BPF_ALU64 | BPF_MOV | BPF_X, PACKET, R1, 0, 0},
+    alu(BPF_MOV, SUM, 0),
+    alu(BPF_MOV, AT, ETH_HLEN),
+    at(BPF_H, 12),
+    jump(BPF_JEQ, R0, ETH_P_8021Q, 1),
+    jump(BPF_JNE, R0, ETH_P_8021AD, 2),
+    at(BPF_H, 16),
+    alu(BPF_MOV, AT, ETH_HLEN + 4),
+    jump(BPF_JEQ, R0, ETH_P_IP, 7),
+    jump(BPF_JEQ, R0, ETH_P_IPV6, 21),
+    // Anything else by its stations.
+    at(BPF_W, 2), MIX_IN, MIX, at(BPF_W, 8), MIX_IN,
+    jump(BPF_JA, 0, 0, 47),
+    // IPv4. Fragments but the first have no ports, so none of them is looked at.
+    from_at(BPF_W, 12), MIX_IN, MIX, from_at(BPF_W, 16), MIX_IN, MIX,
+    from_at(BPF_H, 6),
+    jump(BPF_JSET, R0, 0x3fff, 39),
+    from_at(BPF_B, 9),
+    alu_register(BPF_MOV, PROTOCOL, R0),
+    from_at(BPF_B, 0),
+    alu(BPF_AND, R0, 0x0f),
+    alu(BPF_LSH, R0, 2),
+    alu_register(BPF_ADD, AT, R0),
+    jump(BPF_JA, 0, 0, 27),
+    // IPv6.
+    from_at(BPF_W, 8), MIX_IN, MIX, from_at(BPF_W, 12), MIX_IN, MIX,
+    from_at(BPF_W, 16), MIX_IN, MIX, from_at(BPF_W, 20), MIX_IN, MIX,
+    from_at(BPF_W, 24), MIX_IN, MIX, from_at(BPF_W, 28), MIX_IN, MIX,
+    from_at(BPF_W, 32), MIX_IN, MIX, from_at(BPF_W, 36), MIX_IN, MIX,
+    from_at(BPF_B, 6),
+    alu_register(BPF_MOV, PROTOCOL, R0),
+    alu(BPF_ADD, AT, 40),
+    // Ports.
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 2),
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_UDP, 1),
+    jump(BPF_JNE, PROTOCOL, IPPROTO_SCTP, 2),
+    from_at(BPF_W, 0), MIX_IN,
+    MIX,
+    alu(BPF_RSH, SUM, 16),
+    alu_register(BPF_MOV, R0, SUM),
+    {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+};
+
+// Returns its descriptor, or -errno.
+static int load_program() {
+  bpf_attr attr = {};
+  attr.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
+  attr.insns = reinterpret_cast<uint64_t>(PROGRAM);
+  attr.insn_cnt = std::size(PROGRAM);
+  attr.license = reinterpret_cast<uint64_t>("MIT");
+  long fd = syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);
+  return fd < 0 ? -errno : static_cast<int>(fd);
+}
+
+static int program() {
+  static const int fd = load_program();
+  return fd;
+}
+
+int can_steer() {
+  return program() < 0 ? program() : 0;
+}
+
+void steer_by_flow(int queue) {
+  int fd = program();
+  if (fd >= 0) ioctl(queue, TUNSETSTEERINGEBPF, &fd);
+}

@@ -1,0 +1,15 @@
+// To which queue of a TAP the kernel gives a frame.
+//
+// Left alone, the driver follows what we write: a flow goes to the queue that its last answer was written
+// to, also while frames of it wait in another ("TODO: keep queueing to old queue until it's empty?",
+// tun_flow_update in drivers/net/tun.c), so that two threads may send them out of order. A program in its
+// place looks at nothing but the frame.
+
+#pragma once
+
+// Whether there can be such a program. Returns 0, or -errno: EPERM without CAP_BPF (before Linux 5.8:
+// CAP_SYS_ADMIN). It is loaded once, for all TAPs and threads, for as long as the process lives.
+int can_steer();
+
+// Gives it to the TAP behind a queue; or else the driver goes on as it does.
+void steer_by_flow(int queue);
