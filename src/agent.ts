@@ -22,6 +22,7 @@ import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./con
 import { writeStaticRoutes } from "./control/static.ts";
 import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
+import { writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
@@ -113,6 +114,8 @@ class Undo {
 }
 
 interface Beginnings {
+  /** As it was written, and with what the API had changed before. */
+  readonly given: Config;
   readonly config: Config;
   readonly workers: number;
   readonly found: Survey;
@@ -128,6 +131,8 @@ export class Agent implements Operations {
   readonly lost: Promise<VtepError>;
   /** Its networks are those of now. */
   #config: Config;
+  /** As the configuration had them when it was last read. */
+  #configured: readonly NetworkConfig[];
   readonly #plan: Plan;
   readonly #fdb: Fdb;
   readonly #counters: Counters;
@@ -171,20 +176,36 @@ export class Agent implements Operations {
    * `startThread` returned. Throws VtepError. Whatever was made is undone in either case.
    */
   static async start(
-    config: Config,
+    given: Config,
     log: Logger,
     unwanted: AbortSignal,
     first: Thread,
     keeping?: Keeping,
   ): Promise<Agent | undefined> {
-    const workers = config.workers === "auto" ? suggestedWorkers() : config.workers;
-    const before = recollect(config, workers, keeping);
+    const workers = given.workers === "auto" ? suggestedWorkers() : given.workers;
+    const before = recollect(given, workers, keeping);
+    const { networks, kept, outdated } = before.edited;
+    if (kept.length > 0) log.info({ networks: kept }, "as the API left them, until a reload");
+    if (outdated.length > 0) {
+      log.warn({ networks: outdated }, "configured anew: what the API had changed is forgotten");
+    }
+    const config = { ...given, networks };
     const own = config.networks.filter(({ tap }) => tapDescriptor(tap, 0) in before.kept);
     const found = await survey(config, new Set(own.map(({ tap }) => tap)));
     if (unwanted.aborted) return undefined;
-    const agent = new Agent({ config, workers, found, log, unwanted, first, before, keeping });
+    const agent = new Agent({
+      given,
+      config,
+      workers,
+      found,
+      log,
+      unwanted,
+      first,
+      before,
+      keeping,
+    });
     try {
-      await agent.#start(found);
+      await agent.#start(found, outdated.length > 0);
       return agent;
     } catch (error) {
       await agent.stop();
@@ -194,7 +215,8 @@ export class Agent implements Operations {
   }
 
   private constructor(beginnings: Beginnings) {
-    const { config, workers, found, log, unwanted, first, before, keeping } = beginnings;
+    const { given, config, workers, found, log, unwanted, first, before, keeping } = beginnings;
+    this.#configured = given.networks;
     this.#config = config;
     this.#keeping = keeping;
     this.#unwanted = unwanted;
@@ -314,6 +336,7 @@ export class Agent implements Operations {
     return this.#exclusively(async () => {
       const isNew = !this.#live.has(network.name);
       await this.#apply([network], []);
+      this.#rememberEdits();
       this.#log.info({ network: network.name }, isNew ? "network added" : "network changed");
       return isNew;
     });
@@ -323,6 +346,7 @@ export class Agent implements Operations {
     return this.#exclusively(async () => {
       if (!this.#live.has(name)) return false;
       await this.#apply([], [name]);
+      this.#rememberEdits();
       this.#log.info({ network: name }, "network removed");
       return true;
     });
@@ -443,6 +467,8 @@ export class Agent implements Operations {
         this.#rename(before);
         throw error;
       });
+      this.#configured = config.networks;
+      this.#rememberEdits();
       await this.#gateways.renew();
       this.setLogLevel(config.logLevel);
       const [written, running] = [asWritten(config), asWritten(this.#config)];
@@ -623,6 +649,17 @@ export class Agent implements Operations {
     }
   }
 
+  /** What the API has changed, which only a reload takes back. */
+  #rememberEdits(): void {
+    const directory = this.#keeping?.directory;
+    if (directory === undefined) return;
+    try {
+      writeEdits(directory, this.#configured, this.#config.networks);
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will forget this");
+    }
+  }
+
   /** Now and then, and the more seldom the longer it takes. */
   #rememberRegularly(): void {
     const began = performance.now();
@@ -633,7 +670,7 @@ export class Agent implements Operations {
 
   // starting
 
-  async #start(found: Survey): Promise<void> {
+  async #start(found: Survey, hasOutdated: boolean): Promise<void> {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     const stays = this.#keeping !== undefined;
@@ -682,6 +719,7 @@ export class Agent implements Operations {
       const waiting = setTimeout(() => void restore(), DRAINED_MS).unref();
       this.#undo.push(() => clearTimeout(waiting));
       this.#rememberRegularly();
+      if (hasOutdated) this.#rememberEdits();
     }
     this.#undo.push(() => clearTimeout(this.#remembering));
   }
@@ -786,6 +824,7 @@ export class Agent implements Operations {
       const after = change(before);
       if (after === before) return;
       await this.#apply([after], []);
+      this.#rememberEdits();
       this.#log.info({ network: name }, "network changed");
     });
   }

@@ -583,14 +583,17 @@ export interface Conflict {
 /** One network in the shape that a file has, complete. Throws VtepError USAGE with one sentence. */
 export function networkConfig(value: unknown): NetworkConfig {
   if (!isMapping(value)) throw new VtepError("USAGE", "a network must be a mapping with a vni");
-  const { output, faults } = examine(networkSchema, value, () => NETWORK_KEYS);
-  if (output === undefined) {
-    const { path, message } = faults[0]!;
-    throw new VtepError("USAGE", `${placeOf(path)} ${message}`);
-  }
-  const network = completeNetwork(output);
+  const network = readNetwork(value);
   refuseConflicts(networkConflicts(network, new Set([network.bridge]), undefined, []));
   return network;
+}
+
+/** The same, whether or not it goes together. */
+export function readNetwork(value: Record<string, unknown>): NetworkConfig {
+  const { output, faults } = examine(networkSchema, value, () => NETWORK_KEYS);
+  if (output !== undefined) return completeNetwork(output);
+  const { path, message } = faults[0]!;
+  throw new VtepError("USAGE", `${placeOf(path)} ${message}`);
 }
 
 /** What is wrong with the value of `include`. */
@@ -698,7 +701,7 @@ function networkConflicts(
  * Networks that have what one before them has: of one VNI, TAP and name, because the others follow from
  * it where they are not given.
  */
-function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
+export function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
   const first = new Map<string, number>();
   return networks.flatMap((network, at) => {
     const own: [NetworkKey, string][] = [

@@ -10,7 +10,7 @@
  *
  * Which network is which is all that has to outlive us, because Docker tells it once: it is in a file.
  */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { dirname } from "node:path";
 import * as v from "valibot";
 import { bare, isIn } from "./addresses.ts";
@@ -18,6 +18,7 @@ import type { Client } from "./api/client.ts";
 import { attachPair, bridgeOf, detach, publish } from "./attach.ts";
 import { linkName, type Published, parsePublished } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
+import { replaceFile } from "./files.ts";
 import type { NetworkStatus } from "./operations.ts";
 
 const GENERIC = "com.docker.network.generic";
@@ -261,12 +262,10 @@ export class DockerDriver {
     );
   }
 
-  /** As a whole or not at all. */
   #keep(networks: ReadonlyMap<string, string>): void {
     try {
       mkdirSync(dirname(this.#file), { recursive: true });
-      writeFileSync(`${this.#file}.new`, JSON.stringify(Object.fromEntries(networks)));
-      renameSync(`${this.#file}.new`, this.#file);
+      replaceFile(this.#file, JSON.stringify(Object.fromEntries(networks)));
       this.#networks = networks;
     } catch (error) {
       throw new VtepError(

@@ -1,9 +1,10 @@
 /**
  * What outlives an agent when it is started again: descriptors that the service manager keeps, a snapshot of
- * what was learned, and the queues of the TAPs, in which frames wait meanwhile.
+ * what was learned, what the API has changed, and the queues of the TAPs, in which frames wait meanwhile.
  */
 import { closeSync } from "node:fs";
 import type { Config } from "./config.ts";
+import { type Edited, readEdits } from "./edits.ts";
 import { linksByName, resizeQueues } from "./host.ts";
 import { readSnapshot, type Snapshot } from "./snapshot.ts";
 import { forgetDescriptors } from "./systemd.ts";
@@ -16,7 +17,7 @@ const PARKED_FRAMES = 10_000;
 export interface Keeping {
   /** Those that the service manager kept. */
   readonly descriptors: readonly { readonly name: string; readonly fd: number }[];
-  /** Of the snapshot; without it only descriptors are kept. */
+  /** Of the snapshot and the edits; without it only descriptors are kept. */
   readonly directory: string | undefined;
 }
 
@@ -24,6 +25,7 @@ export interface Keeping {
 export interface Recollection {
   readonly kept: Readonly<Record<string, number>>;
   readonly snapshot: Snapshot | undefined;
+  readonly edited: Edited;
 }
 
 /**
@@ -36,13 +38,14 @@ export function recollect(
   keeping: Keeping | undefined,
 ): Recollection {
   const snapshot = keeping?.directory === undefined ? undefined : readSnapshot(keeping.directory);
+  const edited = readEdits(keeping?.directory, config);
   const sameWorkers = snapshot === undefined || snapshot.workers === workers;
   const threads = Array.from({ length: sameWorkers ? workers : 0 }, (_, worker) => worker);
   const wanted = new Set(
     threads.flatMap((worker) => [
       socketDescriptor(4, worker),
       socketDescriptor(6, worker),
-      ...config.networks.map(({ tap }) => tapDescriptor(tap, worker)),
+      ...edited.networks.map(({ tap }) => tapDescriptor(tap, worker)),
     ]),
   );
   const kept: Record<string, number> = {};
@@ -53,7 +56,7 @@ export function recollect(
       forgetDescriptors(name);
     }
   }
-  return { kept, snapshot };
+  return { kept, snapshot, edited };
 }
 
 /** The queues of TAPs that are longer than they are to be, while nobody reads them. */

@@ -7,9 +7,10 @@
  * at all. Ages are as of the time of writing, by the clock on the wall: only that one goes on while
  * nobody runs. A file that cannot be read is no reason not to start, and is as good as none.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
+import { replaceFile } from "./files.ts";
 
 const FILE = "state.json";
 
@@ -61,9 +62,6 @@ export function readSnapshot(directory: string): Snapshot | undefined {
 }
 
 export function writeSnapshot(directory: string, snapshot: Omit<Snapshot, "writtenAt">): void {
-  const file = join(directory, FILE);
-  writeFileSync(`${file}.new`, JSON.stringify({ writtenAt: Date.now(), ...snapshot }), {
-    mode: 0o600,
-  });
-  renameSync(`${file}.new`, file);
+  const text = JSON.stringify({ writtenAt: Date.now(), ...snapshot });
+  replaceFile(join(directory, FILE), text);
 }

@@ -212,6 +212,32 @@ describe("the service", () => {
       expect(await entries()).toEqual(known);
     });
 
+    test("with what the API has changed, until a reload or another word in its file", async () => {
+      await vtep("fdb", "add", "vtep42", "02:00:00:00:00:99", theirs.address);
+      await vtep("peer", "add", "vtep42", "10.0.0.77");
+      await vtep("network", "add", "--vni", "44", "--peer", theirs.address);
+      const before = await ask("network", "list");
+      await systemctl("restart", "vtep");
+      expect((await entries()).join()).toContain("02:00:00:00:00:99");
+      const told = (networks: { name: string; vni: number; peers: string[] }[]) => {
+        return networks.map(({ name, vni, peers }) => ({ name, vni, peers }));
+      };
+      expect(told(await ask("network", "list"))).toEqual(told(before));
+      await configure(crossing.replace("bridge: br0", "bridge: br0, age: 77"));
+      await systemctl("restart", "vtep");
+      const [own, added, ...more] = told(await ask("network", "list"));
+      expect(own?.peers).toEqual([theirs.address]);
+      expect(added?.vni).toBe(44);
+      expect(more).toEqual([]);
+      expect((await messages()).map(({ json }) => json?.msg)).toContain(
+        "configured anew: what the API had changed is forgotten",
+      );
+      await vtep("reload");
+      expect(told(await ask("network", "list"))).toEqual([own]);
+      await systemctl("restart", "vtep");
+      expect(told(await ask("network", "list"))).toEqual([own]);
+    });
+
     test("without a network that is not in its file any more, and with one that is new", async () => {
       await configure(`networks: [{ vni: 43, peers: [${theirs.address}], bridge: br0 }]`);
       await systemctl("restart", "vtep");

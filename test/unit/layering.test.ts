@@ -52,10 +52,11 @@ const LAYERS: readonly Layer[] = [
     outside: /^(node:crypto|ipaddr\.js)$/,
   },
   { name: "survey", files: /^survey\.ts$/, mutual: false, outside: NOTHING },
-  { name: "snapshot", files: /^snapshot\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "snapshot", files: /^(snapshot|edits)\.ts$/, mutual: false, outside: ANYTHING },
   { name: "version", files: /^version\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
   { name: "other programs", files: /^command\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "files as a whole", files: /^files\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
   { name: "composition root", files: /^vtep\.ts$/, mutual: false, outside: NOTHING },
   // Leaves: they do not know each other, nor the dataplane.
