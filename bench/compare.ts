@@ -16,6 +16,7 @@ import { Command, InvalidArgumentError, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import type { Container } from "../test/lab/host.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
+import { reach } from "../test/lab/traffic.ts";
 import { until } from "../test/lab/until.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
@@ -272,6 +273,8 @@ async function started(
   near: Container,
   far: Container,
 ): Promise<Tunnel & Pick<Scene, "startedInMs">> {
+  // Open vSwitch takes the underlay over, and for seconds after it the hosts do not find each other.
+  await reach(lab.host(1), lab.host(2).address, 15_000);
   const began = performance.now();
   const tunnel = await subject.start(lab);
   try {
