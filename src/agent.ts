@@ -18,11 +18,11 @@ import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
 import { type Attachment, attachmentOf, attachmentsAmong, stableMac } from "./attachments.ts";
 import { Captures } from "./captures.ts";
-import { asWritten, type Config, type FdbEntry, type NetworkConfig } from "./config.ts";
+import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
 import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
-import { writeEdits } from "./edits.ts";
+import { different, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
@@ -39,7 +39,15 @@ import {
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
-import { type Keeping, ParkedQueues, type Recollection, recollect } from "./keeping.ts";
+import {
+  type Keeping,
+  ParkedQueues,
+  type Recollection,
+  recollect,
+  type Surveyed,
+  surveyEdited,
+  tellOfEdits,
+} from "./keeping.ts";
 import type { Metrics } from "./metrics.ts";
 import type {
   AgentEvent,
@@ -114,11 +122,9 @@ class Undo {
 }
 
 interface Beginnings {
-  /** As it was written, and with what the API had changed before. */
   readonly given: Config;
-  readonly config: Config;
+  readonly surveyed: Surveyed;
   readonly workers: number;
-  readonly found: Survey;
   readonly log: Logger;
   readonly unwanted: AbortSignal;
   readonly first: Thread;
@@ -131,6 +137,9 @@ export class Agent implements Operations {
   readonly lost: Promise<VtepError>;
   /** Its networks are those of now. */
   #config: Config;
+  /** Of the file of edits, what cannot be done or read here; a reload forgets it. */
+  #otherEdits: readonly unknown[];
+  #areEditsWritten: boolean;
   /** As the configuration had them when it was last read. */
   #configured: readonly NetworkConfig[];
   readonly #plan: Plan;
@@ -184,28 +193,12 @@ export class Agent implements Operations {
   ): Promise<Agent | undefined> {
     const workers = given.workers === "auto" ? suggestedWorkers() : given.workers;
     const before = recollect(given, workers, keeping);
-    const { networks, kept, outdated } = before.edited;
-    if (kept.length > 0) log.info({ networks: kept }, "as the API left them, until a reload");
-    if (outdated.length > 0) {
-      log.warn({ networks: outdated }, "configured anew: what the API had changed is forgotten");
-    }
-    const config = { ...given, networks };
-    const own = config.networks.filter(({ tap }) => tapDescriptor(tap, 0) in before.kept);
-    const found = await survey(config, new Set(own.map(({ tap }) => tap)));
+    const surveyed = await surveyEdited(given, before);
     if (unwanted.aborted) return undefined;
-    const agent = new Agent({
-      given,
-      config,
-      workers,
-      found,
-      log,
-      unwanted,
-      first,
-      before,
-      keeping,
-    });
+    tellOfEdits(log, before.edited, surveyed.refusal);
+    const agent = new Agent({ given, surveyed, workers, log, unwanted, first, before, keeping });
     try {
-      await agent.#start(found, outdated.length > 0);
+      await agent.#start(surveyed.found);
       return agent;
     } catch (error) {
       await agent.stop();
@@ -215,8 +208,13 @@ export class Agent implements Operations {
   }
 
   private constructor(beginnings: Beginnings) {
-    const { given, config, workers, found, log, unwanted, first, before, keeping } = beginnings;
+    const { given, surveyed, workers, log, unwanted, first, before, keeping } = beginnings;
+    const { config, found, largestMtu, refusal } = surveyed;
     this.#configured = given.networks;
+    const { networks, outdated, unread } = before.edited;
+    const undone = refusal === undefined ? [] : different(given.networks, networks);
+    this.#otherEdits = [...unread, ...undone];
+    this.#areEditsWritten = outdated.length === 0;
     this.#config = config;
     this.#keeping = keeping;
     this.#unwanted = unwanted;
@@ -248,7 +246,7 @@ export class Agent implements Operations {
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,
-      largestMtu: Math.max(...found.mtus),
+      largestMtu,
       kept: before.kept,
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
@@ -468,6 +466,7 @@ export class Agent implements Operations {
         throw error;
       });
       this.#configured = config.networks;
+      this.#otherEdits = [];
       this.#rememberEdits();
       await this.#gateways.renew();
       this.setLogLevel(config.logLevel);
@@ -621,6 +620,7 @@ export class Agent implements Operations {
   #remember(): void {
     const directory = this.#keeping?.directory;
     if (directory === undefined) return;
+    if (!this.#areEditsWritten) this.#rememberEdits();
     const learned = new Map<string, Snapshot["networks"][0]["learned"]>();
     for (const { network, mac, destination, ageSeconds } of this.fdb({ origin: "learned" })) {
       const entries = learned.get(network) ?? [];
@@ -654,9 +654,12 @@ export class Agent implements Operations {
     const directory = this.#keeping?.directory;
     if (directory === undefined) return;
     try {
-      writeEdits(directory, this.#configured, this.#config.networks);
+      writeEdits(directory, this.#configured, this.#config.networks, this.#otherEdits);
+      this.#areEditsWritten = true;
     } catch (error) {
-      this.#log.warn({ reason: (error as Error).message }, "a restart will forget this");
+      this.#areEditsWritten = false; // it is tried again
+      const reason = (error as Error).message;
+      this.#log.warn({ reason }, "a restart now would not find what the API has changed");
     }
   }
 
@@ -670,7 +673,7 @@ export class Agent implements Operations {
 
   // starting
 
-  async #start(found: Survey, hasOutdated: boolean): Promise<void> {
+  async #start(found: Survey): Promise<void> {
     this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     const stays = this.#keeping !== undefined;
@@ -719,7 +722,6 @@ export class Agent implements Operations {
       const waiting = setTimeout(() => void restore(), DRAINED_MS).unref();
       this.#undo.push(() => clearTimeout(waiting));
       this.#rememberRegularly();
-      if (hasOutdated) this.#rememberEdits();
     }
     this.#undo.push(() => clearTimeout(this.#remembering));
   }
@@ -912,6 +914,10 @@ export class Agent implements Operations {
         );
       }
     }
+    const [collision] = collisions([...stay, ...networks]);
+    if (collision === undefined) return;
+    const { message, remedy = "choose another" } = collision;
+    throw new VtepError("CONFLICT", `${message}: ${remedy}`);
   }
 
   async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {

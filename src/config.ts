@@ -584,7 +584,7 @@ export interface Conflict {
 export function networkConfig(value: unknown): NetworkConfig {
   if (!isMapping(value)) throw new VtepError("USAGE", "a network must be a mapping with a vni");
   const network = readNetwork(value);
-  refuseConflicts(networkConflicts(network, new Set([network.bridge]), undefined, []));
+  refuseConflicts([...collisions([network]), ...networkConflicts(network, undefined, [])]);
   return network;
 }
 
@@ -618,11 +618,8 @@ export function checkConfig(config: Config): void {
 export function conflicts(config: Config): Conflict[] {
   const { networks, local } = config;
   const found = config.underlay === "dgram" ? nativeOnly(config) : [];
-  const bridges = new Set(networks.map(({ bridge }) => bridge));
-  const all = networks.map((network, at) =>
-    networkConflicts(network, bridges, local, ["networks", at]),
-  );
-  return [...found, ...repetitions(networks), ...all.flat()];
+  const all = networks.map((network, at) => networkConflicts(network, local, ["networks", at]));
+  return [...found, ...collisions(networks), ...all.flat()];
 }
 
 /** What the underlay of node:dgram would leave undone. */
@@ -645,19 +642,15 @@ function nativeOnly({ workers, dscp, sourcePorts, busyPollUs }: Config): Conflic
 
 function networkConflicts(
   network: NetworkConfig,
-  bridges: ReadonlySet<string | undefined>,
   local: string | undefined,
   path: Path,
 ): Conflict[] {
-  const { vni, peers, fdb, tap, bridge, vlan, gateway, ranges } = network;
+  const { vni, peers, fdb, bridge, vlan, gateway, ranges } = network;
   const found: Conflict[] = [];
   const refuse = (key: NetworkKey | undefined, message: string, remedy?: string) => {
     const where = key === undefined ? path : [...path, key];
     found.push({ path: where, message: `network ${vni}${message}`, remedy });
   };
-  if (bridges.has(tap)) {
-    refuse("tap", `: ${tap} cannot name both a TAP and a bridge`);
-  }
   if (gateway.length > 0 && bridge === undefined) {
     refuse("gateway", " has a gateway and no bridge", "give one with --bridge NAME (bridge:)");
   }
@@ -699,9 +692,22 @@ function networkConflicts(
 
 /**
  * Networks that have what one before them has: of one VNI, TAP and name, because the others follow from
- * it where they are not given.
+ * it where they are not given. And TAPs that are called what a bridge is.
  */
-export function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
+export function collisions(networks: readonly NetworkConfig[]): Conflict[] {
+  const bridges = new Map(networks.map(({ bridge }, at) => [bridge, at]));
+  const confused = networks.flatMap(({ vni, tap }, at): Conflict[] => {
+    const other = bridges.get(tap);
+    if (other === undefined) return [];
+    const message = `network ${vni}: ${tap} cannot name both a TAP and a bridge`;
+    const path = ["networks", at, "tap"];
+    const place = other === at ? {} : { other: ["networks", other, "bridge"] };
+    return [{ path, ...place, message, remedy: undefined }];
+  });
+  return [...confused, ...repetitions(networks)];
+}
+
+function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
   const first = new Map<string, number>();
   return networks.flatMap((network, at) => {
     const own: [NetworkKey, string][] = [

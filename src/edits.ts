@@ -4,104 +4,152 @@
  * a file of the state directory: of each such network what the configuration said of it, and how it is.
  *
  * After a restart a network is as the API left it if the configuration still says the same of it. If not,
- * somebody has decided anew meanwhile, and the configuration counts.
+ * somebody has decided anew meanwhile, and the configuration counts. What this version cannot read is
+ * kept for one that can.
  */
-import { readFileSync, rmSync } from "node:fs";
+import { readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { isDeepStrictEqual } from "node:util";
 import * as v from "valibot";
 import {
   type Config,
+  collisions,
   type NetworkConfig,
   networkAsWritten,
   readNetwork,
-  repetitions,
 } from "./config.ts";
 import { replaceFile } from "./files.ts";
 
 const FILE = "edits.json";
 
-/** As a file would give it; null: no such network. */
-const written = v.nullable(v.looseObject({ name: v.string() }));
-const schema = v.array(v.object({ name: v.string(), said: written, is: written }));
+/** A network as a file would give it; null: no such network. */
+const written = v.nullable(v.looseObject({}));
+const schema = v.object({ name: v.string(), said: written, is: written });
 
-type Written = v.InferOutput<typeof written>;
-type Edits = v.InferOutput<typeof schema>;
+interface Edit {
+  readonly name: string;
+  readonly said: NetworkConfig | undefined;
+  readonly is: NetworkConfig | undefined;
+}
 
 export interface Edited {
   readonly networks: readonly NetworkConfig[];
-  /** Names of networks that are as the API left them, and of those of which that is forgotten. */
+  /** Names of networks that are as the API left them. */
   readonly kept: readonly string[];
+  /** Names of those of which that is forgotten: the configuration says otherwise of them, or of their VNI. */
   readonly outdated: readonly string[];
+  /** Entries of the file that cannot be read. */
+  readonly unread: readonly unknown[];
+  /** Why the file cannot be, and where it is now. */
+  readonly fault: string | undefined;
 }
 
 /** The networks of a configuration as the API left them; without the file, as they are configured. */
 export function readEdits(directory: string | undefined, { networks }: Config): Edited {
-  let now = networks;
-  const [kept, outdated]: [string[], string[]] = [[], []];
-  for (const edit of directory === undefined ? [] : parsed(directory)) {
-    const then = now.find(({ name }) => name === edit.name);
-    const after = isDeepStrictEqual(writtenOf(then), edit.said)
-      ? put(now, then, edit.is)
-      : undefined;
-    (after === undefined ? outdated : kept).push(edit.name);
-    now = after ?? now;
+  const { entries, fault } = directory === undefined ? NONE : entriesIn(join(directory, FILE));
+  const read = entries.map((entry) => [entry, readEdit(entry)] as const);
+  const unread = read.flatMap(([entry, edit]) => (edit === undefined ? [entry] : []));
+  const edits = read.flatMap(([, edit]) => (edit === undefined ? [] : [edit]));
+  const configured = byName(networks);
+  let kept = edits.filter(({ name, said }) => isSame(configured.get(name), said));
+  let edited = withEdits(configured, kept);
+  for (let culprit = colliding(edited, kept); culprit; culprit = colliding(edited, kept)) {
+    kept = kept.filter((edit) => edit !== culprit);
+    edited = withEdits(configured, kept);
   }
-  return { networks: now, kept, outdated };
+  const outdated = edits.filter((edit) => !kept.includes(edit)).map(({ name }) => name);
+  return { networks: edited, kept: kept.map(({ name }) => name), outdated, unread, fault };
 }
 
-/** Throws what the system says. */
+/** Writes what is different, and entries that others may read. Throws what the system says. */
 export function writeEdits(
   directory: string,
   configured: readonly NetworkConfig[],
   live: readonly NetworkConfig[],
+  others: readonly unknown[],
 ): void {
+  const edits = [...different(configured, live), ...others];
+  const file = join(directory, FILE);
+  if (edits.length === 0) rmSync(file, { force: true });
+  else replaceFile(file, JSON.stringify(edits));
+}
+
+/** An entry of the file for each network that is not as it is configured. */
+export function different(
+  configured: readonly NetworkConfig[],
+  live: readonly NetworkConfig[],
+): readonly unknown[] {
   const said = byName(configured);
   const are = byName(live);
-  const names = [...new Set([...said.keys(), ...are.keys()])];
-  const edits: Edits = names
-    .map((name) => ({ name, said: said.get(name) ?? null, is: are.get(name) ?? null }))
-    .filter((edit) => !isDeepStrictEqual(edit.said, edit.is));
-  if (edits.length === 0) rmSync(join(directory, FILE), { force: true });
-  else replaceFile(join(directory, FILE), JSON.stringify(edits));
+  return [...new Set([...said.keys(), ...are.keys()])].flatMap((name) => {
+    const [before, after] = [said.get(name), are.get(name)];
+    if (isSame(before, after)) return [];
+    return [{ name, said: writtenOf(before), is: writtenOf(after) }];
+  });
 }
 
-/** A file that cannot be read is as good as none. */
-function parsed(directory: string): Edits {
+const NONE = { entries: [], fault: undefined };
+
+function entriesIn(file: string): { entries: readonly unknown[]; fault: string | undefined } {
   try {
-    return v.parse(schema, JSON.parse(readFileSync(join(directory, FILE), "utf8")));
-  } catch {
-    return [];
+    const entries: unknown = JSON.parse(readFileSync(file, "utf8"));
+    if (Array.isArray(entries)) return { entries, fault: undefined };
+    throw new TypeError(`${file} is no list`);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return NONE;
+    return { entries: [], fault: `${(error as Error).message}; ${putAside(file)}` };
   }
 }
 
-/** Undefined where the network does not go with the others, or this version does not know it. */
-function put(
-  networks: readonly NetworkConfig[],
-  then: NetworkConfig | undefined,
-  is: Written,
-): readonly NetworkConfig[] | undefined {
-  if (is === null) {
-    // Whatever is left says for which addresses and MTU the sockets are opened.
-    return networks.length === 1 ? undefined : networks.filter((network) => network !== then);
-  }
+/** So that the next edit does not overwrite it. */
+function putAside(file: string): string {
   try {
-    const network = readNetwork(is);
-    const after =
-      then === undefined
-        ? [...networks, network]
-        : networks.map((other) => (other === then ? network : other));
-    return repetitions(after).length > 0 ? undefined : after;
+    renameSync(file, `${file}.bad`);
+    return `it is ${file}.bad now`;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
+
+function readEdit(entry: unknown): Edit | undefined {
+  const { success, output } = v.safeParse(schema, entry);
+  if (!success) return undefined;
+  try {
+    const [said, is] = [output.said, output.is].map((network) => {
+      return network === null ? undefined : readNetwork(network);
+    });
+    return { name: output.name, said, is };
   } catch {
     return undefined;
   }
 }
 
-function byName(networks: readonly NetworkConfig[]): Map<string, Written> {
-  return new Map(networks.map((network) => [network.name, writtenOf(network)]));
+function withEdits(
+  configured: ReadonlyMap<string, NetworkConfig>,
+  edits: readonly Edit[],
+): readonly NetworkConfig[] {
+  const networks = new Map(configured);
+  for (const { name, is } of edits) {
+    if (is === undefined) networks.delete(name);
+    else networks.set(name, is);
+  }
+  return [...networks.values()];
 }
 
-/** As it is read again: without what is undefined. */
-function writtenOf(network: NetworkConfig | undefined): Written {
-  return network === undefined ? null : JSON.parse(JSON.stringify(networkAsWritten(network)));
+/** An edit without which one collision less would be. */
+function colliding(networks: readonly NetworkConfig[], edits: readonly Edit[]): Edit | undefined {
+  const places = collisions(networks).flatMap(({ path, other }) => [path, other ?? path]);
+  const names = places.map(([, at]) => networks[at as number]!.name);
+  return edits.find(({ name }) => names.includes(name));
+}
+
+function byName(networks: readonly NetworkConfig[]): Map<string, NetworkConfig> {
+  return new Map(networks.map((network) => [network.name, network]));
+}
+
+function isSame(one: NetworkConfig | undefined, other: NetworkConfig | undefined): boolean {
+  return one === other || JSON.stringify(writtenOf(one)) === JSON.stringify(writtenOf(other));
+}
+
+function writtenOf(network: NetworkConfig | undefined): unknown {
+  return network === undefined ? null : networkAsWritten(network);
 }

@@ -3,10 +3,13 @@
  * what was learned, what the API has changed, and the queues of the TAPs, in which frames wait meanwhile.
  */
 import { closeSync } from "node:fs";
+import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { type Edited, readEdits } from "./edits.ts";
+import { VtepError } from "./errors.ts";
 import { linksByName, resizeQueues } from "./host.ts";
 import { readSnapshot, type Snapshot } from "./snapshot.ts";
+import { type Survey, survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
 import { socketDescriptor, tapDescriptor } from "./vtep.ts";
 
@@ -57,6 +60,75 @@ export function recollect(
     }
   }
   return { kept, snapshot, edited };
+}
+
+/** What is started, and what the host makes of it. */
+export interface Surveyed {
+  readonly config: Config;
+  readonly found: Survey;
+  /** Also of networks that are configured and that the API had changed or removed. */
+  readonly largestMtu: number;
+  /** Why it is as configured, and not as the API left it. */
+  readonly refusal: VtepError | undefined;
+}
+
+/**
+ * A configuration as the API left it, or as it is written where that cannot be: an edit keeps nobody from
+ * starting. Sockets are opened for both, because a reload brings back what is written.
+ */
+export async function surveyEdited(
+  given: Config,
+  { edited, kept }: Recollection,
+): Promise<Surveyed> {
+  const { networks } = edited;
+  const changed = given.networks.filter((network) => !networks.includes(network));
+  const attempts = [
+    { networks, besides: changed },
+    { networks, besides: [] },
+    { networks: given.networks, besides: [] },
+  ];
+  let refusal: VtepError | undefined;
+  for (const { networks, besides } of edited.kept.length === 0 ? attempts.slice(2) : attempts) {
+    const all = { ...given, networks: [...networks, ...besides] };
+    const own = all.networks.map(({ tap }) => tap).filter((tap) => tapDescriptor(tap, 0) in kept);
+    try {
+      const found = await survey(all, new Set(own));
+      if ((found.local4 ?? found.local6) === undefined) {
+        throw new VtepError("ADDRESS", "no network has a peer: give one with --peer ADDR (peers:)");
+      }
+      const bridges = new Set(networks.map(({ bridge }) => bridge));
+      const missingBridges = found.missingBridges.filter((bridge) => bridges.has(bridge));
+      return {
+        config: { ...given, networks },
+        found: { ...found, mtus: found.mtus.slice(0, networks.length), missingBridges },
+        largestMtu: Math.max(...found.mtus),
+        refusal: networks === given.networks ? refusal : undefined,
+      };
+    } catch (error) {
+      if (!(error instanceof VtepError)) throw error;
+      refusal = error;
+    }
+  }
+  throw refusal!;
+}
+
+export function tellOfEdits(log: Logger, edited: Edited, refusal: VtepError | undefined): void {
+  const { kept, outdated, unread, fault } = edited;
+  if (fault !== undefined) log.error({ reason: fault }, "what the API had changed cannot be read");
+  if (unread.length > 0) {
+    log.error({ edits: unread }, "this version cannot read what the API had changed");
+  }
+  if (outdated.length > 0) {
+    log.warn({ networks: outdated }, "configured anew: what the API had changed is forgotten");
+  }
+  if (refusal !== undefined) {
+    log.error(
+      { networks: kept, reason: refusal.message },
+      "as configured: what the API had changed cannot be done now, and is tried at the next start",
+    );
+  } else if (kept.length > 0) {
+    log.info({ networks: kept }, "as the API left them, until a reload");
+  }
 }
 
 /** The queues of TAPs that are longer than they are to be, while nobody reads them. */

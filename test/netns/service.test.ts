@@ -238,6 +238,50 @@ describe("the service", () => {
       expect(told(await ask("network", "list"))).toEqual([own]);
     });
 
+    test("with what the API has taken away, which a reload brings back", async () => {
+      const { address6 } = theirs;
+      const own = crossing.replace("bridge: br0 }]", "bridge: br0, mtu: 1400 }");
+      await configure(`${own}, { vni: 43, peers: ["${address6}"] }]`);
+      await systemctl("restart", "vtep");
+      const names = async () =>
+        (await ask("network", "list")).map(({ name }: { name: string }) => name);
+      await vtep("network", "remove", "vtep43");
+      await vtep("peer", "remove", "vtep42", theirs.address);
+      await systemctl("restart", "vtep");
+      expect(await names()).toEqual(["vtep42"]);
+      expect((await ask("network", "list"))[0].peers).toEqual([]);
+      await vtep("reload");
+      expect(await names()).toEqual(["vtep42", "vtep43"]);
+      await vtep("network", "remove", "vtep42");
+      await vtep("network", "remove", "vtep43");
+      await systemctl("restart", "vtep");
+      expect(await names()).toEqual([]);
+      await vtep("reload");
+      expect(await names()).toEqual(["vtep42", "vtep43"]);
+    });
+
+    test("as its file has it, where what the API had changed cannot be, until it can", async () => {
+      const add = ["--vni", "44", "--peer", theirs.address, "--bridge", "later"];
+      await vtep("network", "add", ...add);
+      const names = async () =>
+        (await ask("network", "list")).map(({ name }: { name: string }) => name);
+      await systemctl("stop", "vtep");
+      await ours.ip("link add later type veth peer name later2");
+      await systemctl("start", "vtep");
+      expect(await names()).toEqual(["vtep42"]);
+      expect((await messages()).map(({ json }) => json)).toContainEqual(
+        expect.objectContaining({
+          networks: ["vtep44"],
+          reason: "network 44: later exists and is no bridge: name another",
+        }),
+      );
+      await vtep("peer", "add", "vtep42", "10.0.0.77"); // writes the file anew
+      await ours.ip("link delete later");
+      await systemctl("restart", "vtep");
+      expect(await names()).toEqual(["vtep42", "vtep44"]);
+      await vtep("reload");
+    });
+
     test("without a network that is not in its file any more, and with one that is new", async () => {
       await configure(`networks: [{ vni: 43, peers: [${theirs.address}], bridge: br0 }]`);
       await systemctl("restart", "vtep");

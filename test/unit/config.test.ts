@@ -582,7 +582,7 @@ describe("a file", () => {
     ],
     [
       "networks: [{vni: 1, tap: br0, peers: [192.0.2.2]}, {vni: 2, bridge: br0, peers: [192.0.2.2]}]",
-      "FILE: network 1: br0 cannot name both a TAP and a bridge",
+      "FILE: network 1: br0 cannot name both a TAP and a bridge, here and at FILE:1:69",
     ],
     [
       `port: 1\nport: 2\n${ONE_NETWORK}`,

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -43,7 +43,7 @@ describe("what the API left", () => {
     ],
     ["a network without a peer", [red, { ...blue, peers: [] }]],
   ])("is there again: %s", (_, live) => {
-    writeEdits(directory, [red, blue], live);
+    writeEdits(directory, [red, blue], live, []);
     const found = readEdits(directory, configured(red, blue));
     expect(found.networks).toEqual(live);
     expect(found.outdated).toEqual([]);
@@ -52,39 +52,84 @@ describe("what the API left", () => {
 
   test("is forgotten of a network that is configured anew, and of no other", () => {
     const changed = { ...blue, peers: ["192.0.2.3"] };
-    writeEdits(directory, [red, blue], [{ ...red, ageSeconds: 7 }, changed]);
+    writeEdits(directory, [red, blue], [{ ...red, ageSeconds: 7 }, changed], []);
     const anew = { ...red, fdbLimit: 8 };
-    expect(readEdits(directory, configured(anew, blue))).toEqual({
+    expect(readEdits(directory, configured(anew, blue))).toMatchObject({
       networks: [anew, changed],
       kept: ["blue"],
       outdated: ["red"],
     });
   });
 
-  test("is forgotten where no network would be left", () => {
-    writeEdits(directory, [red], []);
-    expect(readEdits(directory, configured(red))).toEqual({
-      networks: [red],
-      kept: [],
-      outdated: ["red"],
-    });
+  test.each<[string, NetworkConfig[]]>([
+    ["no network", []],
+    ["another one with its VNI", [network({ vni: 100, name: "again" }), blue]],
+    [
+      "two that have swapped their VNIs and TAPs",
+      [
+        { ...red, vni: 200, tap: "vtep200" },
+        { ...blue, vni: 100, tap: "vtep100" },
+      ],
+    ],
+    ["one with the VNI of one that is gone", [{ ...red, vni: 200, tap: "vtep200" }]],
+  ])("is there again as a whole: %s", (_, live) => {
+    writeEdits(directory, [red, blue], live, []);
+    const { networks, outdated } = readEdits(directory, configured(red, blue));
+    expect(new Set(networks)).toEqual(new Set(live));
+    expect(outdated).toEqual([]);
   });
 
   test("is forgotten where what is configured has its VNI now", () => {
-    writeEdits(directory, [red], [red, blue]);
+    writeEdits(directory, [red], [red, blue], []);
     const taken = network({ vni: 200, name: "taken" });
-    expect(readEdits(directory, configured(red, taken))).toEqual({
+    expect(readEdits(directory, configured(red, taken))).toMatchObject({
       networks: [red, taken],
       kept: [],
       outdated: ["blue"],
     });
   });
 
-  test.each(["", "{", "[{}]", '[{"name":"red","said":null,"is":{"name":"red","vni":"x"}}]'])(
-    "counts for nothing where the file is damaged: %j",
-    (text) => {
-      writeFileSync(join(directory, "edits.json"), text);
-      expect(readEdits(directory, configured(blue)).networks).toEqual([blue]);
-    },
-  );
+  test("is forgotten where a bridge has the name of its TAP now", () => {
+    writeEdits(directory, [red], [red, blue], []);
+    const bridged = { ...red, bridge: "vtep200" };
+    const { networks, outdated } = readEdits(directory, configured(bridged));
+    expect([networks, outdated]).toEqual([[bridged], ["blue"]]);
+  });
+
+  const file = () => join(directory, "edits.json");
+
+  test.each(["", "{", "7", '[{"name":'])("is put aside where it is damaged: %j", (text) => {
+    writeFileSync(file(), text);
+    const { networks, fault } = readEdits(directory, configured(blue));
+    expect(networks).toEqual([blue]);
+    expect(fault).toContain(`it is ${file()}.bad now`);
+    expect(readFileSync(`${file()}.bad`, "utf8")).toBe(text);
+  });
+
+  test("waits where this version cannot read it, and holds up no other", () => {
+    writeEdits(directory, [red, blue], [red], []);
+    const [edit] = JSON.parse(readFileSync(file(), "utf8"));
+    const later = { name: "red", said: { vni: 100, later: 1 }, is: null };
+    writeFileSync(file(), JSON.stringify([later, {}, edit]));
+    const { networks, unread } = readEdits(directory, configured(red, blue));
+    expect(networks).toEqual([red]);
+    writeEdits(directory, [red, blue], networks, unread);
+    expect(JSON.parse(readFileSync(file(), "utf8"))).toEqual([edit, later, {}]);
+  });
+
+  test("counts where an older version had fewer keys", () => {
+    writeEdits(directory, [blue], [{ ...blue, ageSeconds: 7 }], []);
+    const [edit] = JSON.parse(readFileSync(file(), "utf8"));
+    delete edit.said["clamp-mss"];
+    writeFileSync(file(), JSON.stringify([edit]));
+    expect(readEdits(directory, configured(blue)).kept).toEqual(["blue"]);
+  });
+
+  test("is read in no time, however much it is", () => {
+    const many = Array.from({ length: 4_000 }, (_, at) => network({ vni: 1_000 + at }));
+    writeEdits(directory, [red], [red, ...many], []);
+    const began = performance.now();
+    expect(readEdits(directory, configured(red)).networks).toHaveLength(4_001);
+    expect(performance.now() - began).toBeLessThan(5_000);
+  });
 });
