@@ -458,6 +458,11 @@ static Napi::Value can_steer_flows(const Napi::CallbackInfo &info) {
   return Napi::Number::New(info.Env(), can_steer());
 }
 
+// tapDemotions() → how often a kind of super-frame was refused
+static Napi::Value count_tap_demotions(const Napi::CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), tap_demotions());
+}
+
 // ---- the module
 
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
@@ -473,6 +478,8 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));
   define_pure(env, exports);
   define_notify(env, exports);
+  exports.Set("tapDemotions",
+              Napi::Function::New<count_tap_demotions>(env, "tapDemotions"));
   exports.Set("canSteer", Napi::Function::New<can_steer_flows>(env, "canSteer"));
   return exports;
 }

@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -117,11 +118,18 @@ static int write_row(const tap *t, const batch *b, int row) {
   return writev(t->fd, from, 2) < 0 ? errno : 0;
 }
 
+static std::atomic<int> demotions;
+
+int tap_demotions() { return demotions; }
+
 static void write_train(void *owner, const frame_train *train) {
   writing *w = static_cast<writing *>(owner);
   int error = writev(w->t->fd, train->part, train->parts) < 0 ? errno : 0;
   bool refused = error == EINVAL && train->rows > 1;
-  if (refused) (train->at.tcp ? w->t->coalesce_tcp : w->t->coalesce_udp) = false;
+  if (refused) {
+    (train->at.tcp ? w->t->coalesce_tcp : w->t->coalesce_udp) = false;
+    demotions++;
+  }
   for (int i = 0; i < train->rows; i++) {
     set_error(w, train->row[i], refused ? write_row(w->t, w->b, train->row[i]) : error);
   }

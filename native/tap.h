@@ -33,3 +33,6 @@ int tap_read(const tap *t, const batch *b);
 // how many failed. A kernel that refuses a super-frame (EINVAL: UDP, before Linux 6.2) is given no more
 // of that kind.
 int tap_write(tap *t, const batch *b, int first, int end);
+
+// How often that has happened, to all TAPs of this process.
+int tap_demotions();

@@ -7,7 +7,7 @@ import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { NativeUnderlay } from "./device/native-underlay.ts";
-import { NativeTap, steeringFault } from "./device/tap.ts";
+import { demotions, NativeTap, steeringFault } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
@@ -105,6 +105,9 @@ export class Vtep {
   readonly #dataplane: Dataplane;
   readonly #beat: (now: number) => void;
   #ticking: NodeJS.Timeout | undefined;
+  /** Of all TAPs, as of so many demotions: asking thousands each second would hold frames up for milliseconds. */
+  #tapOffloads: Partial<Offloads> = {};
+  #demotions: number | undefined;
   #onLost: OnLost | undefined;
 
   /**
@@ -202,6 +205,7 @@ export class Vtep {
     const network = new Network({ ...own, tap });
     network.apply(settingsOf(own));
     this.#networks.set(own.index, { network, tap });
+    this.#demotions = undefined;
     this.#dataplane.add(network);
     if (this.#onLost !== undefined) this.#watch(network);
   }
@@ -223,6 +227,7 @@ export class Vtep {
   discard(index: number): void {
     this.#networks.get(index)?.tap.close();
     this.#networks.delete(index);
+    this.#demotions = undefined;
   }
 
   /** The descriptors without which frames would be lost while nobody runs, by name. */
@@ -260,15 +265,21 @@ export class Vtep {
     network.tap.watch({ onReadable, onLost: (error) => onLost(error, network.index) });
   }
 
-  /** One that any device does without counts as not in use. */
   #offloads(): Offloads {
     const none = { gso: false, gro: false };
     const underlay = this.#underlay instanceof NativeUnderlay ? this.#underlay.offloads() : none;
-    const taps = [...this.#networks.values()].map(({ tap }) => tap.offloads());
-    const used = [this.#plan.offloads, underlay, ...taps] as Partial<Offloads>[];
-    const all = OFFLOADS.map((name) => [name, used.every((use) => use[name] ?? true)]);
-    return Object.fromEntries(all) as Offloads;
+    if (this.#demotions !== demotions()) {
+      this.#demotions = demotions();
+      this.#tapOffloads = common([...this.#networks.values()].map(({ tap }) => tap.offloads()));
+    }
+    return common([this.#plan.offloads, underlay, this.#tapOffloads]);
   }
+}
+
+/** One that any device does without counts as not in use. */
+function common(used: readonly Partial<Offloads>[]): Offloads {
+  const all = OFFLOADS.map((name) => [name, used.every((use) => use[name] ?? true)]);
+  return Object.fromEntries(all) as Offloads;
 }
 
 export function tapDescriptor(tap: string, worker: number): string {

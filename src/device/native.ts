@@ -91,6 +91,8 @@ export interface Addon {
   readonly Batch: new (columns: Int32Array, slab: Uint8Array) => BatchHandle;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
+  /** How often the kernel has refused a kind of super-frame, to all TAPs of this process. */
+  tapDemotions(): number;
   /**
    * Whether a flow from a TAP with several queues stays in its own, whichever its answers are written
    * to: 0, or −errno.

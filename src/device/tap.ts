@@ -156,6 +156,11 @@ export class NativeTap implements Tap {
   }
 }
 
+/** Changes when any TAP of this process does without an offload that it had. */
+export function demotions(): number {
+  return addon().tapDemotions();
+}
+
 /** Why a flow from a TAP with several queues may change its own when it is answered; undefined: it does not. */
 export function steeringFault(): string | undefined {
   const error = addon().canSteer();
