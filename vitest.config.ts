@@ -1,8 +1,8 @@
 import { defineConfig } from "vitest/config";
 
 /**
- * What measures, counts what is lost, or has daemons of the machine's: both cores are theirs. What the others
- * await is a condition, whenever it comes.
+ * What measures, counts what is lost, or has daemons or namespaces of the machine's: both cores are theirs.
+ * What the others await is a condition, whenever it comes.
  */
 const ALONE = [
   "api",
@@ -12,6 +12,7 @@ const ALONE = [
   "deb",
   "docker",
   "floors",
+  "lab",
   "offloads",
   "reload",
   "service",
