@@ -10,6 +10,9 @@
  * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most; then
  * the event loop has its turn, so that no device starves another.
  *
+ * **Runs.** What is read at once is mostly of few flows: a frame that continues the flow of the one before it
+ * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
+ *
  * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
  * sender is told what the path carries (wire/icmp.ts), as by kernel VXLAN. So is the sender of a frame
  * that the underlay refused for its length, from which it has just learned. A flooded frame goes to
@@ -46,7 +49,7 @@ import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
-import { flowHash } from "./wire/flow.ts";
+import { continuesFlow, flowHash, TELLING } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -83,6 +86,11 @@ export class Dataplane {
   #out = 0;
   /** Where answers are written, one at a time. */
   readonly #answer = new Batch();
+  /** Where the frame of this burst begins that was decided on last, or −1; and what was decided. */
+  #decided = -1;
+  #decidedHash = 0;
+  #decidedTos = 0;
+  #decidedDestination = LOCAL;
   /** The in row whose sender was told last that it is too big. */
   #answered = NO_ROW;
   /** Who is shown every frame. */
@@ -127,6 +135,7 @@ export class Dataplane {
       const rows = network.tap.read(this.#batch);
       if (rows === 0) return;
       this.#answered = NO_ROW;
+      this.#decided = -1;
       this.#countRead(rows);
       if (this.#mirror === undefined) {
         for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
@@ -207,23 +216,16 @@ export class Dataplane {
     }
     const offset = inOffset[row]!;
     const length = inLength[row]!;
-    const sourceHigh = ethernet.macHigh(view, offset + ethernet.SOURCE);
-    const sourceLow = ethernet.macLow(view, offset + ethernet.SOURCE);
-    if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
-      return this.#drop(network.index, Drop.MAC_INVALID_SOURCE);
+    const tells = length >= TELLING;
+    if (!tells || this.#decided < 0 || !continuesFlow(view, offset, this.#decided)) {
+      this.#decided = -1;
+      if (!this.#decide(network, offset, length)) return;
+      if (tells) this.#decided = offset;
     }
-    if (network.hasGateway && sourceLow === network.macLow && sourceHigh === network.macHigh) {
-      return this.#counters.add(network.index, Counter.gateway, 1);
-    }
-    this.#learn(network, sourceHigh, sourceLow, LOCAL);
     vxlan.writeHeader(view, offset - vxlan.HEADER, network.vni);
-    const hash = flowHash(view, offset, length, this.#flowSeed);
-    const tos = (innerTos(view, offset, length) & this.#tosMask) | this.#tosBits;
-    const destination = this.#fdb.lookup(
-      network.index,
-      ethernet.macHigh(view, offset + ethernet.DESTINATION),
-      ethernet.macLow(view, offset + ethernet.DESTINATION),
-    );
+    const hash = this.#decidedHash;
+    const tos = this.#decidedTos;
+    const destination = this.#decidedDestination;
     if (network.clampMtu !== 0) {
       const mtu = this.#clampMtu(network, destination);
       tcp.clampMss(view, offset, length, mtu, this.#batch.needsChecksum(row));
@@ -232,6 +234,30 @@ export class Dataplane {
     // the frame if it still knew its port, so the MAC may have moved away without a word.
     if (destination > LOCAL) this.#toRemote(network, row, destination, hash, tos);
     else this.#flood(network, row, hash, tos);
+  }
+
+  /** Learns the source, and decides for this frame and those like it; false when it was dropped. */
+  #decide(network: Network, offset: number, length: number): boolean {
+    const { view } = this.#batch;
+    const sourceHigh = ethernet.macHigh(view, offset + ethernet.SOURCE);
+    const sourceLow = ethernet.macLow(view, offset + ethernet.SOURCE);
+    if (!ethernet.isValidSource(sourceHigh, sourceLow)) {
+      this.#drop(network.index, Drop.MAC_INVALID_SOURCE);
+      return false;
+    }
+    if (network.hasGateway && sourceLow === network.macLow && sourceHigh === network.macHigh) {
+      this.#counters.add(network.index, Counter.gateway, 1);
+      return false;
+    }
+    this.#learn(network, sourceHigh, sourceLow, LOCAL);
+    this.#decidedHash = flowHash(view, offset, length, this.#flowSeed);
+    this.#decidedTos = (innerTos(view, offset, length) & this.#tosMask) | this.#tosBits;
+    this.#decidedDestination = this.#fdb.lookup(
+      network.index,
+      ethernet.macHigh(view, offset + ethernet.DESTINATION),
+      ethernet.macLow(view, offset + ethernet.DESTINATION),
+    );
+    return true;
   }
 
   #flood(network: Network, row: number, hash: number, tos: number): void {

@@ -40,6 +40,31 @@ export function flowHash(view: DataView, offset: number, length: number, seed: n
   return linkHash(view, offset, type, seed);
 }
 
+/** Bytes that `continuesFlow` reads of a frame. */
+export const TELLING = ethernet.HEADER + ip.IPV4_HEADER + PORTS;
+/** The type of IPv4, then version 4 and a header of five words. */
+const PLAIN_IPV4 = 0x080045;
+
+/**
+ * Whether the frame at `offset` goes between the same stations as the one at `before`, with the same TOS and
+ * the same hash. Of both there must be TELLING bytes. True only of untagged IPv4 without options: of most
+ * frames, and the others can be looked at one by one.
+ */
+export function continuesFlow(view: DataView, offset: number, before: number): boolean {
+  const kind = view.getInt32(offset + 12); // and the TOS
+  return (
+    kind >>> 8 === PLAIN_IPV4 &&
+    kind === view.getInt32(before + 12) &&
+    view.getInt32(offset + 20) === view.getInt32(before + 20) && // fragment, TTL, protocol
+    view.getInt32(offset + 34) === view.getInt32(before + 34) &&
+    view.getInt32(offset + 30) === view.getInt32(before + 30) &&
+    view.getInt32(offset + 26) === view.getInt32(before + 26) &&
+    view.getInt32(offset + 8) === view.getInt32(before + 8) &&
+    view.getInt32(offset + 4) === view.getInt32(before + 4) &&
+    view.getInt32(offset) === view.getInt32(before)
+  );
+}
+
 function ipv4Hash(view: DataView, header: number, length: number, seed: number): number {
   const protocol = ip.ipv4Protocol(view, header);
   let hash = mix(seed, ip.ipv4Source(view, header));

@@ -84,6 +84,44 @@ describe("a frame from the TAP", () => {
     expect(peers).toEqual([OTHER_PEER, PEER, OTHER_PEER, PEER]);
   });
 
+  it("has the fate that it would have alone, whatever it was read with", () => {
+    const station = (text: string) => [...Buffer.from(text.replaceAll(":", ""), "hex")];
+    const ip = (to: string, from: string, packet: Parameters<typeof ipv4Packet>[0], tos = 0) => {
+      const payload = ipv4Packet(packet);
+      payload[1] = tos;
+      const [destination, source] = [station(to), station(from)];
+      return ethernetFrame({ destination, source, type: 0x0800, payload });
+    };
+    const udp = { protocol: 17, payload: ports(1, 2) };
+    const pool = [
+      ip(B, A, udp),
+      ip(B, A, { ...udp, payload: ports(1, 3) }),
+      ip(B, A, udp, 0xb8),
+      ip(B, A, { ...udp, protocol: 6 }),
+      ip(C, A, udp),
+      ip(BROADCAST, A, udp),
+      ip(A, B, udp),
+      ip(B, MULTICAST, udp),
+      ip(B, A, udp).subarray(0, 30),
+      frame(B, A),
+    ];
+    const options = { ...ONE_PEER, peers: [PEER, address(4)], fdb: [[C, OTHER_PEER]] } as const;
+    const fates = (bursts: Uint8Array[][]) => {
+      const vtep = script([options as unknown as NetworkOptions]);
+      for (const burst of bursts) vtep.encap(burst);
+      const sent = vtep.underlay.written.map(({ bytes, hash, remote, tos }) => {
+        return { bytes: Buffer.from(bytes).toString("hex"), hash, remote, tos };
+      });
+      return { sent, events: vtep.events(), drops: vtep.drops() };
+    };
+    fc.assert(
+      fc.property(fc.array(fc.constantFrom(...pool), { maxLength: 30 }), (frames) => {
+        expect(fates([frames])).toEqual(fates(frames.map((each) => [each])));
+      }),
+      { numRuns: 60 },
+    );
+  });
+
   it("for a MAC that was seen on the same side is flooded: it may have moved away", () => {
     const [world, first, ...others] = mesh(3);
     world.transmit(first!, frame(BROADCAST, A));

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { flowHash } from "../../../src/wire/flow.ts";
+import { innerTos } from "../../../src/wire/ecn.ts";
+import { continuesFlow, flowHash, TELLING } from "../../../src/wire/flow.ts";
 import {
   anyInt32,
   anyIpv4,
@@ -377,5 +378,52 @@ describe("what is hashed lies in the frame", () => {
       expect(short(documentationMac(1), type)).toBe(short(documentationMac(1), type));
       expect(short(documentationMac(1), type)).not.toBe(short(documentationMac(9), type));
     }
+  });
+});
+
+describe("a frame that continues a flow", () => {
+  /** The two as they lie in a slab, one after the other. */
+  function continues(before: Uint8Array, frame: Uint8Array): boolean {
+    const view = fence(bytes(before, frame));
+    return continuesFlow(view, before.length, 0);
+  }
+  const decisive = (frame: Uint8Array) => {
+    const view = fence(frame);
+    return [frame.subarray(0, 12), hash(frame), innerTos(view, 0, frame.length)];
+  };
+  const plain = ethernetFrame({
+    type: 0x0800,
+    payload: ipv4Packet({ protocol: UDP, payload: bytes(ports(1, 2), Array(30).fill(7)) }),
+  });
+
+  it("is any that only differs in its length, identification, checksums and payload", () => {
+    expect(continues(plain, plain)).toBe(true);
+    for (let at = 0; at < plain.length; at++) {
+      const other = plain.slice();
+      other[at]! ^= 0x10;
+      const isFree = (at >= 16 && at < 20) || at === 24 || at === 25 || at >= TELLING;
+      expect(continues(plain, other), `byte ${at}`).toBe(isFree);
+    }
+  });
+
+  it("is none that would be decided on differently", () => {
+    const anyFrame = fc
+      .tuple(fc.constantFrom(4, 5, 6), fc.nat(0x3fff), anyWithPorts, fc.nat(255))
+      .map(([words, fragment, protocol, tos]) => {
+        const frame = plain.slice();
+        frame.set([0x40 | words, tos], 14);
+        frame.set(u16(fragment), 20);
+        frame[23] = protocol;
+        return frame;
+      });
+    const change = fc.tuple(fc.nat(TELLING - 1), fc.nat(255));
+    fc.assert(
+      fc.property(anyFrame, fc.option(change), (frame, changed) => {
+        const other = frame.slice();
+        if (changed !== null) other[changed[0]] = changed[1];
+        if (continues(frame, other)) expect(decisive(other)).toEqual(decisive(frame));
+      }),
+      { numRuns: 3000 },
+    );
   });
 });
