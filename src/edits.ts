@@ -60,24 +60,32 @@ export function readEdits(directory: string | undefined, { networks }: Config): 
   return { networks: edited, kept: kept.map(({ name }) => name), outdated, unread, fault };
 }
 
-/** Writes what is different, and entries that others may read. Throws what the system says. */
+/**
+ * Writes what is different, and those other entries of which nothing newer is known. Throws what the system
+ * says.
+ */
 export function writeEdits(
   directory: string,
   configured: readonly NetworkConfig[],
   live: readonly NetworkConfig[],
   others: readonly unknown[],
 ): void {
-  const edits = [...different(configured, live), ...others];
+  const edits = different(configured, live);
+  const names = new Set(edits.map(({ name }) => name));
+  const older = others.filter(
+    (entry) => !names.has((entry as { name: string } | null)?.name ?? ""),
+  );
   const file = join(directory, FILE);
-  if (edits.length === 0) rmSync(file, { force: true });
-  else replaceFile(file, JSON.stringify(edits));
+  const entries = [...edits, ...older];
+  if (entries.length === 0) rmSync(file, { force: true });
+  else replaceFile(file, JSON.stringify(entries));
 }
 
 /** An entry of the file for each network that is not as it is configured. */
 export function different(
   configured: readonly NetworkConfig[],
   live: readonly NetworkConfig[],
-): readonly unknown[] {
+): readonly { readonly name: string; readonly said: unknown; readonly is: unknown }[] {
   const said = byName(configured);
   const are = byName(live);
   return [...new Set([...said.keys(), ...are.keys()])].flatMap((name) => {

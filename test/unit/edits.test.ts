@@ -113,7 +113,8 @@ describe("what the API left", () => {
     writeFileSync(file(), JSON.stringify([later, {}, edit]));
     const { networks, unread } = readEdits(directory, configured(red, blue));
     expect(networks).toEqual([red]);
-    writeEdits(directory, [red, blue], networks, unread);
+    const superseded = { name: "blue", said: null, is: null };
+    writeEdits(directory, [red, blue], networks, [...unread, superseded]);
     expect(JSON.parse(readFileSync(file(), "utf8"))).toEqual([edit, later, {}]);
   });
 
