@@ -317,6 +317,7 @@ describe("completion", () => {
       const line = (words: string) => `vtep ${words.replace("SOCKET", agent.socket)}`;
       const after = line(completed).replaceAll(/[.\\]/g, "\\$&");
       await terminal.line("clear");
+      await terminal.shows(/^>\s*$/); // or what is typed would be echoed before the prompt, too
       await terminal.type(line(typed));
       await terminal.press("Tab");
       await terminal.type("!"); // what was completed is there by then
