@@ -49,7 +49,7 @@ import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
-import { continuesFlow, flowHash, TELLING } from "./wire/flow.ts";
+import { continuesFlow, flowHash, tellsOfFlow } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -216,11 +216,10 @@ export class Dataplane {
     }
     const offset = inOffset[row]!;
     const length = inLength[row]!;
-    const tells = length >= TELLING;
-    if (!tells || this.#decided < 0 || !continuesFlow(view, offset, this.#decided)) {
+    if (this.#decided < 0 || !continuesFlow(view, offset, length, this.#decided)) {
       this.#decided = -1;
       if (!this.#decide(network, offset, length)) return;
-      if (tells) this.#decided = offset;
+      if (tellsOfFlow(view, offset, length)) this.#decided = offset;
     }
     vxlan.writeHeader(view, offset - vxlan.HEADER, network.vni);
     const hash = this.#decidedHash;

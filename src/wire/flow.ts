@@ -40,29 +40,53 @@ export function flowHash(view: DataView, offset: number, length: number, seed: n
   return linkHash(view, offset, type, seed);
 }
 
-/** Bytes that `continuesFlow` reads of a frame. */
-export const TELLING = ethernet.HEADER + ip.IPV4_HEADER + PORTS;
-/** The type of IPv4, then version 4 and a header of five words. */
+/** The type of IPv4, then version 4 and a header of five words; the type of IPv6, then version 6. */
 const PLAIN_IPV4 = 0x080045;
+const IPV6 = 0x86dd6;
+/** Where what tells of a flow ends in a frame, after the ports. */
+const IPV4_TELLS = ethernet.HEADER + ip.IPV4_HEADER + PORTS;
+const IPV6_TELLS = ethernet.HEADER + ip.IPV6_HEADER + PORTS;
 
 /**
- * Whether the frame at `offset` goes between the same stations as the one at `before`, with the same TOS and
- * the same hash. Of both there must be TELLING bytes. True only of untagged IPv4 without options: of most
- * frames, and the others can be looked at one by one.
+ * Whether others can be told to continue the flow of this frame: untagged IPv4 without options, and IPv6 with
+ * ports right behind its header. That is most frames, and the others can be looked at one by one.
  */
-export function continuesFlow(view: DataView, offset: number, before: number): boolean {
+export function tellsOfFlow(view: DataView, offset: number, length: number): boolean {
+  if (length < IPV4_TELLS) return false;
+  const kind = view.getInt32(offset + 12);
+  if (kind >>> 8 === PLAIN_IPV4) return true;
+  return kind >>> 12 === IPV6 && length >= IPV6_TELLS && hasPorts(view.getUint8(offset + 20));
+}
+
+/**
+ * Whether a frame goes between the same stations as the one at `before`, which tells of its flow, with the same
+ * TOS and the same hash.
+ */
+export function continuesFlow(
+  view: DataView,
+  offset: number,
+  length: number,
+  before: number,
+): boolean {
+  if (length < IPV4_TELLS) return false;
   const kind = view.getInt32(offset + 12); // and the TOS
+  if (kind !== view.getInt32(before + 12)) return false;
+  const isIpv4 = kind >>> 8 === PLAIN_IPV4;
+  const end = isIpv4 ? IPV4_TELLS : IPV6_TELLS;
+  if (length < end) return false;
+  // Addresses and ports; protocol or next header, TTL or hop limit, fragment; MACs.
   return (
-    kind >>> 8 === PLAIN_IPV4 &&
-    kind === view.getInt32(before + 12) &&
-    view.getInt32(offset + 20) === view.getInt32(before + 20) && // fragment, TTL, protocol
-    view.getInt32(offset + 34) === view.getInt32(before + 34) &&
-    view.getInt32(offset + 30) === view.getInt32(before + 30) &&
-    view.getInt32(offset + 26) === view.getInt32(before + 26) &&
-    view.getInt32(offset + 8) === view.getInt32(before + 8) &&
-    view.getInt32(offset + 4) === view.getInt32(before + 4) &&
-    view.getInt32(offset) === view.getInt32(before)
+    isSame(view, offset, before, isIpv4 ? 26 : 22, end) &&
+    isSame(view, offset, before, 20, 24) &&
+    isSame(view, offset, before, 0, 12)
   );
+}
+
+function isSame(view: DataView, one: number, other: number, begin: number, end: number): boolean {
+  for (let at = begin; at < end; at += 4) {
+    if (view.getInt32(one + at) !== view.getInt32(other + at)) return false;
+  }
+  return true;
 }
 
 function ipv4Hash(view: DataView, header: number, length: number, seed: number): number {

@@ -17,7 +17,7 @@ import {
   vxlan,
   World,
 } from "./sim.ts";
-import { bytes, ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
+import { bytes, ethernetFrame, ipv4Packet, ipv6Packet, ports } from "./wire/frames.ts";
 
 const VNI = 100;
 const A = mac(0x0a);
@@ -103,6 +103,14 @@ describe("a frame from the TAP", () => {
       ip(A, B, udp),
       ip(B, MULTICAST, udp),
       ip(B, A, udp).subarray(0, 30),
+      ...[1, 2].map((port) =>
+        ethernetFrame({
+          destination: station(B),
+          source: station(A),
+          type: 0x86dd,
+          payload: ipv6Packet({ next: 17, payload: ports(port, 9) }),
+        }),
+      ),
       frame(B, A),
     ];
     const options = { ...ONE_PEER, peers: [PEER, address(4)], fdb: [[C, OTHER_PEER]] } as const;

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { innerTos } from "../../../src/wire/ecn.ts";
-import { continuesFlow, flowHash, TELLING } from "../../../src/wire/flow.ts";
+import { continuesFlow, flowHash, tellsOfFlow } from "../../../src/wire/flow.ts";
 import {
   anyInt32,
   anyIpv4,
@@ -385,45 +385,65 @@ describe("a frame that continues a flow", () => {
   /** The two as they lie in a slab, one after the other. */
   function continues(before: Uint8Array, frame: Uint8Array): boolean {
     const view = fence(bytes(before, frame));
-    return continuesFlow(view, before.length, 0);
+    return (
+      tellsOfFlow(view, 0, before.length) && continuesFlow(view, before.length, frame.length, 0)
+    );
   }
   const decisive = (frame: Uint8Array) => {
     const view = fence(frame);
     return [frame.subarray(0, 12), hash(frame), innerTos(view, 0, frame.length)];
   };
-  const plain = ethernetFrame({
-    type: 0x0800,
-    payload: ipv4Packet({ protocol: UDP, payload: bytes(ports(1, 2), Array(30).fill(7)) }),
-  });
+  const payload = bytes(ports(1, 2), Array(30).fill(7));
+  const plain = {
+    4: ethernetFrame({ type: 0x0800, payload: ipv4Packet({ protocol: UDP, payload }) }),
+    6: ethernetFrame({ type: 0x86dd, payload: ipv6Packet({ next: UDP, payload }) }),
+  };
 
-  it("is any that only differs in its length, identification, checksums and payload", () => {
-    expect(continues(plain, plain)).toBe(true);
-    for (let at = 0; at < plain.length; at++) {
-      const other = plain.slice();
-      other[at]! ^= 0x10;
-      const isFree = (at >= 16 && at < 20) || at === 24 || at === 25 || at >= TELLING;
-      expect(continues(plain, other), `byte ${at}`).toBe(isFree);
-    }
-  });
+  it.each([
+    [4, [16, 17, 18, 19, 24, 25], 38],
+    [6, [16, 17, 18, 19], 58],
+  ] as const)(
+    "is any of IPv%d that only differs in what tells of no flow",
+    (version, free, end) => {
+      const frame = plain[version];
+      expect(continues(frame, frame)).toBe(true);
+      for (let at = 0; at < frame.length; at++) {
+        const other = frame.slice();
+        other[at]! ^= 0x10;
+        const isFree = (free as readonly number[]).includes(at) || at >= end;
+        expect(continues(frame, other), `byte ${at}`).toBe(isFree);
+      }
+      for (let length = 0; length <= frame.length; length++) {
+        expect(continues(frame, frame.subarray(0, length)), `${length} bytes`).toBe(length >= end);
+        expect(continues(frame.subarray(0, length), frame), `${length} bytes`).toBe(length >= end);
+      }
+    },
+  );
 
   it("is none that would be decided on differently", () => {
-    const anyFrame = fc
-      .tuple(fc.constantFrom(4, 5, 6), fc.nat(0x3fff), anyWithPorts, fc.nat(255))
-      .map(([words, fragment, protocol, tos]) => {
-        const frame = plain.slice();
-        frame.set([0x40 | words, tos], 14);
-        frame.set(u16(fragment), 20);
-        frame[23] = protocol;
-        return frame;
-      });
-    const change = fc.tuple(fc.nat(TELLING - 1), fc.nat(255));
+    const optioned = ipv4Packet({ protocol: UDP, options: [1, 1, 1, 1], payload });
+    const extended = ipv6Packet({ next: 0, payload: bytes(extensionHeader(UDP), payload) });
+    const versions = fc.constantFrom(
+      ...Object.values(plain),
+      ethernetFrame({ type: 0x0800, payload: optioned }),
+      ethernetFrame({ type: 0x86dd, payload: extended }),
+    );
+    const changes = fc.array(
+      fc.tuple(fc.nat(67), fc.oneof(fc.nat(255), fc.constantFrom(0x45, 0x46, 0x60, 0, 6, 17, 44))),
+      { maxLength: 3 },
+    );
+    const changed = (frame: Uint8Array, list: [number, number][]) => {
+      const other = frame.slice();
+      for (const [at, value] of list) other[at] = value;
+      return other;
+    };
     fc.assert(
-      fc.property(anyFrame, fc.option(change), (frame, changed) => {
-        const other = frame.slice();
-        if (changed !== null) other[changed[0]] = changed[1];
-        if (continues(frame, other)) expect(decisive(other)).toEqual(decisive(frame));
+      fc.property(versions, changes, changes, (frame, first, second) => {
+        const before = changed(frame, first);
+        const after = changed(before, second);
+        if (continues(before, after)) expect(decisive(after)).toEqual(decisive(before));
       }),
-      { numRuns: 3000 },
+      { numRuns: 5000 },
     );
   });
 });
