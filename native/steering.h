@@ -1,9 +1,8 @@
 // To which queue of a TAP the kernel gives a frame.
 //
 // Left alone, the driver follows what we write: a flow goes to the queue that its last answer was written
-// to, also while frames of it wait in another ("TODO: keep queueing to old queue until it's empty?",
-// tun_flow_update in drivers/net/tun.c), so that two threads may send them out of order. A program in its
-// place looks at nothing but the frame.
+// to, also while frames of it wait in another (tun_flow_update in drivers/net/tun.c), so that two threads
+// may send them out of order. A program in its place looks at nothing but the frame.
 
 #pragma once
 

@@ -49,7 +49,7 @@ import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
-import { continuesFlow, flowHash, tellsOfFlow } from "./wire/flow.ts";
+import { continuesFlow, flowHash, sameWords, tellsOfFlow } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -597,8 +597,5 @@ export class Dataplane {
 
 /** Whether two datagrams have the same VXLAN header and the same MACs. */
 function beginsAlike(view: DataView, one: number, other: number): boolean {
-  for (let at = 0; at < vxlan.HEADER + 2 * ethernet.SOURCE; at += 4) {
-    if (view.getInt32(one + at) !== view.getInt32(other + at)) return false;
-  }
-  return true;
+  return sameWords(view, one, other, 0, vxlan.HEADER + 2 * ethernet.SOURCE);
 }

@@ -82,13 +82,13 @@ export async function surveyEdited(
 ): Promise<Surveyed> {
   const { networks } = edited;
   const changed = given.networks.filter((network) => !networks.includes(network));
-  const attempts = [
+  const asLeft = [
     { networks, besides: changed },
     { networks, besides: [] },
-    { networks: given.networks, besides: [] },
   ];
+  const asWritten = { networks: given.networks, besides: [] };
   let refusal: VtepError | undefined;
-  for (const { networks, besides } of edited.kept.length === 0 ? attempts.slice(2) : attempts) {
+  for (const { networks, besides } of [...(edited.kept.length > 0 ? asLeft : []), asWritten]) {
     const all = { ...given, networks: [...networks, ...besides] };
     const own = all.networks.map(({ tap }) => tap).filter((tap) => tapDescriptor(tap, 0) in kept);
     try {

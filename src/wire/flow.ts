@@ -76,13 +76,20 @@ export function continuesFlow(
   if (length < end) return false;
   // Addresses and ports; protocol or next header, TTL or hop limit, fragment; MACs.
   return (
-    isSame(view, offset, before, isIpv4 ? 26 : 22, end) &&
-    isSame(view, offset, before, 20, 24) &&
-    isSame(view, offset, before, 0, 12)
+    sameWords(view, offset, before, isIpv4 ? 26 : 22, end) &&
+    sameWords(view, offset, before, 20, 24) &&
+    sameWords(view, offset, before, 0, 12)
   );
 }
 
-function isSame(view: DataView, one: number, other: number, begin: number, end: number): boolean {
+/** Whether two places have the same 32-bit words in [begin, end) behind them. */
+export function sameWords(
+  view: DataView,
+  one: number,
+  other: number,
+  begin: number,
+  end: number,
+): boolean {
   for (let at = begin; at < end; at += 4) {
     if (view.getInt32(one + at) !== view.getInt32(other + at)) return false;
   }

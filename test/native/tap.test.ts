@@ -60,6 +60,19 @@ describe("in a namespace of its own", () => {
     return tap;
   }
 
+  /** Two queues of one device, up, with an address. */
+  function openTwo(address: string): { name: string; queues: NativeTap[] } {
+    const name = uniqueName();
+    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
+    onTestFinished(() => {
+      for (const queue of queues) queue.close();
+    });
+    ip("link", "set", name, "netns", namespace);
+    within("ip", "link", "set", name, "up");
+    within("ip", "address", "add", address, "dev", name, "nodad");
+    return { name, queues };
+  }
+
   /** UDP datagrams of these sizes from the kernel to 192.0.2.2, out of one process. */
   function transmit(...sizes: number[]): void {
     within(
@@ -174,14 +187,7 @@ describe("in a namespace of its own", () => {
     ["IPv4", "udp4", "192.0.2.1/24", "192.0.2.2"],
     ["IPv6", "udp6", "2001:db8::1/64", "2001:db8::2"],
   ])("spreads flows of %s over several queues by their ports", async (_, type, own, other) => {
-    const name = uniqueName();
-    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
-    onTestFinished(() => {
-      for (const queue of queues) queue.close();
-    });
-    ip("link", "set", name, "netns", namespace);
-    within("ip", "link", "set", name, "up");
-    within("ip", "address", "add", own, "dev", name, "nodad");
+    const { name, queues } = openTwo(own);
     within("ip", "neighbour", "add", other, "lladdr", mac(STATION), "dev", name);
     const script = `for (let port = 20000; port < 20032; port++) {
       const socket = require("node:dgram").createSocket("${type}");
@@ -200,14 +206,7 @@ describe("in a namespace of its own", () => {
   });
 
   it("gives several queues each flow by what its frames are, not by where its answers were written", async () => {
-    const name = uniqueName();
-    const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
-    onTestFinished(() => {
-      for (const queue of queues) queue.close();
-    });
-    ip("link", "set", name, "netns", namespace);
-    within("ip", "link", "set", name, "up");
-    within("ip", "address", "add", "192.0.2.1/24", "dev", name);
+    const { queues } = openTwo("192.0.2.1/24");
     /** Asks for the kernel's address as one of many stations; which queue it answers to. */
     const asked = async (station: number, by: NativeTap): Promise<number> => {
       batch.slab.set(ARP_REQUEST, 0);

@@ -152,6 +152,8 @@ describe("the service", () => {
     });
     const link = async () => JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep42"))[0];
     const ask = async (...question: string[]) => JSON.parse(await vtep(...question, "--json"));
+    const names = async () =>
+      (await ask("network", "list")).map(({ name }: { name: string }) => name);
     const entries = async () => {
       const rows: { mac: string; destination: string }[] = await ask("fdb", "list");
       return rows.map(({ mac, destination }) => `${mac} ${destination}`).sort();
@@ -243,8 +245,6 @@ describe("the service", () => {
       const own = crossing.replace("bridge: br0 }]", "bridge: br0, mtu: 1400 }");
       await configure(`${own}, { vni: 43, peers: ["${address6}"] }]`);
       await systemctl("restart", "vtep");
-      const names = async () =>
-        (await ask("network", "list")).map(({ name }: { name: string }) => name);
       await vtep("network", "remove", "vtep43");
       await vtep("peer", "remove", "vtep42", theirs.address);
       await systemctl("restart", "vtep");
@@ -263,8 +263,6 @@ describe("the service", () => {
     test("as its file has it, where what the API had changed cannot be, until it can", async () => {
       const add = ["--vni", "44", "--peer", theirs.address, "--bridge", "later"];
       await vtep("network", "add", ...add);
-      const names = async () =>
-        (await ask("network", "list")).map(({ name }: { name: string }) => name);
       await systemctl("stop", "vtep");
       await ours.ip("link add later type veth peer name later2");
       await systemctl("start", "vtep");

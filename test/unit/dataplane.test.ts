@@ -113,9 +113,13 @@ describe("a frame from the TAP", () => {
       ),
       frame(B, A),
     ];
-    const options = { ...ONE_PEER, peers: [PEER, address(4)], fdb: [[C, OTHER_PEER]] } as const;
+    const options: NetworkOptions = {
+      ...ONE_PEER,
+      peers: [PEER, address(4)],
+      fdb: [[C, OTHER_PEER]],
+    };
     const fates = (bursts: Uint8Array[][]) => {
-      const vtep = script([options as unknown as NetworkOptions]);
+      const vtep = script([options]);
       for (const burst of bursts) vtep.encap(burst);
       const sent = vtep.underlay.written.map(({ bytes, hash, remote, tos }) => {
         return { bytes: Buffer.from(bytes).toString("hex"), hash, remote, tos };
