@@ -23,7 +23,7 @@ import {
 import { join } from "node:path";
 import { build, transformSync } from "esbuild";
 
-const PARTS = ["program", "worker", "vtep-cni"];
+const PARTS = ["program", "interim", "worker", "vtep-cni"];
 
 rmSync("dist", { recursive: true, force: true });
 const options = {
@@ -44,8 +44,8 @@ const urlOf = (path) => `const importMetaUrl = require("node:url").pathToFileURL
 const elsewhere = {
   name: "parts",
   setup: ({ onResolve }) =>
-    onResolve({ filter: /^\.\/program\.ts$/ }, () => ({
-      path: "./parts/program.js",
+    onResolve({ filter: /^\.\/(program|interim)\.ts$/ }, ({ path }) => ({
+      path: `./parts/${path.slice(2, -3)}.js`,
       external: true,
     })),
 };
@@ -81,6 +81,7 @@ for (const part of PARTS) {
 // A start, as far as it goes for an agent that is its own peer.
 const itself = ["--peer", "192.0.2.2", "--local", "192.0.2.2", "--socket", "dist/none.sock"];
 compile("dist/cli.js", "run", "--vni", "1", ...itself);
+compile("dist/parts/interim.js");
 compile("dist/parts/worker.js");
 compile("dist/vtep-cni.js");
 for (const part of PARTS) statSync(`dist/parts/${part}.code.bin`); // throws unless it was made

@@ -13,6 +13,7 @@
  */
 import { randomInt } from "node:crypto";
 import { availableParallelism } from "node:os";
+import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
@@ -39,6 +40,7 @@ import {
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
+import { writePlan } from "./interim.ts";
 import {
   type Keeping,
   ParkedQueues,
@@ -83,6 +85,8 @@ const LARGEST_FDB = 2 ** 21;
 const SMALLEST_FDB = 2 ** 18;
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
 const LOOK_MS = 30_000;
+/** Until what was sent last has left the queue of the core that sent it: another core's is not to overtake it. */
+const HANDOVER_MS = 10;
 /** When what was kept meanwhile has been read. */
 const DRAINED_MS = 2000;
 /** How often is written down what a restart is not to forget, and which share of the time at most. */
@@ -646,6 +650,20 @@ export class Agent implements Operations {
       });
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
+      return;
+    }
+    this.#rememberPlan();
+  }
+
+  /** How frames are forwarded, for the first moments of the next agent. */
+  #rememberPlan(): void {
+    const directory = this.#keeping?.directory;
+    if (directory === undefined) return;
+    const plan = { ...this.#plan, networks: [...this.#live.values()].map(({ plan }) => plan) };
+    try {
+      writePlan(directory, plan, this.#remotes, this.#fdb.rows());
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will take longer");
     }
   }
 
@@ -693,6 +711,7 @@ export class Agent implements Operations {
         await removeTaps(this.#links()).catch(kept);
       });
     }
+    if (this.#keeping?.interim?.fits(this.#plan) === false) this.#keeping.interim.end();
     await this.#open();
     await this.#findDirect();
     // What was kept is up already, and has frames that wait.
@@ -704,10 +723,16 @@ export class Agent implements Operations {
     if (stays) this.#undo.push(() => this.#queues.lengthen(this.#tapNames()));
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
+    const interim = this.#keeping?.interim;
+    if (interim !== undefined) {
+      interim.end();
+      await pause(HANDOVER_MS);
+    }
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
+    if (interim) this.#log.info({ frames: interim.frames }, "forwarded as before meanwhile");
     if (areKept) {
       await bringUp(this.#links());
       await this.#route(found.links);
@@ -869,6 +894,7 @@ export class Agent implements Operations {
       ...this.#config,
       networks: [...this.#live.values()].map((live) => live.config),
     };
+    this.#rememberPlan();
   }
 
   /** What the sockets that are open cannot do, and what two networks cannot both have. */

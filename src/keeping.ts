@@ -8,6 +8,7 @@ import type { Config } from "./config.ts";
 import { type Edited, readEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import { linksByName, resizeQueues } from "./host.ts";
+import type { Interim } from "./interim.ts";
 import { readSnapshot, type Snapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
@@ -22,6 +23,8 @@ export interface Keeping {
   readonly descriptors: readonly { readonly name: string; readonly fd: number }[];
   /** Of the snapshot and the edits; without it only descriptors are kept. */
   readonly directory: string | undefined;
+  /** What forwards until this agent does. */
+  readonly interim: Interim | undefined;
 }
 
 /** What was kept, as far as it is of use. */
@@ -55,6 +58,7 @@ export function recollect(
   for (const { name, fd } of keeping?.descriptors ?? []) {
     if (wanted.has(name) && !(name in kept)) kept[name] = fd;
     else {
+      keeping?.interim?.end(); // which has a copy
       closeSync(fd);
       forgetDescriptors(name);
     }

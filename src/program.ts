@@ -3,6 +3,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { Command, CommanderError } from "commander";
 import { addRunCommand } from "./commands/run.ts";
 import { EXIT_FAILURE, EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
+import type { Interim } from "./interim.ts";
 import { ERROR, isJournal, notifyStatus, priorityPrefix } from "./systemd.ts";
 import { version } from "./version.ts";
 import type { Thread } from "./workers.ts";
@@ -10,7 +11,7 @@ import type { Thread } from "./workers.ts";
 /** Until a service that cannot run is tried again. */
 const HASTE_MS = 1000;
 
-async function program(first: Thread | undefined): Promise<Command> {
+async function program(first?: Thread, interim?: Interim): Promise<Command> {
   const vtep = new Command("vtep")
     .description("A VXLAN tunnel endpoint (RFC 7348) in user space, over a TAP device")
     .version(version(), "--version", "print the version")
@@ -19,7 +20,7 @@ async function program(first: Thread | undefined): Promise<Command> {
     .enablePositionalOptions() // a command's options are its own
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
-  addRunCommand(vtep, first);
+  addRunCommand(vtep, first, interim);
   if (process.argv[2] !== "run") (await import("./commands/every.ts")).addOtherCommands(vtep);
   return vtep;
 }
@@ -41,8 +42,8 @@ function usageOf({ message }: CommanderError): string {
   return message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
 }
 
-/** `first` is the first of the forwarding threads, if there are to be any. */
-export async function main(first: Thread | undefined): Promise<void> {
+/** `first` is the first of the forwarding threads, if there are to be any; `interim` forwards until then. */
+export async function main(first?: Thread, interim?: Interim): Promise<void> {
   // Whoever reads may have had enough ("vtep run --help | head"); a disk that is full is another thing.
   process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
     if (code === "EPIPE") return;
@@ -52,7 +53,7 @@ export async function main(first: Thread | undefined): Promise<void> {
   process.stderr.on("error", () => undefined);
 
   try {
-    await (await program(first)).parseAsync();
+    await (await program(first, interim)).parseAsync();
   } catch (error) {
     const usage = error instanceof CommanderError;
     // Help that was asked for ends with 0; commander prints it also when the command is missing.

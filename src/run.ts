@@ -8,13 +8,13 @@ import type { Config } from "./config.ts";
 import { defaultFile, load } from "./config-file.ts";
 import { sentenceOf, VtepError } from "./errors.ts";
 import { valuesByKey } from "./flags.ts";
-import type { Keeping } from "./keeping.ts";
+import type { Interim } from "./interim.ts";
 import { isLogWritten, logStream } from "./log.ts";
 import type { Changes } from "./operations.ts";
 import {
   feedWatchdog,
-  type HandedOver,
   handedOver,
+  keptBefore,
   notifyReady,
   notifyReloading,
   notifyStopping,
@@ -22,20 +22,32 @@ import {
 import { version } from "./version.ts";
 import type { Thread } from "./workers.ts";
 
-/** Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads. */
-export async function run(given: Record<string, unknown>, first: Thread): Promise<void> {
+/**
+ * Runs until it is told to stop, or cannot go on. `first` is the first of the forwarding threads, `interim` what
+ * forwards meanwhile.
+ */
+export async function run(
+  given: Record<string, unknown>,
+  first: Thread,
+  interim: Interim | undefined,
+): Promise<void> {
   let ended = false;
   try {
-    await forward(given, first);
+    await forward(given, first, interim);
     ended = true;
   } finally {
+    interim?.end();
     // What waits to be written would keep the process, for as long as nobody reads, as does what takes itself
     // apart; frames may be waiting for the next one. The exit code is set by then.
     void isLogWritten().then((isWritten) => (isWritten && !ended) || process.exit());
   }
 }
 
-async function forward(given: Record<string, unknown>, first: Thread): Promise<void> {
+async function forward(
+  given: Record<string, unknown>,
+  first: Thread,
+  interim: Interim | undefined,
+): Promise<void> {
   const config = configuration(given);
   const log = pino({ level: config.logLevel }, await logStream());
   const unwanted = new AbortController();
@@ -48,11 +60,12 @@ async function forward(given: Record<string, unknown>, first: Thread): Promise<v
     if (agent === undefined) log.info("starting: there is no status yet");
     else log.info(agent.report(), "status");
   });
-  const descriptors = handedOver();
-  const socket = descriptors.find(({ name }) => name === "api");
+  const kept = keptBefore();
+  const keeping = kept && { ...kept, interim };
+  const socket = handedOver().find(({ name }) => name === "api");
   const place = socket ?? { path: config.socket };
   if ("path" in place) await refuseHeld(place.path);
-  const starting = Agent.start(config, log, unwanted.signal, first, keeping(descriptors));
+  const starting = Agent.start(config, log, unwanted.signal, first, keeping);
   process.on("SIGHUP", () => {
     starting.then((started) => started && reload(started, given, log)).catch(() => undefined); // it is logged
   });
@@ -64,14 +77,6 @@ async function forward(given: Record<string, unknown>, first: Thread): Promise<v
   });
   if (reason instanceof VtepError) throw reason;
   log.info({ signal: reason }, "stopped");
-}
-
-/** Our units keep what a restart would lose: descriptors in the manager's store, the rest in a file. */
-function keeping(handed: readonly HandedOver[]): Keeping | undefined {
-  const { VTEP_KEEP, STATE_DIRECTORY } = process.env;
-  if (VTEP_KEEP !== "1") return undefined;
-  const descriptors = handed.filter(({ name }) => name !== "api");
-  return { descriptors, directory: STATE_DIRECTORY?.split(":")[0] };
 }
 
 /** While frames can cross: until it is told to stop, or cannot go on. */

@@ -128,6 +128,20 @@ export function handedOver(env: Environment = process.env): HandedOver[] {
 }
 
 /**
+ * What our units keep over a restart: descriptors in the manager's store, all else in files of a directory.
+ * Undefined where nothing is to be kept.
+ */
+export function keptBefore(
+  env: Environment = process.env,
+):
+  | { readonly descriptors: readonly HandedOver[]; readonly directory: string | undefined }
+  | undefined {
+  if (env.VTEP_KEEP !== "1") return undefined;
+  const descriptors = handedOver(env).filter(({ name }) => name !== "api");
+  return { descriptors, directory: env.STATE_DIRECTORY?.split(":")[0] };
+}
+
+/**
  * Has the manager keep copies of descriptors over a restart, under a name of up to 255 printable
  * characters but colons. False when they are not kept: there is no manager, or no room.
  */
@@ -139,6 +153,11 @@ export function storeDescriptors(name: string, descriptors: readonly number[]): 
 /** Has the manager close what it keeps under a name. */
 export function forgetDescriptors(name: string): boolean {
   return send(`FDSTOREREMOVE=1\nFDNAME=${name}`) === 0;
+}
+
+/** Another descriptor of the same file, socket or device. Throws where `descriptor` is none. */
+export function copyOf(descriptor: number): number {
+  return addon().duplicate(descriptor);
 }
 
 // ---- log

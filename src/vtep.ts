@@ -95,6 +95,7 @@ export class Vtep {
   readonly opened: Opened;
   readonly #plan: Plan;
   readonly #worker: number;
+  readonly #keptOnly: boolean;
   /** Those of the plan that nobody has taken yet. */
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
@@ -112,12 +113,13 @@ export class Vtep {
 
   /**
    * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
-   * throws VtepError, having closed again what it opened.
+   * throws VtepError, having closed again what it opened. `keptOnly` has it open none in place of one that
+   * was kept and is of no use.
    */
-  static async open(plan: Plan, worker: number): Promise<Vtep> {
+  static async open(plan: Plan, worker: number, keptOnly = false): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
-    const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-    const vtep = new Vtep(plan, worker, remotes, opened, underlay);
+    const { underlay, opened } = await openUnderlay(plan, worker, keptOnly, remotes);
+    const vtep = new Vtep(plan, worker, keptOnly, remotes, opened, underlay);
     try {
       for (const network of plan.networks) vtep.add(network);
     } catch (error) {
@@ -130,6 +132,7 @@ export class Vtep {
   private constructor(
     plan: Plan,
     worker: number,
+    keptOnly: boolean,
     remotes: Remotes,
     opened: Opened,
     underlay: Underlay,
@@ -137,6 +140,7 @@ export class Vtep {
     this.opened = opened;
     this.#plan = plan;
     this.#worker = worker;
+    this.#keptOnly = keptOnly;
     this.#kept = { ...plan.kept };
     const heartbeats = new Heartbeats(plan.heartbeats);
     this.#beat = (now) => heartbeats.beat(worker, now);
@@ -200,6 +204,7 @@ export class Vtep {
       busyPollUs,
       multiQueue: workers > 1,
       fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
+      fdOnly: this.#keptOnly,
     });
     delete this.#kept[tapDescriptor(own.tap, this.#worker)];
     const network = new Network({ ...own, tap });
@@ -298,6 +303,7 @@ function settingsOf({ vlan, clampMss, mtu, ...plan }: NetworkPlan): Settings {
 async function openUnderlay(
   plan: Plan,
   worker: number,
+  keptOnly: boolean,
   remotes: Remotes,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
@@ -313,6 +319,7 @@ async function openUnderlay(
       4: plan.kept[socketDescriptor(4, worker)],
       6: plan.kept[socketDescriptor(6, worker)],
     },
+    fdOnly: keptOnly,
     largestDatagram: largestDatagram(plan.largestMtu),
   };
   let fallback: string | undefined;

@@ -2,6 +2,7 @@
 import { type Command, Option } from "commander";
 import { DEFAULT_FILE } from "../config-file.ts";
 import { addFlags, once } from "../flags.ts";
+import type { Interim } from "../interim.ts";
 import { startThread, type Thread } from "../workers.ts";
 
 const EXAMPLES = `
@@ -21,8 +22,8 @@ Signals:
   SIGUSR2          log the FDB, the counters and the drops by reason
 `;
 
-/** `first` is a forwarding thread that was started already. */
-export function addRunCommand(vtep: Command, first: Thread | undefined): void {
+/** `first` is a forwarding thread that was started already; `interim` is what forwards meanwhile. */
+export function addRunCommand(vtep: Command, first?: Thread, interim?: Interim): void {
   const command = vtep
     .command("run")
     .description("Forward frames between TAP devices and VXLAN peers, in the foreground")
@@ -36,6 +37,6 @@ export function addRunCommand(vtep: Command, first: Thread | undefined): void {
     .addHelpText("after", EXAMPLES)
     .action(async (given: Record<string, unknown>) => {
       const { run } = await import("../run.ts");
-      await run(given, first ?? startThread());
+      await run(given, first ?? startThread(), interim);
     });
 }

@@ -53,6 +53,8 @@ export interface NativeUnderlayOptions {
   largestDatagram: number;
   /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
   fds?: { readonly 4?: number | undefined; readonly 6?: number | undefined };
+  /** Whether none is replaced. */
+  fdOnly?: boolean;
   /**
    * Which of the underlays that share the port this is, each on a thread of its own: 0 the first, which
    * has to be open before the others. By default nobody shares it.
@@ -111,7 +113,7 @@ export class NativeUnderlay implements Underlay {
       };
       try {
         const open = (fd: number) => new native.Udp({ ...socket, fd });
-        const opened = adopted(options.fds?.[family], open) ?? open(-1);
+        const opened = adopted({ fd: options.fds?.[family], fdOnly: options.fdOnly }, open);
         this.#families.push(opened);
         this.fds[family] = opened.fd();
       } catch (error) {

@@ -113,6 +113,8 @@ export interface Addon {
    * descriptors. Never waits. 0, or −errno.
    */
   notify(path: string, message: string, descriptors: readonly number[]): number;
+  /** A copy of a descriptor, or throws. */
+  duplicate(descriptor: number): number;
 }
 
 /** An error that the addon threw because the system refused something. */
@@ -127,14 +129,17 @@ export function isSystemError(error: unknown): error is SystemError {
   return error instanceof Error && "syscall" in error && "code" in error;
 }
 
-/** What `open` makes of a descriptor that was kept; undefined where there is none, or it is of no use. */
-export function adopted<T>(fd: number | undefined, open: (fd: number) => T): T | undefined {
-  if (fd === undefined) return undefined;
+/** What `open` makes of a descriptor that was kept, or of −1 where there is none. */
+export function adopted<T>(
+  { fd, fdOnly }: { readonly fd?: number | undefined; readonly fdOnly?: boolean | undefined },
+  open: (fd: number) => T,
+): T {
+  if (fd === undefined) return open(-1);
   try {
     return open(fd);
   } catch (error) {
-    if (isSystemError(error)) return undefined;
-    throw error;
+    if (fdOnly || !isSystemError(error)) throw error;
+    return open(-1); // it is of no use
   }
 }
 

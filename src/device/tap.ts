@@ -41,6 +41,8 @@ export interface NativeTapOptions {
   busyPollUs?: number;
   /** A queue of the device that was kept open; if it turns out to be none, another is opened. */
   fd?: number | undefined;
+  /** Whether no other is opened then. */
+  fdOnly?: boolean;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
 }
@@ -66,7 +68,7 @@ export class NativeTap implements Tap {
     checkName(name);
     const open = (fd: number) => new native.Tap({ name, fd, multiQueue, coalesceTcp, coalesceUdp });
     try {
-      this.#queue = adopted(options.fd, open) ?? open(-1);
+      this.#queue = adopted(options, open);
     } catch (error) {
       throw explain(error, name, multiQueue);
     }

@@ -46,6 +46,8 @@ async function configure(yaml: string, path = "/etc/vtep/vtep.yaml"): Promise<vo
   await machine.write(path, yaml);
 }
 const SOCKET = "/run/vtep/vtep.sock";
+/** What the log says of the time before there was a plan. */
+const MEANWHILE = "forwarded as before meanwhile";
 const crossing = `networks: [{ vni: 42, peers: [${theirs.address}], bridge: br0 }]`;
 
 /** Settings on top of the unit's, for one test. */
@@ -203,8 +205,27 @@ describe("the service", () => {
       expect(sent).toBeGreaterThan(15_000);
       expect(lost).toBeLessThan(txqlen / 2);
       expect(reordered).toBe(0);
+      const { frames } = (await messages()).find(({ json }) => json?.msg === MEANWHILE)!.json;
+      expect(frames).toBeGreaterThan(0);
       await until("the queue that it had", async () => (await link()).txqlen === txqlen);
     }, 30_000);
+
+    test.each([
+      ["more threads", "workers: 2"],
+      ["another local address", "local: 10.77.0.1"],
+      ["another port", "port: 4790"],
+    ])("with %s", async (_, setting) => {
+      await ours.ip("addr add 10.77.0.1/32 dev lo");
+      onTestFinished(() => ours.ip("addr del 10.77.0.1/32 dev lo"));
+      await configure(`${crossing}\n${setting}`);
+      await systemctl("restart", "vtep");
+      expect((await machine.show("vtep", "NRestarts")).NRestarts).toBe("0");
+      const { workers, local, port } = await ask("status");
+      expect([`workers: ${workers}`, `local: ${local}`, `port: ${port}`]).toContain(setting);
+      await configure(crossing);
+      await systemctl("restart", "vtep");
+      await reach(here, there.address);
+    });
 
     test("forgets nobody although nobody speaks", async () => {
       const known = await entries();

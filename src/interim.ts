@@ -1,0 +1,191 @@
+/**
+ * Forwarding between two agents of a service: as the last one did, from the first moment of the next one
+ * until that has read its configuration, asked the host about it and has threads for it.
+ *
+ * The devices are those that the service manager kept, through copies of their descriptors: what the agent
+ * and its threads make of theirs meanwhile is not disturbed. How the last agent forwarded is in a file of
+ * the state directory, written whenever it changed. What is counted and learned here goes with it.
+ *
+ * The main thread forwards: a thread of its own takes Node longer to start than all of this does.
+ */
+import { randomInt } from "node:crypto";
+import { closeSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { Counter, Counters, Traffic } from "./counters.ts";
+import { Fdb, type FdbRow, LEARNED, NETWORKS } from "./fdb.ts";
+import { replaceFile } from "./files.ts";
+import { Heartbeats } from "./heartbeats.ts";
+import { Remotes } from "./remotes.ts";
+import { copyOf, keptBefore } from "./systemd.ts";
+import { version } from "./version.ts";
+import { monotonicSeconds, type Plan, socketDescriptor, tapDescriptor, Vtep } from "./vtep.ts";
+
+const FILE = "plan.json";
+
+/** What was learned and not seen for so long is left out, and flooded if it comes. */
+const RECENT_SECONDS = 10;
+/** Entries of the FDB, at most: more would take longer to read than they are of use. */
+const ENTRIES = 4096;
+/** With fewer source ports the threads might find none left beside those of here. */
+const LEAST_PORTS = 1024;
+
+/** A plan as it can be written. */
+type Written = Omit<Plan, "kept" | "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
+
+interface Record {
+  /** Of what wrote it: no other has to understand it. */
+  readonly version: string;
+  readonly plan: Written;
+  /** By index, from 1. */
+  readonly remotes: readonly string[];
+  readonly entries: readonly Pick<
+    FdbRow,
+    "network" | "macHigh" | "macLow" | "destination" | "origin"
+  >[];
+}
+
+/** For the next agent of the service. Throws what the system says. */
+export function writePlan(
+  directory: string,
+  plan: Plan,
+  remotes: Remotes,
+  rows: Iterable<FdbRow>,
+): void {
+  const record: Record = {
+    version: version(),
+    plan: written(plan),
+    remotes: Array.from({ length: remotes.count }, (_, at) => remotes.address(at + 1)),
+    entries: [...recent(rows)],
+  };
+  replaceFile(join(directory, FILE), JSON.stringify(record));
+}
+
+function written(plan: Plan): Written {
+  const { kept, fdb, counters, traffic, heartbeats, remotes, ...rest } = plan;
+  return rest;
+}
+
+function* recent(rows: Iterable<FdbRow>): Generator<Record["entries"][0]> {
+  const since = monotonicSeconds() - RECENT_SECONDS;
+  let left = ENTRIES;
+  for (const { network, macHigh, macLow, destination, origin, seenAt } of rows) {
+    if (origin === LEARNED && seenAt < since) continue;
+    if (left-- === 0) return;
+    yield { network, macHigh, macLow, destination, origin };
+  }
+}
+
+/** What was written last, once: whatever comes of it, a second start does without. */
+function take(directory: string): Record {
+  const file = join(directory, FILE);
+  const text = readFileSync(file, "utf8");
+  rmSync(file);
+  const record = JSON.parse(text) as Record;
+  if (record.version !== version()) throw new RangeError(`written by ${record.version}`);
+  return record;
+}
+
+/** Memory of a plan, with what its record has in it. */
+function sharedBy({ workers, port, networks }: Written, { remotes, entries }: Record) {
+  const known = new Remotes();
+  for (const address of remotes) known.add(address, port);
+  const now = monotonicSeconds();
+  const fdb = new Fdb(Fdb.allocate(2 * ENTRIES, randomInt(2 ** 31)));
+  for (const { index } of networks) fdb.setLimit(index, ENTRIES);
+  for (const { network, macHigh, macLow, destination, origin } of entries) {
+    if (origin === LEARNED) fdb.learn(network, macHigh, macLow, destination, now);
+    else fdb.set(network, macHigh, macLow, destination, origin);
+  }
+  return {
+    fdb: fdb.memory,
+    counters: Counters.allocate(NETWORKS - 1, workers),
+    traffic: Traffic.allocate(workers),
+    heartbeats: Heartbeats.allocate(workers),
+    remotes: known.words.buffer as SharedArrayBuffer,
+  };
+}
+
+/** What the devices of a thread are kept as. */
+function devicesOf({ networks, local4, local6 }: Written, worker: number): string[] {
+  return [
+    ...networks.map(({ tap }) => tapDescriptor(tap, worker)),
+    ...(local4 === undefined ? [] : [socketDescriptor(4, worker)]),
+    ...(local6 === undefined ? [] : [socketDescriptor(6, worker)]),
+  ];
+}
+
+export class Interim {
+  readonly #plan: Written;
+  readonly #counters: Counters;
+  #vteps: readonly Vtep[];
+
+  /** Forwards, or is undefined where anything is missing or does not fit any more. */
+  static async begin(kept = keptBefore()): Promise<Interim | undefined> {
+    const { directory, descriptors = [] } = kept ?? {};
+    if (directory === undefined) return undefined;
+    const vteps: Vtep[] = [];
+    const copies: number[] = [];
+    try {
+      const record = take(directory);
+      const { plan } = record;
+      const [low, high] = plan.sourcePorts;
+      if (high - low < LEAST_PORTS) return undefined;
+      const shared = sharedBy(plan, record);
+      const fds = new Map(descriptors.map(({ name, fd }) => [name, fd]));
+      for (let worker = 0; worker < plan.workers; worker++) {
+        const kept: { [name: string]: number } = {};
+        for (const name of devicesOf(plan, worker)) {
+          const copy = copyOf(fds.get(name)!);
+          copies.push(copy);
+          kept[name] = copy;
+        }
+        vteps.push(await Vtep.open({ ...plan, ...shared, kept }, worker, true));
+      }
+      for (const vtep of vteps)
+        vtep.forward(
+          () => undefined,
+          () => undefined,
+        );
+      return new Interim(plan, new Counters(shared.counters, plan.workers), vteps);
+    } catch {
+      for (const vtep of vteps) vtep.close();
+      for (const fd of copies) closeIfOpen(fd);
+      return undefined;
+    }
+  }
+
+  private constructor(plan: Written, counters: Counters, vteps: readonly Vtep[]) {
+    this.#plan = plan;
+    this.#counters = counters;
+    this.#vteps = vteps;
+  }
+
+  /** Whether it is in nobody's way who opens devices for a plan: only networks may be others. */
+  fits(plan: Plan): boolean {
+    const settings = (of: Written) =>
+      JSON.stringify({ ...of, networks: [], flowSeed: 0, largestMtu: 0 });
+    return settings(written(plan)) === settings(this.#plan);
+  }
+
+  /** Frames that it has forwarded. */
+  get frames(): number {
+    const counts = this.#plan.networks.flatMap(({ index }) =>
+      [Counter.encapFrames, Counter.decapFrames].map((column) => this.#counters.get(index, column)),
+    );
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** Forwards no more, from now on. */
+  end(): void {
+    for (const vtep of this.#vteps) vtep.close();
+    this.#vteps = [];
+  }
+}
+
+function closeIfOpen(fd: number): void {
+  try {
+    closeSync(fd);
+  } catch {
+    // whoever was to have it has closed it
+  }
+}
