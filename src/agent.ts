@@ -40,7 +40,7 @@ import {
   type TapLink,
   vxlanDeviceOn,
 } from "./host.ts";
-import { writePlan } from "./interim.ts";
+import { type Interim, writePlan } from "./interim.ts";
 import {
   type Keeping,
   ParkedQueues,
@@ -650,7 +650,6 @@ export class Agent implements Operations {
       });
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
-      return;
     }
     this.#rememberPlan();
   }
@@ -717,6 +716,7 @@ export class Agent implements Operations {
     // What was kept is up already, and has frames that wait.
     const areKept = this.#links().every(({ name }) => tapDescriptor(name, 0) in this.#plan.kept);
     if (!areKept) {
+      this.#keeping?.interim?.end(); // by a plan that they may not have any more
       await bringUp(this.#links());
       await this.#route(found.links);
     }
@@ -726,6 +726,7 @@ export class Agent implements Operations {
     const interim = this.#keeping?.interim;
     if (interim !== undefined) {
       interim.end();
+      this.#enterSeen(interim);
       await pause(HANDOVER_MS);
     }
     await this.#workers.forward(
@@ -1088,10 +1089,7 @@ export class Agent implements Operations {
       ({ name, vni }) => name === config.name && vni === config.vni,
     );
     const now = monotonicSeconds();
-    const known = new Map([["local", LOCAL]]);
-    for (const remote of [...plan.flood, ...plan.allowed]) {
-      known.set(this.#remotes.address(remote), remote);
-    }
+    const known = this.#known(plan);
     for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
       const destination = known.get(to);
       const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
@@ -1099,6 +1097,29 @@ export class Agent implements Operations {
       const { macHigh, macLow } = keyOf(mac);
       this.#fdb.learn(plan.index, macHigh, macLow, destination, now - age);
     }
+  }
+
+  /** What was seen during a restart, which is newer than what was learned before. */
+  #enterSeen(interim: Interim): void {
+    const learned = interim.learned();
+    for (const { plan } of this.#live.values()) {
+      const known = this.#known(plan);
+      for (const { macHigh, macLow, address, seenAt } of learned.get(plan.vni) ?? []) {
+        const destination = known.get(address);
+        if (destination !== undefined) {
+          this.#fdb.learn(plan.index, macHigh, macLow, destination, seenAt);
+        }
+      }
+    }
+  }
+
+  /** Where stations of a network may be, by the names of snapshots. */
+  #known({ flood, allowed }: NetworkPlan): ReadonlyMap<string, number> {
+    const remotes = [...flood, ...allowed];
+    return new Map([
+      ["local", LOCAL],
+      ...remotes.map((remote) => [this.#remotes.address(remote), remote] as const),
+    ]);
   }
 
   // telling

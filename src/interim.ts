@@ -15,7 +15,7 @@ import { Counter, Counters, Traffic } from "./counters.ts";
 import { Fdb, type FdbRow, LEARNED, NETWORKS } from "./fdb.ts";
 import { replaceFile } from "./files.ts";
 import { Heartbeats } from "./heartbeats.ts";
-import { Remotes } from "./remotes.ts";
+import { LOCAL, Remotes } from "./remotes.ts";
 import { copyOf, keptBefore } from "./systemd.ts";
 import { version } from "./version.ts";
 import { monotonicSeconds, type Plan, socketDescriptor, tapDescriptor, Vtep } from "./vtep.ts";
@@ -38,13 +38,10 @@ interface Record {
   readonly plan: Written;
   /** By index, from 1. */
   readonly remotes: readonly string[];
-  readonly entries: readonly Pick<
-    FdbRow,
-    "network" | "macHigh" | "macLow" | "destination" | "origin"
-  >[];
+  readonly entries: readonly FdbRow[];
 }
 
-/** For the next agent of the service. Throws what the system says. */
+/** For the next agent of the service; where that cannot be, it finds nothing. Throws what the system says. */
 export function writePlan(
   directory: string,
   plan: Plan,
@@ -57,7 +54,9 @@ export function writePlan(
     remotes: Array.from({ length: remotes.count }, (_, at) => remotes.address(at + 1)),
     entries: [...recent(rows)],
   };
-  replaceFile(join(directory, FILE), JSON.stringify(record));
+  const file = join(directory, FILE);
+  rmSync(file, { force: true }); // what is not so any more is not to be done
+  replaceFile(file, JSON.stringify(record));
 }
 
 function written(plan: Plan): Written {
@@ -65,13 +64,13 @@ function written(plan: Plan): Written {
   return rest;
 }
 
-function* recent(rows: Iterable<FdbRow>): Generator<Record["entries"][0]> {
+function* recent(rows: Iterable<FdbRow>): Generator<FdbRow> {
   const since = monotonicSeconds() - RECENT_SECONDS;
   let left = ENTRIES;
-  for (const { network, macHigh, macLow, destination, origin, seenAt } of rows) {
-    if (origin === LEARNED && seenAt < since) continue;
+  for (const row of rows) {
+    if (row.origin === LEARNED && row.seenAt < since) continue;
     if (left-- === 0) return;
-    yield { network, macHigh, macLow, destination, origin };
+    yield row;
   }
 }
 
@@ -85,15 +84,16 @@ function take(directory: string): Record {
   return record;
 }
 
-/** Memory of a plan, with what its record has in it. */
-function sharedBy({ workers, port, networks }: Written, { remotes, entries }: Record) {
+type Shared = Pick<Plan, "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
+
+/** Memory for a plan, with what its record has in it. */
+function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Record): Shared {
   const known = new Remotes();
   for (const address of remotes) known.add(address, port);
-  const now = monotonicSeconds();
   const fdb = new Fdb(Fdb.allocate(2 * ENTRIES, randomInt(2 ** 31)));
   for (const { index } of networks) fdb.setLimit(index, ENTRIES);
-  for (const { network, macHigh, macLow, destination, origin } of entries) {
-    if (origin === LEARNED) fdb.learn(network, macHigh, macLow, destination, now);
+  for (const { network, macHigh, macLow, destination, origin, seenAt } of entries) {
+    if (origin === LEARNED) fdb.learn(network, macHigh, macLow, destination, seenAt);
     else fdb.set(network, macHigh, macLow, destination, origin);
   }
   return {
@@ -114,9 +114,16 @@ function devicesOf({ networks, local4, local6 }: Written, worker: number): strin
   ];
 }
 
+/** A station that was seen, and where. */
+export interface Seen extends FdbRow {
+  /** A remote's, or "local". */
+  readonly address: string;
+}
+
 export class Interim {
-  readonly #plan: Written;
-  readonly #counters: Counters;
+  readonly #record: Record;
+  readonly #shared: Shared;
+  readonly #beganAt = monotonicSeconds();
   #vteps: readonly Vtep[];
 
   /** Forwards, or is undefined where anything is missing or does not fit any more. */
@@ -130,11 +137,15 @@ export class Interim {
       const { plan } = record;
       const [low, high] = plan.sourcePorts;
       if (high - low < LEAST_PORTS) return undefined;
-      const shared = sharedBy(plan, record);
       const fds = new Map(descriptors.map(({ name, fd }) => [name, fd]));
-      for (let worker = 0; worker < plan.workers; worker++) {
+      const devices = Array.from({ length: plan.workers }, (_, worker) => {
+        return devicesOf(plan, worker);
+      });
+      if (!devices.flat().every((name) => fds.has(name))) return undefined;
+      const shared = sharedBy(record);
+      for (const [worker, names] of devices.entries()) {
         const kept: { [name: string]: number } = {};
-        for (const name of devicesOf(plan, worker)) {
+        for (const name of names) {
           const copy = copyOf(fds.get(name)!);
           copies.push(copy);
           kept[name] = copy;
@@ -146,7 +157,7 @@ export class Interim {
           () => undefined,
           () => undefined,
         );
-      return new Interim(plan, new Counters(shared.counters, plan.workers), vteps);
+      return new Interim(record, shared, vteps);
     } catch {
       for (const vtep of vteps) vtep.close();
       for (const fd of copies) closeIfOpen(fd);
@@ -154,9 +165,9 @@ export class Interim {
     }
   }
 
-  private constructor(plan: Written, counters: Counters, vteps: readonly Vtep[]) {
-    this.#plan = plan;
-    this.#counters = counters;
+  private constructor(record: Record, shared: Shared, vteps: readonly Vtep[]) {
+    this.#record = record;
+    this.#shared = shared;
     this.#vteps = vteps;
   }
 
@@ -164,15 +175,29 @@ export class Interim {
   fits(plan: Plan): boolean {
     const settings = (of: Written) =>
       JSON.stringify({ ...of, networks: [], flowSeed: 0, largestMtu: 0 });
-    return settings(written(plan)) === settings(this.#plan);
+    return settings(written(plan)) === settings(this.#record.plan);
   }
 
   /** Frames that it has forwarded. */
   get frames(): number {
-    const counts = this.#plan.networks.flatMap(({ index }) =>
-      [Counter.encapFrames, Counter.decapFrames].map((column) => this.#counters.get(index, column)),
+    const { workers, networks } = this.#record.plan;
+    const counters = new Counters(this.#shared.counters, workers);
+    const counts = networks.flatMap(({ index }) =>
+      [Counter.encapFrames, Counter.decapFrames].map((column) => counters.get(index, column)),
     );
     return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** What it has learned or seen again, by VNI. */
+  learned(): ReadonlyMap<number, readonly Seen[]> {
+    const { plan, remotes } = this.#record;
+    const byIndex = new Map(plan.networks.map(({ index }) => [index, [] as Seen[]]));
+    for (const row of new Fdb(this.#shared.fdb).rows()) {
+      if (row.origin !== LEARNED || row.seenAt < this.#beganAt) continue;
+      const address = row.destination === LOCAL ? "local" : remotes[row.destination - 1]!;
+      byIndex.get(row.network)!.push({ ...row, address });
+    }
+    return new Map(plan.networks.map(({ vni, index }) => [vni, byIndex.get(index)!]));
   }
 
   /** Forwards no more, from now on. */

@@ -53,7 +53,7 @@ export async function main(first?: Thread, interim?: Interim): Promise<void> {
   process.stderr.on("error", () => undefined);
 
   try {
-    await (await program(first, interim)).parseAsync();
+    await (await program(first, interim)).parseAsync().finally(() => interim?.end());
   } catch (error) {
     const usage = error instanceof CommanderError;
     // Help that was asked for ends with 0; commander prints it also when the command is missing.

@@ -36,7 +36,6 @@ export async function run(
     await forward(given, first, interim);
     ended = true;
   } finally {
-    interim?.end();
     // What waits to be written would keep the process, for as long as nobody reads, as does what takes itself
     // apart; frames may be waiting for the next one. The exit code is set by then.
     void isLogWritten().then((isWritten) => (isWritten && !ended) || process.exit());

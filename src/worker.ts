@@ -87,6 +87,8 @@ function obey(vtep: Vtep, order: Order): void {
 
 /** What the service manager has of ours; a TAP that goes is not to stay because of that. */
 const stored = new Set<string>();
+const AGAIN_MS = 20;
+let again: NodeJS.Timeout | undefined;
 
 /** What was kept and was of use, the service manager has; what was of none, it is to close. */
 function recall(vtep: Vtep, kept: Plan["kept"]): void {
@@ -96,13 +98,18 @@ function recall(vtep: Vtep, kept: Plan["kept"]): void {
   }
 }
 
+/** What does not fit into the manager's queue is said again. */
 function store(vtep: Vtep): void {
+  clearTimeout(again);
   const descriptors = vtep.descriptors();
   for (const name of stored)
     if (!(name in descriptors) && forgetDescriptors(name)) stored.delete(name);
   for (const [name, fd] of Object.entries(descriptors)) {
     if (!stored.has(name) && storeDescriptors(name, [fd])) stored.add(name);
   }
+  const isHeard = process.env.NOTIFY_SOCKET !== undefined;
+  const areAll = Object.keys(descriptors).every((name) => stored.has(name));
+  if (isHeard && !areAll) again = setTimeout(() => store(vtep), AGAIN_MS).unref();
 }
 
 async function main(): Promise<void> {
@@ -118,7 +125,9 @@ async function main(): Promise<void> {
         obey(vtep, order);
         if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
         report({ event: "done", id: order.id });
-        if (order.order === "stop") port.close();
+        if (order.order !== "stop") return;
+        clearTimeout(again);
+        port.close();
       } catch (error) {
         report({ event: "failed", id: order.id, ...described(error) });
       }

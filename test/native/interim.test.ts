@@ -2,7 +2,7 @@
 import { execFileSync } from "node:child_process";
 import { randomInt } from "node:crypto";
 import type dgram from "node:dgram";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
@@ -138,6 +138,11 @@ describe("between two agents", () => {
     sockets[0]!.send(datagram, plan.port, HERE);
     await until("both", () => interim!.frames === 2);
     interim!.end();
+    const places = interim!
+      .learned()
+      .get(VNI)!
+      .map(({ address, moves }) => [address, moves]);
+    expect(places).toContainEqual([THERE[0], 1]); // it was local until this came
     sockets[0]!.send(datagram, plan.port, HERE);
     speak();
     last.forward(
@@ -195,6 +200,13 @@ describe("between two agents", () => {
     const before = descriptors();
     expect(await begin()).toBeUndefined();
     expect(descriptors()).toBe(before);
+  });
+
+  it("does not forward by what is not so any more, where it cannot be written how it is", async () => {
+    writePlan(directory, plan, remotes, []);
+    mkdirSync(join(directory, "plan.json.new"));
+    expect(() => writePlan(directory, { ...plan, port: 4790 }, remotes, [])).toThrow();
+    expect(await begin()).toBeUndefined();
   });
 
   it("leaves the threads their source ports", async () => {

@@ -227,6 +227,43 @@ describe("the service", () => {
       await reach(here, there.address);
     });
 
+    test("and knows of who moved meanwhile", async () => {
+      const mac = "02:00:00:00:00:aa";
+      const other = "10.0.0.77";
+      await theirs.ip(`addr add ${other}/32 dev lo`);
+      onTestFinished(() => theirs.ip(`addr del ${other}/32 dev lo`));
+      await configure(crossing.replace("peers: [", `peers: [${other}, `));
+      await systemctl("restart", "vtep");
+      const frame = Buffer.from(
+        `0800000000002a00ffffffffffff${mac.replaceAll(":", "")}88b5`,
+        "hex",
+      );
+      const from = (source?: string) =>
+        send(theirs, { address: ours.address, port: 4789, ...(source && { source }) }, [
+          Buffer.concat([frame, Buffer.alloc(46)]),
+        ]);
+      const place = async () => (await entries()).find((entry) => entry.startsWith(mac));
+      await from();
+      await until("it to be learned", async () => (await place()) === `${mac} ${theirs.address}`);
+      const restarted = systemctl("restart", "vtep");
+      const isTaken = async () =>
+        (await machine.finish("test", "-e", "/var/lib/vtep/plan.json")).code !== 0;
+      await until("the next one", isTaken);
+      await from(other);
+      await restarted;
+      expect(await place()).toBe(`${mac} ${other}`);
+    });
+
+    test("but does not, where it is called in a wrong way", async () => {
+      const unit = await machine.run("systemctl", "cat", "vtep");
+      const [exec] = /^ExecStart=.+$/m.exec(unit)!;
+      await override("ExecStart=", `${exec} --bogus`);
+      await machine.finish("systemctl", "restart", "vtep");
+      await until("its end", async () => (await isActive()) === "failed");
+      const { ExecMainStatus, Result } = await machine.show("vtep", "ExecMainStatus", "Result");
+      expect([ExecMainStatus, Result]).toEqual(["2", "exit-code"]);
+    });
+
     test("forgets nobody although nobody speaks", async () => {
       const known = await entries();
       await theirs.ip("link set vx42 down");
@@ -306,6 +343,17 @@ describe("the service", () => {
       await systemctl("restart", "vtep");
       expect(await ours.links()).toEqual([...untouched, "vtep43"].sort());
     });
+  });
+
+  test("has more kept than its manager hears at once", async () => {
+    const networks = Array.from({ length: 100 }, (_, at) => {
+      return `{ vni: ${at + 1}, peers: [${theirs.address}] }`;
+    });
+    await configure(`networks: [${networks}]`);
+    await systemctl("start", "vtep");
+    const kept = async () =>
+      (await machine.show("vtep", "NFileDescriptorStore")).NFileDescriptorStore;
+    await until("all of it", async () => (await kept()) === "101");
   });
 
   test("routes for containers: forwards, masquerades, and stops to", async () => {
