@@ -38,6 +38,7 @@ import {
   removeIdleBridges,
   removeTaps,
   type TapLink,
+  unqueue,
   vxlanDeviceOn,
 } from "./host.ts";
 import { type Interim, writePlan } from "./interim.ts";
@@ -714,9 +715,11 @@ export class Agent implements Operations {
     await this.#open();
     await this.#findDirect();
     // What was kept is up already, and has frames that wait.
-    const areKept = this.#links().every(({ name }) => tapDescriptor(name, 0) in this.#plan.kept);
+    const fresh = this.#links().filter(({ name }) => !(tapDescriptor(name, 0) in this.#plan.kept));
+    const areKept = fresh.length === 0;
     if (!areKept) {
       this.#keeping?.interim?.end(); // by a plan that they may not have any more
+      await this.#unqueue(fresh);
       await bringUp(this.#links());
       await this.#route(found.links);
     }
@@ -785,6 +788,10 @@ export class Agent implements Operations {
     }).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
     });
+  }
+
+  async #unqueue(links: readonly TapLink[]): Promise<void> {
+    if (this.#plan.workers > 1) await unqueue(links); // with one, there is little to be spared
   }
 
   /** Those that are on this host. */
@@ -964,6 +971,7 @@ export class Agent implements Operations {
     undo.push(() => this.#takeOut(live));
     this.#enterStatic(live);
     await this.#workers.add(live.plan);
+    await this.#unqueue([live.link]);
     await bringUp([live.link]);
   }
 

@@ -113,6 +113,17 @@ export async function bringUp(taps: readonly TapLink[]): Promise<void> {
   await done(batch(changes));
 }
 
+/**
+ * Takes the queueing discipline from TAPs, which are not up yet. A TAP takes every frame at once, so that none
+ * waits in one; but the default one has 256 parts where the TAP may have several queues, each of which takes
+ * memory for as many frames as the TAP is to keep: 90 MB a TAP over a restart.
+ */
+export async function unqueue(taps: readonly TapLink[]): Promise<void> {
+  const lines = taps.map(({ name }) => `qdisc replace dev ${name} root noqueue\n`).join("");
+  const { code, refusal } = await command(["tc", "-batch", "-"], lines, "iproute2");
+  if (code !== 0) throw refused("taking the queueing discipline from TAPs", refusal);
+}
+
 /** The interface by which this host itself is in a network. */
 export interface GatewayLink {
   readonly bridge: string;

@@ -227,6 +227,20 @@ describe("the service", () => {
       await reach(here, there.address);
     });
 
+    test("with several threads, without 256 queues in the kernel, unless somebody wants some", async () => {
+      await configure(`${crossing}\nworkers: 2`);
+      await systemctl("restart", "vtep");
+      const qdiscs = async () => {
+        const shown = await ours.run("tc", "-json", "qdisc", "show", "dev", "vtep42");
+        return JSON.parse(shown).map(({ kind }: { kind: string }) => kind);
+      };
+      expect(await qdiscs()).toEqual(["noqueue"]);
+      await ours.run("tc", "qdisc", "replace", "dev", "vtep42", "root", "pfifo");
+      await systemctl("restart", "vtep");
+      expect(await qdiscs()).toEqual(["pfifo"]);
+      await reach(here, there.address);
+    });
+
     test("and knows of who moved meanwhile", async () => {
       const mac = "02:00:00:00:00:aa";
       const other = "10.0.0.77";
