@@ -736,7 +736,7 @@ export class Agent implements Operations {
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
-    if (interim) this.#log.info({ frames: interim.frames }, "forwarded as before meanwhile");
+    if (interim) this.#log.info(interim.counts(), "forwarded as before meanwhile");
     if (areKept) {
       await bringUp(this.#links());
       await this.#route(found.links);

@@ -11,7 +11,7 @@
 import { randomInt } from "node:crypto";
 import { closeSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { Counter, Counters, Traffic } from "./counters.ts";
+import { Counter, Counters, type DropReason, Traffic } from "./counters.ts";
 import { Fdb, type FdbRow, LEARNED, NETWORKS } from "./fdb.ts";
 import { replaceFile } from "./files.ts";
 import { Heartbeats } from "./heartbeats.ts";
@@ -30,12 +30,12 @@ const ENTRIES = 4096;
 const LEAST_PORTS = 1024;
 
 /** A plan as it can be written. */
-type Written = Omit<Plan, "kept" | "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
+type Settings = Omit<Plan, "kept" | "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
 
-interface Record {
+interface Left {
   /** Of what wrote it: no other has to understand it. */
   readonly version: string;
-  readonly plan: Written;
+  readonly plan: Settings;
   /** By index, from 1. */
   readonly remotes: readonly string[];
   readonly entries: readonly FdbRow[];
@@ -48,18 +48,18 @@ export function writePlan(
   remotes: Remotes,
   rows: Iterable<FdbRow>,
 ): void {
-  const record: Record = {
+  const left: Left = {
     version: version(),
-    plan: written(plan),
+    plan: settingsOf(plan),
     remotes: Array.from({ length: remotes.count }, (_, at) => remotes.address(at + 1)),
     entries: [...recent(rows)],
   };
   const file = join(directory, FILE);
   rmSync(file, { force: true }); // what is not so any more is not to be done
-  replaceFile(file, JSON.stringify(record));
+  replaceFile(file, JSON.stringify(left));
 }
 
-function written(plan: Plan): Written {
+function settingsOf(plan: Plan): Settings {
   const { kept, fdb, counters, traffic, heartbeats, remotes, ...rest } = plan;
   return rest;
 }
@@ -75,19 +75,19 @@ function* recent(rows: Iterable<FdbRow>): Generator<FdbRow> {
 }
 
 /** What was written last, once: whatever comes of it, a second start does without. */
-function take(directory: string): Record {
+function take(directory: string): Left {
   const file = join(directory, FILE);
   const text = readFileSync(file, "utf8");
   rmSync(file);
-  const record = JSON.parse(text) as Record;
-  if (record.version !== version()) throw new RangeError(`written by ${record.version}`);
-  return record;
+  const left = JSON.parse(text) as Left;
+  if (left.version !== version()) throw new RangeError(`written by ${left.version}`);
+  return left;
 }
 
 type Shared = Pick<Plan, "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
 
-/** Memory for a plan, with what its record has in it. */
-function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Record): Shared {
+/** Memory for a plan, with what was left in it. */
+function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Left): Shared {
   const known = new Remotes();
   for (const address of remotes) known.add(address, port);
   const fdb = new Fdb(Fdb.allocate(2 * ENTRIES, randomInt(2 ** 31)));
@@ -106,7 +106,7 @@ function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Recor
 }
 
 /** What the devices of a thread are kept as. */
-function devicesOf({ networks, local4, local6 }: Written, worker: number): string[] {
+function devicesOf({ networks, local4, local6 }: Settings, worker: number): string[] {
   return [
     ...networks.map(({ tap }) => tapDescriptor(tap, worker)),
     ...(local4 === undefined ? [] : [socketDescriptor(4, worker)]),
@@ -121,7 +121,7 @@ export interface Seen extends FdbRow {
 }
 
 export class Interim {
-  readonly #record: Record;
+  readonly #left: Left;
   readonly #shared: Shared;
   readonly #beganAt = monotonicSeconds();
   #vteps: readonly Vtep[];
@@ -133,8 +133,8 @@ export class Interim {
     const vteps: Vtep[] = [];
     const copies: number[] = [];
     try {
-      const record = take(directory);
-      const { plan } = record;
+      const left = take(directory);
+      const { plan } = left;
       const [low, high] = plan.sourcePorts;
       if (high - low < LEAST_PORTS) return undefined;
       const fds = new Map(descriptors.map(({ name, fd }) => [name, fd]));
@@ -142,7 +142,7 @@ export class Interim {
         return devicesOf(plan, worker);
       });
       if (!devices.flat().every((name) => fds.has(name))) return undefined;
-      const shared = sharedBy(record);
+      const shared = sharedBy(left);
       for (const [worker, names] of devices.entries()) {
         const kept: { [name: string]: number } = {};
         for (const name of names) {
@@ -157,7 +157,7 @@ export class Interim {
           () => undefined,
           () => undefined,
         );
-      return new Interim(record, shared, vteps);
+      return new Interim(left, shared, vteps);
     } catch {
       for (const vtep of vteps) vtep.close();
       for (const fd of copies) closeIfOpen(fd);
@@ -165,32 +165,37 @@ export class Interim {
     }
   }
 
-  private constructor(record: Record, shared: Shared, vteps: readonly Vtep[]) {
-    this.#record = record;
+  private constructor(left: Left, shared: Shared, vteps: readonly Vtep[]) {
+    this.#left = left;
     this.#shared = shared;
     this.#vteps = vteps;
   }
 
   /** Whether it is in nobody's way who opens devices for a plan: only networks may be others. */
   fits(plan: Plan): boolean {
-    const settings = (of: Written) =>
+    const settings = (of: Settings) =>
       JSON.stringify({ ...of, networks: [], flowSeed: 0, largestMtu: 0 });
-    return settings(written(plan)) === settings(this.#record.plan);
+    return settings(settingsOf(plan)) === settings(this.#left.plan);
   }
 
-  /** Frames that it has forwarded. */
-  get frames(): number {
-    const { workers, networks } = this.#record.plan;
+  /** Frames that it has forwarded, and those that it has not, by reason. */
+  counts(): { readonly frames: number; readonly drops: Partial<Record<DropReason, number>> } {
+    const { workers, networks } = this.#left.plan;
     const counters = new Counters(this.#shared.counters, workers);
-    const counts = networks.flatMap(({ index }) =>
-      [Counter.encapFrames, Counter.decapFrames].map((column) => counters.get(index, column)),
-    );
-    return counts.reduce((sum, count) => sum + count, 0);
+    let frames = 0;
+    const drops: Partial<Record<DropReason, number>> = {};
+    for (const index of [0, ...networks.map((network) => network.index)]) {
+      frames += counters.get(index, Counter.encapFrames) + counters.get(index, Counter.decapFrames);
+      for (const [reason, count] of Object.entries(counters.drops(index))) {
+        drops[reason as DropReason] = (drops[reason as DropReason] ?? 0) + count;
+      }
+    }
+    return { frames, drops };
   }
 
   /** What it has learned or seen again, by VNI. */
   learned(): ReadonlyMap<number, readonly Seen[]> {
-    const { plan, remotes } = this.#record;
+    const { plan, remotes } = this.#left;
     const byIndex = new Map(plan.networks.map(({ index }) => [index, [] as Seen[]]));
     for (const row of new Fdb(this.#shared.fdb).rows()) {
       if (row.origin !== LEARNED || row.seenAt < this.#beganAt) continue;

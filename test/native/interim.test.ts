@@ -136,7 +136,7 @@ describe("between two agents", () => {
     const [datagram] = received[1] as [Buffer];
     expect(datagram.subarray(0, 14).toString("hex")).toBe(`08000000${"00002a00"}${"020000000002"}`);
     sockets[0]!.send(datagram, plan.port, HERE);
-    await until("both", () => interim!.frames === 2);
+    await until("both", () => interim!.counts().frames === 2);
     interim!.end();
     const places = interim!
       .learned()
@@ -152,7 +152,7 @@ describe("between two agents", () => {
     const counters = new Counters(plan.counters, 1);
     await until("what came after", () => counters.events(1).encapFrames === 1);
     await until("what came after", () => counters.events(1).decapFrames === 1);
-    expect(interim!.frames).toBe(2);
+    expect(interim!.counts().frames).toBe(2);
   });
 
   it("floods what was not seen of late", async () => {
