@@ -9,9 +9,11 @@
 // exceptions: a call of the library that fails leaves an exception pending, and returns what is
 // empty. One mistake is fatal to it: a getter of the options that the timeout of node:vm stops.
 
+#include <fcntl.h>
 #include <napi.h>
 #include <uv.h>
 
+#include <cerrno>
 #include <climits>
 #include <cmath>
 #include <memory>
@@ -465,6 +467,17 @@ static Napi::Value count_tap_demotions(const Napi::CallbackInfo &info) {
   return Napi::Number::New(info.Env(), tap_demotions());
 }
 
+// duplicate(descriptor) → another descriptor of the same file
+static Napi::Value duplicate(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  int fd = -1;
+  if (!get_int(env, info[0], "descriptor", 0, INT_MAX, &fd)) return Napi::Value();
+  int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (copy >= 0) return Napi::Number::New(env, copy);
+  throw_system(env, -errno, "fcntl(F_DUPFD_CLOEXEC)");
+  return Napi::Value();
+}
+
 // ---- the module
 
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
@@ -480,6 +493,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));
   define_pure(env, exports);
   define_notify(env, exports);
+  exports.Set("duplicate", Napi::Function::New<duplicate>(env, "duplicate"));
   exports.Set("tapDemotions",
               Napi::Function::New<count_tap_demotions>(env, "tapDemotions"));
   exports.Set("canSteer", Napi::Function::New<can_steer_flows>(env, "canSteer"));

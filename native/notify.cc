@@ -1,6 +1,5 @@
 #include "notify.h"
 
-#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -72,19 +71,6 @@ static Napi::Value notify(const Napi::CallbackInfo &info) {
       env, notify_send(path.data(), path.size(), message.data(), message.size(), fds, count));
 }
 
-// duplicate(descriptor) → another descriptor of the same
-static Napi::Value duplicate(const Napi::CallbackInfo &info) {
-  Napi::Env env = info.Env();
-  double number = info[0].IsNumber() ? info[0].As<Napi::Number>().DoubleValue() : -1;
-  int copy = number >= 0 && number <= INT_MAX
-                 ? fcntl(static_cast<int>(number), F_DUPFD_CLOEXEC, 0)
-                 : -1;
-  if (copy >= 0) return Napi::Number::New(env, copy);
-  Napi::RangeError::New(env, "an open descriptor is wanted").ThrowAsJavaScriptException();
-  return Napi::Value();
-}
-
 void define_notify(Napi::Env env, Napi::Object exports) {
   exports.Set("notify", Napi::Function::New<notify>(env, "notify"));
-  exports.Set("duplicate", Napi::Function::New<duplicate>(env, "duplicate"));
 }

@@ -41,7 +41,7 @@ import {
   unqueue,
   vxlanDeviceOn,
 } from "./host.ts";
-import { type Interim, writePlan } from "./interim.ts";
+import { forgetPlan, type Interim, writePlan } from "./interim.ts";
 import {
   type Keeping,
   ParkedQueues,
@@ -253,6 +253,7 @@ export class Agent implements Operations {
       dscp: config.dscp,
       largestMtu,
       kept: before.kept,
+      keptOnly: false,
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
@@ -652,16 +653,19 @@ export class Agent implements Operations {
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
     }
-    this.#rememberPlan();
   }
 
   /** How frames are forwarded, for the first moments of the next agent. */
-  #rememberPlan(): void {
-    const directory = this.#keeping?.directory;
-    if (directory === undefined) return;
+  #leavePlan(): void {
     const plan = { ...this.#plan, networks: [...this.#live.values()].map(({ plan }) => plan) };
+    this.#leave((directory) => writePlan(directory, plan, this.#remotes, this.#fdb.rows()));
+  }
+
+  #leave(write: (directory: string) => void): void {
+    const directory = this.#keeping?.directory;
+    if (directory === undefined || this.#readyAt === 0) return; // nothing is forwarded as it says
     try {
-      writePlan(directory, plan, this.#remotes, this.#fdb.rows());
+      write(directory);
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will take longer");
     }
@@ -685,6 +689,7 @@ export class Agent implements Operations {
   #rememberRegularly(): void {
     const began = performance.now();
     this.#remember();
+    this.#leavePlan();
     const pause = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
     this.#remembering = setTimeout(() => this.#rememberRegularly(), pause).unref();
   }
@@ -698,6 +703,7 @@ export class Agent implements Operations {
     // What stays is forwarded until there is nothing else to do: from then on frames wait for the next agent.
     if (stays) this.#undo.push(() => this.#workers.end());
     this.#undo.push(() => this.#unroute());
+    this.#undo.push(() => this.#leavePlan());
     this.#undo.push(() => this.#remember());
     this.#undo.push(() =>
       this.#removeBridges([...this.#bridges], stays ? this.#tapNames() : undefined),
@@ -714,12 +720,15 @@ export class Agent implements Operations {
     if (this.#keeping?.interim?.fits(this.#plan) === false) this.#keeping.interim.end();
     await this.#open();
     await this.#findDirect();
-    // What was kept is up already, and has frames that wait.
-    const fresh = this.#links().filter(({ name }) => !(tapDescriptor(name, 0) in this.#plan.kept));
-    const areKept = fresh.length === 0;
-    if (!areKept) {
-      this.#keeping?.interim?.end(); // by a plan that they may not have any more
-      await this.#unqueue(fresh);
+    // What was kept is up already, where it is to be, and has frames that wait.
+    const areReady = this.#links().every(({ name, bridge }) => {
+      const link = found.links.get(name);
+      return link !== undefined && link.master === bridge;
+    });
+    if (!areReady) {
+      // No bridge is to get a TAP that is forwarded for another one's network still.
+      this.#keeping?.interim?.end();
+      await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
       await bringUp(this.#links());
       await this.#route(found.links);
     }
@@ -727,17 +736,14 @@ export class Agent implements Operations {
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
     const interim = this.#keeping?.interim;
-    if (interim !== undefined) {
-      interim.end();
-      this.#enterSeen(interim);
-      await pause(HANDOVER_MS);
-    }
+    if (interim?.end()) await pause(HANDOVER_MS);
+    if (interim !== undefined) this.#enterSeen(interim);
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
     if (interim) this.#log.info(interim.counts(), "forwarded as before meanwhile");
-    if (areKept) {
+    if (areReady) {
       await bringUp(this.#links());
       await this.#route(found.links);
     }
@@ -790,8 +796,13 @@ export class Agent implements Operations {
     });
   }
 
+  /** With one queue each there is little to be spared. */
   async #unqueue(links: readonly TapLink[]): Promise<void> {
-    if (this.#plan.workers > 1) await unqueue(links); // with one, there is little to be spared
+    if (this.#plan.workers === 1) return;
+    await unqueue(links).catch(({ message }: Error) => {
+      const what = "TAPs keep their queueing disciplines: a restart will take longer, and memory";
+      this.#log.warn({ reason: message }, what);
+    });
   }
 
   /** Those that are on this host. */
@@ -876,6 +887,7 @@ export class Agent implements Operations {
     const config = { ...this.#config, networks };
     const found = networks.length === 0 ? undefined : await survey(config, this.#tapNames());
     this.#check(networks, removed, found);
+    this.#leave(forgetPlan); // until it is as it says again
     const undo = new Undo();
     undo.push(async () => this.#route(await linksByName())); // for the networks as they were
     try {
@@ -897,12 +909,12 @@ export class Agent implements Operations {
       throw error;
     } finally {
       await this.#removeUnusedBridges();
+      this.#leavePlan();
     }
     this.#config = {
       ...this.#config,
       networks: [...this.#live.values()].map((live) => live.config),
     };
-    this.#rememberPlan();
   }
 
   /** What the sockets that are open cannot do, and what two networks cannot both have. */

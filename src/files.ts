@@ -7,7 +7,16 @@ export function replaceFile(file: string, text: string): void {
     writeFileSync(`${file}.new`, text, { mode: 0o600 });
     renameSync(`${file}.new`, file);
   } catch (error) {
-    rmSync(`${file}.new`, { force: true });
+    removeIfPossible(`${file}.new`);
     throw error;
+  }
+}
+
+/** For what has failed already, and is to say why. */
+function removeIfPossible(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch {
+    // it stays, as what it was
   }
 }

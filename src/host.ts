@@ -114,7 +114,7 @@ export async function bringUp(taps: readonly TapLink[]): Promise<void> {
 }
 
 /**
- * Takes the queueing discipline from TAPs, which are not up yet. A TAP takes every frame at once, so that none
+ * Takes the queueing discipline from TAPs that are new. A TAP takes every frame at once, so that none
  * waits in one; but the default one has 256 parts where the TAP may have several queues, each of which takes
  * memory for as many frames as the TAP is to keep: 90 MB a TAP over a restart.
  */

@@ -4,7 +4,9 @@
  *
  * The devices are those that the service manager kept, through copies of their descriptors: what the agent
  * and its threads make of theirs meanwhile is not disturbed. How the last agent forwarded is in a file of
- * the state directory, written whenever it changed. What is counted and learned here goes with it.
+ * the state directory: networks as they were when they last changed, entries of the FDB as of half a minute
+ * before, or of its stop. What is learned here the agent takes over; what is counted is a line of its log, and
+ * in no metric.
  *
  * The main thread forwards: a thread of its own takes Node longer to start than all of this does.
  */
@@ -15,27 +17,35 @@ import { Counter, Counters, type DropReason, Traffic } from "./counters.ts";
 import { Fdb, type FdbRow, LEARNED, NETWORKS } from "./fdb.ts";
 import { replaceFile } from "./files.ts";
 import { Heartbeats } from "./heartbeats.ts";
-import { LOCAL, Remotes } from "./remotes.ts";
+import { Remotes } from "./remotes.ts";
 import { copyOf, keptBefore } from "./systemd.ts";
 import { version } from "./version.ts";
-import { monotonicSeconds, type Plan, socketDescriptor, tapDescriptor, Vtep } from "./vtep.ts";
+import {
+  monotonicSeconds,
+  type Plan,
+  SOURCE_PORTS,
+  socketDescriptor,
+  tapDescriptor,
+  Vtep,
+} from "./vtep.ts";
 
 const FILE = "plan.json";
 
 /** What was learned and not seen for so long is left out, and flooded if it comes. */
 const RECENT_SECONDS = 10;
-/** Entries of the FDB, at most: more would take longer to read than they are of use. */
+/** Learned entries, at most: more would take longer to read than they are of use. */
 const ENTRIES = 4096;
-/** With fewer source ports the threads might find none left beside those of here. */
-const LEAST_PORTS = 1024;
+
+type Shared = Pick<Plan, "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
 
 /** A plan as it can be written. */
-type Settings = Omit<Plan, "kept" | "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
+type Outline = Omit<Plan, keyof Shared | "kept" | "keptOnly">;
 
-interface Left {
+/** What one agent leaves to the next. */
+interface Legacy {
   /** Of what wrote it: no other has to understand it. */
   readonly version: string;
-  readonly plan: Settings;
+  readonly plan: Outline;
   /** By index, from 1. */
   readonly remotes: readonly string[];
   readonly entries: readonly FdbRow[];
@@ -48,51 +58,54 @@ export function writePlan(
   remotes: Remotes,
   rows: Iterable<FdbRow>,
 ): void {
-  const left: Left = {
+  const legacy: Legacy = {
     version: version(),
-    plan: settingsOf(plan),
+    plan: outlineOf(plan),
     remotes: Array.from({ length: remotes.count }, (_, at) => remotes.address(at + 1)),
     entries: [...recent(rows)],
   };
-  const file = join(directory, FILE);
-  rmSync(file, { force: true }); // what is not so any more is not to be done
-  replaceFile(file, JSON.stringify(left));
+  forgetPlan(directory); // what is not so any more is not to be done
+  replaceFile(join(directory, FILE), JSON.stringify(legacy));
 }
 
-function settingsOf(plan: Plan): Settings {
-  const { kept, fdb, counters, traffic, heartbeats, remotes, ...rest } = plan;
-  return rest;
+/** The next agent finds nothing. Throws what the system says. */
+export function forgetPlan(directory: string): void {
+  rmSync(join(directory, FILE), { force: true });
+}
+
+function outlineOf(plan: Plan): Outline {
+  const { kept, keptOnly, fdb, counters, traffic, heartbeats, remotes, ...outline } = plan;
+  return outline;
 }
 
 function* recent(rows: Iterable<FdbRow>): Generator<FdbRow> {
   const since = monotonicSeconds() - RECENT_SECONDS;
-  let left = ENTRIES;
+  let room = ENTRIES;
   for (const row of rows) {
-    if (row.origin === LEARNED && row.seenAt < since) continue;
-    if (left-- === 0) return;
-    yield row;
+    // Without one of the others, its MAC would be learned wherever a frame claims it to be.
+    if (row.origin !== LEARNED || (row.seenAt >= since && room-- > 0)) yield row;
   }
 }
 
 /** What was written last, once: whatever comes of it, a second start does without. */
-function take(directory: string): Left {
+function take(directory: string): Legacy {
   const file = join(directory, FILE);
   const text = readFileSync(file, "utf8");
   rmSync(file);
-  const left = JSON.parse(text) as Left;
-  if (left.version !== version()) throw new RangeError(`written by ${left.version}`);
-  return left;
+  const legacy = JSON.parse(text) as Legacy;
+  if (legacy.version !== version()) throw new RangeError(`written by ${legacy.version}`);
+  return legacy;
 }
 
-type Shared = Pick<Plan, "fdb" | "counters" | "traffic" | "heartbeats" | "remotes">;
-
 /** Memory for a plan, with what was left in it. */
-function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Left): Shared {
+function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Legacy): Shared {
   const known = new Remotes();
   for (const address of remotes) known.add(address, port);
-  const fdb = new Fdb(Fdb.allocate(2 * ENTRIES, randomInt(2 ** 31)));
+  const fdb = new Fdb(Fdb.allocate(entries.length + ENTRIES, randomInt(2 ** 31)));
   for (const { index } of networks) fdb.setLimit(index, ENTRIES);
-  for (const { network, macHigh, macLow, destination, origin, seenAt } of entries) {
+  // Ageing wants the one first that was seen longest ago.
+  const ordered = entries.toSorted((a, b) => a.seenAt - b.seenAt);
+  for (const { network, macHigh, macLow, destination, origin, seenAt } of ordered) {
     if (origin === LEARNED) fdb.learn(network, macHigh, macLow, destination, seenAt);
     else fdb.set(network, macHigh, macLow, destination, origin);
   }
@@ -106,7 +119,7 @@ function sharedBy({ plan: { workers, port, networks }, remotes, entries }: Left)
 }
 
 /** What the devices of a thread are kept as. */
-function devicesOf({ networks, local4, local6 }: Settings, worker: number): string[] {
+function devicesOf({ networks, local4, local6 }: Outline, worker: number): string[] {
   return [
     ...networks.map(({ tap }) => tapDescriptor(tap, worker)),
     ...(local4 === undefined ? [] : [socketDescriptor(4, worker)]),
@@ -114,35 +127,40 @@ function devicesOf({ networks, local4, local6 }: Settings, worker: number): stri
   ];
 }
 
-/** A station that was seen, and where. */
-export interface Seen extends FdbRow {
+/** A station that was seen, where, and at what second of the monotonic clock. */
+export interface Seen extends Pick<FdbRow, "macHigh" | "macLow" | "moves" | "seenAt"> {
   /** A remote's, or "local". */
   readonly address: string;
 }
 
 export class Interim {
-  readonly #left: Left;
+  readonly #legacy: Legacy;
   readonly #shared: Shared;
-  readonly #beganAt = monotonicSeconds();
+  /** In seconds, as `seenAt`. */
+  readonly #beganAt: number;
   #vteps: readonly Vtep[];
 
-  /** Forwards, or is undefined where anything is missing or does not fit any more. */
+  /**
+   * Forwards until `end` is called, or is undefined where anything is missing or does not fit any more. What
+   * was left is used up in either case; the descriptors stay the caller's. Throws nothing.
+   */
   static async begin(kept = keptBefore()): Promise<Interim | undefined> {
     const { directory, descriptors = [] } = kept ?? {};
     if (directory === undefined) return undefined;
     const vteps: Vtep[] = [];
     const copies: number[] = [];
     try {
-      const left = take(directory);
-      const { plan } = left;
+      const legacy = take(directory);
+      const { plan } = legacy;
       const [low, high] = plan.sourcePorts;
-      if (high - low < LEAST_PORTS) return undefined;
+      // Or the threads might find none left beside those of here.
+      if (high - low + 1 < 2 * SOURCE_PORTS * plan.workers) return undefined;
       const fds = new Map(descriptors.map(({ name, fd }) => [name, fd]));
       const devices = Array.from({ length: plan.workers }, (_, worker) => {
         return devicesOf(plan, worker);
       });
       if (!devices.flat().every((name) => fds.has(name))) return undefined;
-      const shared = sharedBy(left);
+      const shared = sharedBy(legacy);
       for (const [worker, names] of devices.entries()) {
         const kept: { [name: string]: number } = {};
         for (const name of names) {
@@ -150,14 +168,13 @@ export class Interim {
           copies.push(copy);
           kept[name] = copy;
         }
-        vteps.push(await Vtep.open({ ...plan, ...shared, kept }, worker, true));
+        vteps.push(await Vtep.open({ ...plan, ...shared, kept, keptOnly: true }, worker));
+        copies.length = 0; // they are closed with it
       }
-      for (const vtep of vteps)
-        vtep.forward(
-          () => undefined,
-          () => undefined,
-        );
-      return new Interim(left, shared, vteps);
+      const beganAt = monotonicSeconds();
+      const untold = () => undefined; // the threads find the same device lost, and tell
+      for (const vtep of vteps) vtep.forward(untold, untold);
+      return new Interim(legacy, shared, beganAt, vteps);
     } catch {
       for (const vtep of vteps) vtep.close();
       for (const fd of copies) closeIfOpen(fd);
@@ -165,22 +182,26 @@ export class Interim {
     }
   }
 
-  private constructor(left: Left, shared: Shared, vteps: readonly Vtep[]) {
-    this.#left = left;
+  private constructor(legacy: Legacy, shared: Shared, beganAt: number, vteps: readonly Vtep[]) {
+    this.#legacy = legacy;
     this.#shared = shared;
+    this.#beganAt = beganAt;
     this.#vteps = vteps;
   }
 
-  /** Whether it is in nobody's way who opens devices for a plan: only networks may be others. */
+  /**
+   * Whether devices can be opened for a plan while this forwards: but for networks, the seed and the largest
+   * MTU, everything is the same.
+   */
   fits(plan: Plan): boolean {
-    const settings = (of: Settings) =>
+    const rest = (of: Outline) =>
       JSON.stringify({ ...of, networks: [], flowSeed: 0, largestMtu: 0 });
-    return settings(settingsOf(plan)) === settings(this.#left.plan);
+    return rest(outlineOf(plan)) === rest(this.#legacy.plan);
   }
 
   /** Frames that it has forwarded, and those that it has not, by reason. */
   counts(): { readonly frames: number; readonly drops: Partial<Record<DropReason, number>> } {
-    const { workers, networks } = this.#left.plan;
+    const { workers, networks } = this.#legacy.plan;
     const counters = new Counters(this.#shared.counters, workers);
     let frames = 0;
     const drops: Partial<Record<DropReason, number>> = {};
@@ -195,20 +216,24 @@ export class Interim {
 
   /** What it has learned or seen again, by VNI. */
   learned(): ReadonlyMap<number, readonly Seen[]> {
-    const { plan, remotes } = this.#left;
-    const byIndex = new Map(plan.networks.map(({ index }) => [index, [] as Seen[]]));
+    const { networks } = this.#legacy.plan;
+    const remotes = new Remotes(this.#shared.remotes);
+    const byIndex = new Map(networks.map(({ index }) => [index, [] as Seen[]]));
     for (const row of new Fdb(this.#shared.fdb).rows()) {
       if (row.origin !== LEARNED || row.seenAt < this.#beganAt) continue;
-      const address = row.destination === LOCAL ? "local" : remotes[row.destination - 1]!;
-      byIndex.get(row.network)!.push({ ...row, address });
+      const { macHigh, macLow, moves, seenAt, destination, network } = row;
+      const address = remotes.place(destination);
+      byIndex.get(network)!.push({ macHigh, macLow, moves, seenAt, address });
     }
-    return new Map(plan.networks.map(({ vni, index }) => [vni, byIndex.get(index)!]));
+    return new Map(networks.map(({ vni, index }) => [vni, byIndex.get(index)!]));
   }
 
-  /** Forwards no more, from now on. */
-  end(): void {
+  /** Forwards no more, from now on; returns whether it did until now. */
+  end(): boolean {
+    const forwarded = this.#vteps.length > 0;
     for (const vtep of this.#vteps) vtep.close();
     this.#vteps = [];
+    return forwarded;
   }
 }
 

@@ -24,7 +24,8 @@ type Environment = Readonly<Record<string, string | undefined>>;
 /** States that did not fit into the manager's queue, the first to be said first. */
 const unsaid: string[] = [];
 const MOST_UNSAID = 16;
-const AGAIN_MS = 100;
+/** When a queue that was full is tried again. */
+export const AGAIN_MS = 100;
 let again: NodeJS.Timeout | undefined;
 
 /** Frames can cross; `status` is the line of `systemctl status`. Ends a reload, too. */
@@ -65,6 +66,9 @@ function sayUnsaid(): void {
     return;
   }
 }
+
+/** What became of a message: a queue that is full has room again soon; nobody may be there to hear it. */
+export type Answer = "said" | "full" | "unheard";
 
 /** 0 when the manager has it in its queue, or −errno; −ENOENT when there is no manager. */
 function send(message: string, descriptors: readonly number[] = []): number {
@@ -143,16 +147,21 @@ export function keptBefore(
 
 /**
  * Has the manager keep copies of descriptors over a restart, under a name of up to 255 printable
- * characters but colons. False when they are not kept: there is no manager, or no room.
+ * characters but colons.
  */
-export function storeDescriptors(name: string, descriptors: readonly number[]): boolean {
+export function storeDescriptors(name: string, descriptors: readonly number[]): Answer {
   // Polled, a UDP socket with an ICMP error in its queue would pass for broken, and be closed.
-  return send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, descriptors) === 0;
+  return answerOf(send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, descriptors));
 }
 
 /** Has the manager close what it keeps under a name. */
-export function forgetDescriptors(name: string): boolean {
-  return send(`FDSTOREREMOVE=1\nFDNAME=${name}`) === 0;
+export function forgetDescriptors(name: string): Answer {
+  return answerOf(send(`FDSTOREREMOVE=1\nFDNAME=${name}`));
+}
+
+function answerOf(error: number): Answer {
+  if (error === 0) return "said";
+  return error === -constants.errno.EAGAIN ? "full" : "unheard";
 }
 
 /** Another descriptor of the same file, socket or device. Throws where `descriptor` is none. */

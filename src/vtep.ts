@@ -6,7 +6,7 @@
 import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
-import { NativeUnderlay } from "./device/native-underlay.ts";
+import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
 import { demotions, NativeTap, steeringFault } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
@@ -58,6 +58,8 @@ export interface Plan {
   readonly dscp: number | "inherit";
   /** Descriptors that were kept open over a restart, by what `descriptors` calls them. */
   readonly kept: Readonly<Record<string, number>>;
+  /** Whether no device is opened in place of one that was kept and is of no use. */
+  readonly keptOnly: boolean;
   /** What the sockets are opened for: no network's MTU is ever larger. */
   readonly largestMtu: number;
   /** Those to begin with. */
@@ -88,6 +90,9 @@ export function monotonicSeconds(): number {
 /** Hears of a device that went away; `index` is that of the network, if it was a network's TAP. */
 type OnLost = (error: VtepError, index?: number) => void;
 
+/** How many source ports a thread has of each family. */
+export const SOURCE_PORTS = FAN;
+
 /** How often a thread does what is not done per frame. */
 const TICK_MS = 1000;
 
@@ -95,7 +100,6 @@ export class Vtep {
   readonly opened: Opened;
   readonly #plan: Plan;
   readonly #worker: number;
-  readonly #keptOnly: boolean;
   /** Those of the plan that nobody has taken yet. */
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
@@ -113,13 +117,12 @@ export class Vtep {
 
   /**
    * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
-   * throws VtepError, having closed again what it opened. `keptOnly` has it open none in place of one that
-   * was kept and is of no use.
+   * throws VtepError, having closed again what it opened.
    */
-  static async open(plan: Plan, worker: number, keptOnly = false): Promise<Vtep> {
+  static async open(plan: Plan, worker: number): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
-    const { underlay, opened } = await openUnderlay(plan, worker, keptOnly, remotes);
-    const vtep = new Vtep(plan, worker, keptOnly, remotes, opened, underlay);
+    const { underlay, opened } = await openUnderlay(plan, worker, remotes);
+    const vtep = new Vtep(plan, worker, remotes, opened, underlay);
     try {
       for (const network of plan.networks) vtep.add(network);
     } catch (error) {
@@ -132,7 +135,6 @@ export class Vtep {
   private constructor(
     plan: Plan,
     worker: number,
-    keptOnly: boolean,
     remotes: Remotes,
     opened: Opened,
     underlay: Underlay,
@@ -140,7 +142,6 @@ export class Vtep {
     this.opened = opened;
     this.#plan = plan;
     this.#worker = worker;
-    this.#keptOnly = keptOnly;
     this.#kept = { ...plan.kept };
     const heartbeats = new Heartbeats(plan.heartbeats);
     this.#beat = (now) => heartbeats.beat(worker, now);
@@ -195,7 +196,7 @@ export class Vtep {
 
   /** Opens a queue of a network's TAP and joins it to what is forwarded. Throws VtepError. */
   add(own: NetworkPlan): void {
-    const { offloads, busyPollUs, workers } = this.#plan;
+    const { offloads, busyPollUs, workers, keptOnly } = this.#plan;
     const whole = this.opened.capabilities.cutsSuperFrames;
     const { tso, uso } = offloads;
     const tap = new NativeTap({
@@ -204,7 +205,7 @@ export class Vtep {
       busyPollUs,
       multiQueue: workers > 1,
       fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
-      fdOnly: this.#keptOnly,
+      keptOnly,
     });
     delete this.#kept[tapDescriptor(own.tap, this.#worker)];
     const network = new Network({ ...own, tap });
@@ -303,7 +304,6 @@ function settingsOf({ vlan, clampMss, mtu, ...plan }: NetworkPlan): Settings {
 async function openUnderlay(
   plan: Plan,
   worker: number,
-  keptOnly: boolean,
   remotes: Remotes,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
@@ -319,7 +319,7 @@ async function openUnderlay(
       4: plan.kept[socketDescriptor(4, worker)],
       6: plan.kept[socketDescriptor(6, worker)],
     },
-    fdOnly: keptOnly,
+    keptOnly: plan.keptOnly,
     largestDatagram: largestDatagram(plan.largestMtu),
   };
   let fallback: string | undefined;
@@ -331,7 +331,8 @@ async function openUnderlay(
       return { underlay, opened: { underlay: "native", capabilities, fallback, unsteered } };
     } catch (error) {
       // What another kind of socket would be refused as well is no reason to try one.
-      if (plan.underlay === "native" || !(error instanceof VtepError)) throw error;
+      if (plan.underlay === "native" || plan.keptOnly) throw error;
+      if (!(error instanceof VtepError)) throw error;
       if (error.code !== "SYSTEM") throw error;
       fallback = error.message;
     }

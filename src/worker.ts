@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
-import { forgetDescriptors, storeDescriptors } from "./systemd.ts";
+import { AGAIN_MS, forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type Mirroring, type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
 
 /** What a forwarding thread is told first. */
@@ -85,31 +85,43 @@ function obey(vtep: Vtep, order: Order): void {
   }
 }
 
-/** What the service manager has of ours; a TAP that goes is not to stay because of that. */
+/** What the service manager has of ours, by name, and what it has and is to close. */
 const stored = new Set<string>();
-const AGAIN_MS = 20;
+const unwanted = new Set<string>();
 let again: NodeJS.Timeout | undefined;
 
 /** What was kept and was of use, the service manager has; what was of none, it is to close. */
 function recall(vtep: Vtep, kept: Plan["kept"]): void {
   for (const [name, fd] of Object.entries(vtep.descriptors())) {
-    if (kept[name] === fd) stored.add(name);
-    else if (name in kept) forgetDescriptors(name);
+    if (name in kept) (kept[name] === fd ? stored : unwanted).add(name);
   }
 }
 
-/** What does not fit into the manager's queue is said again. */
+/** A TAP that goes is not to stay because the manager has it. What its queue has no room for is said again. */
 function store(vtep: Vtep): void {
   clearTimeout(again);
   const descriptors = vtep.descriptors();
-  for (const name of stored)
-    if (!(name in descriptors) && forgetDescriptors(name)) stored.delete(name);
-  for (const [name, fd] of Object.entries(descriptors)) {
-    if (!stored.has(name) && storeDescriptors(name, [fd])) stored.add(name);
+  for (const name of stored) {
+    if (name in descriptors) continue;
+    stored.delete(name);
+    unwanted.add(name);
   }
-  const isHeard = process.env.NOTIFY_SOCKET !== undefined;
-  const areAll = Object.keys(descriptors).every((name) => stored.has(name));
-  if (isHeard && !areAll) again = setTimeout(() => store(vtep), AGAIN_MS).unref();
+  if (!tellManager(descriptors)) again = setTimeout(() => store(vtep), AGAIN_MS).unref();
+}
+
+/** First what it is to close, for another may have the name. False when its queue is full. */
+function tellManager(descriptors: Readonly<Record<string, number>>): boolean {
+  for (const name of unwanted) {
+    if (forgetDescriptors(name) === "full") return false;
+    unwanted.delete(name);
+  }
+  for (const [name, fd] of Object.entries(descriptors)) {
+    if (stored.has(name)) continue;
+    const answer = storeDescriptors(name, [fd]);
+    if (answer === "full") return false;
+    if (answer === "said") stored.add(name);
+  }
+  return true;
 }
 
 async function main(): Promise<void> {

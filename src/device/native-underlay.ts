@@ -24,7 +24,7 @@ import {
 } from "./native.ts";
 
 /** Sending sockets of a family: enough for equal-cost paths, few enough to share their ports. */
-const FAN = 16;
+export const FAN = 16;
 /** What a burst at 10 Gbit/s leaves behind in some milliseconds of absence. */
 const BUFFER_BYTES = 8 * 1024 * 1024;
 /** Slots are of full cache lines, and never longer than a UDP datagram can be. */
@@ -53,8 +53,8 @@ export interface NativeUnderlayOptions {
   largestDatagram: number;
   /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
   fds?: { readonly 4?: number | undefined; readonly 6?: number | undefined };
-  /** Whether none is replaced. */
-  fdOnly?: boolean;
+  /** Whether none is replaced, or opened for want of one. */
+  keptOnly?: boolean;
   /**
    * Which of the underlays that share the port this is, each on a thread of its own: 0 the first, which
    * has to be open before the others. By default nobody shares it.
@@ -113,7 +113,7 @@ export class NativeUnderlay implements Underlay {
       };
       try {
         const open = (fd: number) => new native.Udp({ ...socket, fd });
-        const opened = adopted({ fd: options.fds?.[family], fdOnly: options.fdOnly }, open);
+        const opened = adopted({ fd: options.fds?.[family], keptOnly: options.keptOnly }, open);
         this.#families.push(opened);
         this.fds[family] = opened.fd();
       } catch (error) {

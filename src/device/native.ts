@@ -113,7 +113,7 @@ export interface Addon {
    * descriptors. Never waits. 0, or −errno.
    */
   notify(path: string, message: string, descriptors: readonly number[]): number;
-  /** A copy of a descriptor, or throws. */
+  /** Another descriptor of the same file; what the system refuses is thrown. */
   duplicate(descriptor: number): number;
 }
 
@@ -131,14 +131,15 @@ export function isSystemError(error: unknown): error is SystemError {
 
 /** What `open` makes of a descriptor that was kept, or of −1 where there is none. */
 export function adopted<T>(
-  { fd, fdOnly }: { readonly fd?: number | undefined; readonly fdOnly?: boolean | undefined },
+  { fd, keptOnly }: { readonly fd?: number | undefined; readonly keptOnly?: boolean | undefined },
   open: (fd: number) => T,
 ): T {
+  if (fd === undefined && keptOnly) throw new RangeError("nothing was kept");
   if (fd === undefined) return open(-1);
   try {
     return open(fd);
   } catch (error) {
-    if (fdOnly || !isSystemError(error)) throw error;
+    if (keptOnly || !isSystemError(error)) throw error;
     return open(-1); // it is of no use
   }
 }

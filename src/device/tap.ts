@@ -41,8 +41,8 @@ export interface NativeTapOptions {
   busyPollUs?: number;
   /** A queue of the device that was kept open; if it turns out to be none, another is opened. */
   fd?: number | undefined;
-  /** Whether no other is opened then. */
-  fdOnly?: boolean;
+  /** Whether no other is opened then, or for want of one. */
+  keptOnly?: boolean;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
 }

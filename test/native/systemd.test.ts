@@ -116,8 +116,8 @@ describe.each([
     await using manager = await Manager.listen(socket());
     const fds = [openSync("/dev/null", "r"), openSync(MANAGER, "r")];
     const files = fds.map((fd) => readlinkSync(`/proc/self/fd/${fd}`));
-    expect(storeDescriptors("tap-vtep42", fds)).toBe(true);
-    expect(forgetDescriptors("tap-vtep42")).toBe(true);
+    expect(storeDescriptors("tap-vtep42", fds)).toBe("said");
+    expect(forgetDescriptors("tap-vtep42")).toBe("said");
     expect(fds.map((fd) => readlinkSync(`/proc/self/fd/${fd}`))).toEqual(files);
     fds.forEach(closeSync);
     expect(await manager.hears(2)).toEqual([
@@ -137,7 +137,7 @@ describe("a manager that is behind", () => {
     const began = performance.now();
     notifyReady("forwarding");
     notifyStatus("after that");
-    expect(storeDescriptors("x", [0])).toBe(false); // its caller has to know at once
+    expect(storeDescriptors("x", [0])).toBe("full"); // its caller has to know at once
     expect(performance.now() - began).toBeLessThan(50);
     manager.wake();
     const messages = (await manager.hears(filled + 2)).slice(filled);
@@ -161,8 +161,8 @@ describe("a manager that is missing", () => {
     notifyReady("forwarding");
     notifyReloading();
     notifyStopping();
-    expect(storeDescriptors("x", [0])).toBe(false);
-    expect(forgetDescriptors("x")).toBe(false);
+    expect(storeDescriptors("x", [0])).toBe("unheard");
+    expect(forgetDescriptors("x")).toBe("unheard");
   });
 
   it("is answered for by the addon with an errno, whatever it is given", () => {
