@@ -5,9 +5,10 @@
 // (ERR_CLOSED, ERR_WATCHED); what the system refuses throws Error with its `code` and `syscall`.
 // V8 itself refuses a method whose `this` is of another class ("Illegal invocation").
 //
-// Nothing is kept per environment but what lives in its thread, so any number of workers may load this. There are no C++
-// exceptions: a call of the library that fails leaves an exception pending, and returns what is
-// empty. One mistake is fatal to it: a getter of the options that the timeout of node:vm stops.
+// Nothing is kept per environment but what lives in its thread, so any number of workers may load
+// this. There are no C++ exceptions: a call of the library that fails leaves an exception pending,
+// and returns what is empty. One mistake is fatal to it: a getter of the options that the timeout of
+// node:vm stops.
 
 #include <fcntl.h>
 #include <napi.h>

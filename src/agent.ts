@@ -21,7 +21,7 @@ import { type Attachment, attachmentOf, attachmentsAmong, stableMac } from "./at
 import { Captures } from "./captures.ts";
 import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { Counter, Counters, FROM_REMOTE, TO_REMOTE, Traffic } from "./counters.ts";
+import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { different, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
@@ -717,7 +717,8 @@ export class Agent implements Operations {
         await removeTaps(this.#links()).catch(kept);
       });
     }
-    if (this.#keeping?.interim?.fits(this.#plan) === false) this.#keeping.interim.end();
+    const interim = this.#keeping?.interim;
+    if (interim?.fits(this.#plan) === false) interim.end();
     await this.#open();
     await this.#findDirect();
     // What was kept is up already, where it is to be, and has frames that wait.
@@ -727,7 +728,7 @@ export class Agent implements Operations {
     });
     if (!areReady) {
       // No bridge is to get a TAP that is forwarded for another one's network still.
-      this.#keeping?.interim?.end();
+      interim?.end();
       await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
       await bringUp(this.#links());
       await this.#route(found.links);
@@ -735,9 +736,9 @@ export class Agent implements Operations {
     if (stays) this.#undo.push(() => this.#queues.lengthen(this.#tapNames()));
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
-    const interim = this.#keeping?.interim;
-    if (interim?.end()) await pause(HANDOVER_MS);
+    const forwarded = interim?.end();
     if (interim !== undefined) this.#enterSeen(interim);
+    if (forwarded) await pause(HANDOVER_MS);
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
@@ -1123,8 +1124,10 @@ export class Agent implements Operations {
   #enterSeen(interim: Interim): void {
     const learned = interim.learned();
     for (const { plan } of this.#live.values()) {
+      const seen = learned.get(plan.vni);
+      if (seen === undefined) continue;
       const known = this.#known(plan);
-      for (const { macHigh, macLow, address, seenAt } of learned.get(plan.vni) ?? []) {
+      for (const { macHigh, macLow, address, seenAt } of seen) {
         const destination = known.get(address);
         if (destination !== undefined) {
           this.#fdb.learn(plan.index, macHigh, macLow, destination, seenAt);
@@ -1179,23 +1182,18 @@ export class Agent implements Operations {
 
   /** Logs what was dropped since the last report, a line a network, and one for those beyond. */
   #reportDrops(): void {
-    let lines = 0;
-    const beyond: Record<string, number> = {};
-    for (const { network, drops } of this.#logged.since(this.#counters, this.#rows())) {
-      if (++lines > DROP_LINES) {
-        for (const [reason, count] of Object.entries(drops)) {
-          beyond[reason] = (beyond[reason] ?? 0) + count;
-        }
-        continue;
-      }
+    const grown = [...this.#logged.since(this.#counters, this.#rows())];
+    for (const { network, drops } of grown.slice(0, DROP_LINES)) {
       const stranger =
         network === undefined || drops.VXLAN_REMOTE_NOT_ALLOWED === undefined
           ? undefined
           : this.#counters.stranger(network.index);
       this.#log.warn({ vni: network?.vni, drops, stranger }, "frames were dropped");
     }
-    const networks = lines - DROP_LINES;
-    if (networks > 0) this.#log.warn({ networks, drops: beyond }, "more networks dropped frames");
+    const beyond = grown.slice(DROP_LINES).map(({ drops }) => drops);
+    if (beyond.length === 0) return;
+    const more = { networks: beyond.length, drops: sumOfDrops(beyond) };
+    this.#log.warn(more, "more networks dropped frames");
   }
 }
 

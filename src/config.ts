@@ -21,7 +21,7 @@ import {
   type Range,
   stationPrefix,
 } from "./addresses.ts";
-import { OFFLOADS, type Offloads } from "./device.ts";
+import { ALL_OFFLOADS, OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { canonicalAddress } from "./remotes.ts";
 import { formatMac, isMulticast, parseMac } from "./wire/ethernet.ts";
@@ -167,9 +167,7 @@ const offloads = v.pipe(
     `must map names (${OFFLOADS.join(", ")}) to on or off`,
   ),
   v.rawTransform(({ dataset, addIssue, NEVER }): Offloads => {
-    const switches: Record<string, boolean> = Object.fromEntries(
-      OFFLOADS.map((name) => [name, true]),
-    );
+    const switches: Record<string, boolean> = { ...ALL_OFFLOADS };
     for (const [name, value] of Object.entries(dataset.value)) {
       const wanted = v.safeParse(onOff, value);
       const fault = Object.hasOwn(switches, name)

@@ -196,6 +196,17 @@ export class Counters {
   }
 }
 
+/** The sum of drops by reason. */
+export function sumOfDrops(
+  all: Iterable<Readonly<Record<string, number>>>,
+): Record<string, number> {
+  const sum: Record<string, number> = {};
+  for (const drops of all) {
+    for (const [reason, count] of Object.entries(drops)) sum[reason] = (sum[reason] ?? 0) + count;
+  }
+  return sum;
+}
+
 /** Columns of a remote's row; each has the bytes behind the frames. */
 export const TO_REMOTE = 0;
 export const FROM_REMOTE = 2;

@@ -66,6 +66,8 @@ export const OFFLOADS = [
 /** Which of them are wanted, or in use. */
 export type Offloads = Readonly<Record<(typeof OFFLOADS)[number], boolean>>;
 
+export const ALL_OFFLOADS = Object.fromEntries(OFFLOADS.map((name) => [name, true])) as Offloads;
+
 /** What an underlay can do beyond carrying datagrams; shown to the user, never tested for. */
 export interface Capabilities {
   /** The outer source port follows the inner flow (RFC 7348, section 5). */

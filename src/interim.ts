@@ -13,7 +13,7 @@
 import { randomInt } from "node:crypto";
 import { closeSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { Counter, Counters, type DropReason, Traffic } from "./counters.ts";
+import { Counter, Counters, sumOfDrops, Traffic } from "./counters.ts";
 import { Fdb, type FdbRow, LEARNED, NETWORKS } from "./fdb.ts";
 import { replaceFile } from "./files.ts";
 import { Heartbeats } from "./heartbeats.ts";
@@ -200,32 +200,33 @@ export class Interim {
   }
 
   /** Frames that it has forwarded, and those that it has not, by reason. */
-  counts(): { readonly frames: number; readonly drops: Partial<Record<DropReason, number>> } {
+  counts(): { readonly frames: number; readonly drops: Readonly<Record<string, number>> } {
     const { workers, networks } = this.#legacy.plan;
     const counters = new Counters(this.#shared.counters, workers);
-    let frames = 0;
-    const drops: Partial<Record<DropReason, number>> = {};
-    for (const index of [0, ...networks.map((network) => network.index)]) {
-      frames += counters.get(index, Counter.encapFrames) + counters.get(index, Counter.decapFrames);
-      for (const [reason, count] of Object.entries(counters.drops(index))) {
-        drops[reason as DropReason] = (drops[reason as DropReason] ?? 0) + count;
-      }
-    }
-    return { frames, drops };
+    const indices = [0, ...networks.map(({ index }) => index)];
+    const frames = indices.map((index) => {
+      return counters.get(index, Counter.encapFrames) + counters.get(index, Counter.decapFrames);
+    });
+    return {
+      frames: frames.reduce((sum, count) => sum + count),
+      drops: sumOfDrops(indices.map((index) => counters.drops(index))),
+    };
   }
 
-  /** What it has learned or seen again, by VNI. */
+  /** What it has learned or seen again, by VNI; of those networks where there is any. */
   learned(): ReadonlyMap<number, readonly Seen[]> {
-    const { networks } = this.#legacy.plan;
+    const vnis = new Map(this.#legacy.plan.networks.map(({ index, vni }) => [index, vni]));
     const remotes = new Remotes(this.#shared.remotes);
-    const byIndex = new Map(networks.map(({ index }) => [index, [] as Seen[]]));
+    const learned = new Map<number, Seen[]>();
     for (const row of new Fdb(this.#shared.fdb).rows()) {
       if (row.origin !== LEARNED || row.seenAt < this.#beganAt) continue;
       const { macHigh, macLow, moves, seenAt, destination, network } = row;
-      const address = remotes.place(destination);
-      byIndex.get(network)!.push({ macHigh, macLow, moves, seenAt, address });
+      const vni = vnis.get(network)!;
+      const seen = learned.get(vni) ?? [];
+      seen.push({ macHigh, macLow, moves, seenAt, address: remotes.place(destination) });
+      learned.set(vni, seen);
     }
-    return new Map(networks.map(({ vni, index }) => [vni, byIndex.get(index)!]));
+    return learned;
   }
 
   /** Forwards no more, from now on; returns whether it did until now. */

@@ -4,7 +4,7 @@ import { Command, CommanderError } from "commander";
 import { addRunCommand } from "./commands/run.ts";
 import { EXIT_FAILURE, EXIT_USAGE, exitCode, sentenceOf } from "./errors.ts";
 import type { Interim } from "./interim.ts";
-import { ERROR, isJournal, notifyStatus, priorityPrefix } from "./systemd.ts";
+import { ERROR, isJournal, keptBefore, notifyStatus, priorityPrefix } from "./systemd.ts";
 import { version } from "./version.ts";
 import type { Thread } from "./workers.ts";
 
@@ -34,7 +34,7 @@ function complain(sentence: string): void {
 
 /** The manager starts at once what has failed, for frames may be waiting; what said why need not be so quick. */
 async function takeTime(): Promise<void> {
-  if (process.env.VTEP_KEEP === "1" && process.exitCode === EXIT_FAILURE) await pause(HASTE_MS);
+  if (keptBefore() !== undefined && process.exitCode === EXIT_FAILURE) await pause(HASTE_MS);
 }
 
 /** Without commander's prefix, and with its suggestion of a near name on the same line. */

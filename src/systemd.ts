@@ -61,7 +61,7 @@ function tell(...lines: string[]): void {
 function sayUnsaid(): void {
   clearTimeout(again);
   for (; unsaid.length > 0; unsaid.shift()) {
-    if (send(unsaid[0]!) !== -constants.errno.EAGAIN) continue;
+    if (send(unsaid[0]!) !== "full") continue;
     again = setTimeout(sayUnsaid, AGAIN_MS).unref();
     return;
   }
@@ -70,14 +70,15 @@ function sayUnsaid(): void {
 /** What became of a message: a queue that is full has room again soon; nobody may be there to hear it. */
 export type Answer = "said" | "full" | "unheard";
 
-/** 0 when the manager has it in its queue, or −errno; −ENOENT when there is no manager. */
-function send(message: string, descriptors: readonly number[] = []): number {
+function send(message: string, descriptors: readonly number[] = []): Answer {
   const path = process.env.NOTIFY_SOCKET;
-  if (!path) return -constants.errno.ENOENT;
+  if (!path) return "unheard";
   try {
-    return addon().notify(path, message, descriptors);
+    const error = addon().notify(path, message, descriptors);
+    if (error === 0) return "said";
+    return error === -constants.errno.EAGAIN ? "full" : "unheard";
   } catch {
-    return -constants.errno.ENOSYS; // whoever has more use for the addon says that it is missing
+    return "unheard"; // whoever has more use for the addon says that it is missing
   }
 }
 
@@ -102,7 +103,7 @@ export function feedWatchdog(alive: () => boolean): () => void {
   if (ms === undefined) return () => undefined;
   let timer: NodeJS.Timeout;
   const feed = () => {
-    const fed = alive() && send("WATCHDOG=1") === 0;
+    const fed = alive() && send("WATCHDOG=1") === "said";
     timer = setTimeout(feed, fed ? ms / 2 : Math.min(DOUBT_MS, ms / 8)).unref();
   };
   feed();
@@ -151,20 +152,15 @@ export function keptBefore(
  */
 export function storeDescriptors(name: string, descriptors: readonly number[]): Answer {
   // Polled, a UDP socket with an ICMP error in its queue would pass for broken, and be closed.
-  return answerOf(send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, descriptors));
+  return send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, descriptors);
 }
 
 /** Has the manager close what it keeps under a name. */
 export function forgetDescriptors(name: string): Answer {
-  return answerOf(send(`FDSTOREREMOVE=1\nFDNAME=${name}`));
+  return send(`FDSTOREREMOVE=1\nFDNAME=${name}`);
 }
 
-function answerOf(error: number): Answer {
-  if (error === 0) return "said";
-  return error === -constants.errno.EAGAIN ? "full" : "unheard";
-}
-
-/** Another descriptor of the same file, socket or device. Throws where `descriptor` is none. */
+/** Another descriptor of the same file, socket or device. Throws what the system refuses. */
 export function copyOf(descriptor: number): number {
   return addon().duplicate(descriptor);
 }

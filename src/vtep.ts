@@ -332,8 +332,7 @@ async function openUnderlay(
     } catch (error) {
       // What another kind of socket would be refused as well is no reason to try one.
       if (plan.underlay === "native" || plan.keptOnly) throw error;
-      if (!(error instanceof VtepError)) throw error;
-      if (error.code !== "SYSTEM") throw error;
+      if (!(error instanceof VtepError) || error.code !== "SYSTEM") throw error;
       fallback = error.message;
     }
   }

@@ -137,9 +137,10 @@ async function main(): Promise<void> {
         obey(vtep, order);
         if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
         report({ event: "done", id: order.id });
-        if (order.order !== "stop") return;
-        clearTimeout(again);
-        port.close();
+        if (order.order === "stop") {
+          clearTimeout(again);
+          port.close();
+        }
       } catch (error) {
         report({ event: "failed", id: order.id, ...described(error) });
       }

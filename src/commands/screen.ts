@@ -6,6 +6,7 @@
  * restarted, a network was made anew) there is no rate until the next one.
  */
 import { stripVTControlCharacters, styleText } from "node:util";
+import { sumOfDrops } from "../counters.ts";
 import { wrapped } from "../doctor/report.ts";
 import type { AgentStatus, Drops, NetworkStatus, RemoteStatus } from "../operations.ts";
 import { scaled } from "./table.ts";
@@ -152,11 +153,7 @@ function total(drops: Drops): number {
 
 /** Drops by reason, of all networks and of none. */
 function reasonsOf({ drops, networks }: Status): Record<string, number> {
-  const all: Record<string, number> = {};
-  for (const each of [drops, ...networks.map((network) => network.drops)]) {
-    for (const [reason, count] of Object.entries(each)) all[reason] = (all[reason] ?? 0) + count;
-  }
-  return all;
+  return sumOfDrops([drops, ...networks.map((network) => network.drops)]);
 }
 
 function growth(now: Record<string, number>, before: Record<string, number>): Drops {

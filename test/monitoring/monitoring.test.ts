@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, it, vi } from "vitest";
 import { parse, stringify } from "yaml";
 import { Counters, Traffic } from "../../src/counters.ts";
-import { OFFLOADS, type Offloads } from "../../src/device.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
 import { Fdb } from "../../src/fdb.ts";
 import { Metrics } from "../../src/metrics.ts";
 import { Remotes } from "../../src/remotes.ts";
@@ -19,7 +19,6 @@ const CASES = fileURLToPath(new URL("alerts.yaml", import.meta.url));
 
 /** The names of all samples that an agent tells. */
 async function told(): Promise<Set<string>> {
-  const offloads = Object.fromEntries(OFFLOADS.map((name) => [name, true])) as Offloads;
   const remotes = new Remotes();
   remotes.learnPathMtu(remotes.add("192.0.2.2", 4789), 1400);
   const metrics = new Metrics({
@@ -30,7 +29,7 @@ async function told(): Promise<Set<string>> {
     remotes,
     networks: () => [{ name: "100", vni: 100, tap: "vtep100", mtu: 1450, index: 1 }],
     underlay: () => "native",
-    offloads: () => ({ wanted: offloads, inUse: offloads }),
+    offloads: () => ({ wanted: ALL_OFFLOADS, inUse: ALL_OFFLOADS }),
     busySeconds: () => [0],
   });
   const names = [...samples(await metrics.text()).keys()];

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
 import { Counters, Traffic } from "../../src/counters.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
 import { Fdb, NETWORKS } from "../../src/fdb.ts";
 import { Heartbeats } from "../../src/heartbeats.ts";
 import { Interim, writePlan } from "../../src/interim.ts";
@@ -48,15 +49,7 @@ beforeEach(async () => {
     local6: undefined,
     port,
     sourcePorts: [49_152, 65_535],
-    offloads: {
-      csum: true,
-      tso: true,
-      uso: true,
-      gso: true,
-      gro: true,
-      "coalesce-tcp": true,
-      "coalesce-udp": true,
-    },
+    offloads: ALL_OFFLOADS,
     busyPollUs: 0,
     strict: false,
     flowSeed: randomInt(2 ** 31),

@@ -1,6 +1,7 @@
 import { describe, expect, expectTypeOf, test } from "vitest";
 import { load } from "../../src/config-file.ts";
 import { Counter, type DropReason } from "../../src/counters.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
 import { diagnose } from "../../src/doctor/diagnose.ts";
 import type { Facts, PathFacts, Snapshot } from "../../src/doctor/facts.ts";
 import { type Check, type Finding, worstOf } from "../../src/doctor/finding.ts";
@@ -9,9 +10,6 @@ import { readRuleset } from "../../src/doctor/ruleset.ts";
 import type { Link } from "../../src/host.ts";
 import type { AgentStatus } from "../../src/operations.ts";
 
-const ALL_ON = Object.fromEntries(
-  ["csum", "tso", "uso", "gso", "gro", "coalesce-tcp", "coalesce-udp"].map((name) => [name, true]),
-) as Snapshot["offloads"];
 const ZERO = Object.fromEntries(Object.keys(Counter).map((name) => [name, 0]));
 
 const silent = { unseen: "nobody listens there", remedy: "start it" };
@@ -27,7 +25,7 @@ function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Sn
     pid: 7,
     drops: endpointDrops,
     paths: [],
-    offloads: ALL_ON,
+    offloads: ALL_OFFLOADS,
     networks: [
       {
         vni: 42,
@@ -247,7 +245,7 @@ describe("traffic that the agent has counted", () => {
   test("shows what it does without, and which paths are narrow", () => {
     const limping = {
       ...agent(),
-      offloads: { ...ALL_ON, gso: false },
+      offloads: { ...ALL_OFFLOADS, gso: false },
       paths: [{ address: "192.0.2.2", mtu: 1400 }],
     };
     expect(of("offloads", { agent: limping }).at(-1)?.finding).toContain("does without gso");

@@ -8,7 +8,7 @@ import {
   Traffic,
   Work,
 } from "../../src/counters.ts";
-import { OFFLOADS, type Offloads } from "../../src/device.ts";
+import { ALL_OFFLOADS, type Offloads } from "../../src/device.ts";
 import { CONTROL, Fdb, STATIC } from "../../src/fdb.ts";
 import { Metrics, NETWORKS_SHOWN, REMOTES_SHOWN } from "../../src/metrics.ts";
 import { Remotes } from "../../src/remotes.ts";
@@ -17,7 +17,6 @@ import { promtool, samples } from "../lab/prometheus.ts";
 /** promtool reads 48 MB of itself from the disk first. */
 vi.setConfig({ testTimeout: 60_000 });
 
-const ALL = Object.fromEntries(OFFLOADS.map((name) => [name, true])) as Offloads;
 const WORKERS = 2;
 
 /** An agent's shared memory, with so many networks and remotes, and the metrics of it. */
@@ -30,7 +29,7 @@ function agent({ networks = 1, remotes = 2 } = {}) {
     traffic: new Traffic(shared, WORKERS),
     fdb: new Fdb(Fdb.allocate(64, 0x5eed)),
     remotes: new Remotes(),
-    inUse: ALL,
+    inUse: ALL_OFFLOADS,
     busy: [1.5, 0],
   };
   for (let at = 0; at < remotes; at++) made.remotes.add(`198.18.${at >> 8}.${at & 0xff}`, 4789);
@@ -47,7 +46,7 @@ function agent({ networks = 1, remotes = 2 } = {}) {
     ...made,
     networks: () => all,
     underlay: () => "native",
-    offloads: () => ({ wanted: ALL, inUse: made.inUse }),
+    offloads: () => ({ wanted: ALL_OFFLOADS, inUse: made.inUse }),
     busySeconds: () => made.busy,
   });
   return {
@@ -145,7 +144,7 @@ describe("a scrape", () => {
 
   it("has offloads as they are wanted and as they are", async () => {
     const made = agent();
-    made.setOffloads({ ...ALL, gso: false });
+    made.setOffloads({ ...ALL_OFFLOADS, gso: false });
     const scrape = await made.scrape();
     expect(scrape.get('vtep_offload_wanted{offload="gso"}')).toBe(1);
     expect(scrape.get('vtep_offload_in_use{offload="gso"}')).toBe(0);

@@ -2,6 +2,7 @@ import { formatRange } from "../../src/addresses.ts";
 import type { Attachment } from "../../src/attachments.ts";
 import type { Config, NetworkConfig } from "../../src/config.ts";
 import { Counter } from "../../src/counters.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
 import { VtepError } from "../../src/errors.ts";
 import type { Explanation, Question } from "../../src/explain.ts";
 import type {
@@ -45,15 +46,7 @@ export class MemoryOperations implements Operations {
         carriesTos: true,
         cutsSuperFrames: true,
       },
-      offloads: {
-        csum: true,
-        tso: true,
-        uso: true,
-        gso: true,
-        gro: true,
-        "coalesce-tcp": true,
-        "coalesce-udp": true,
-      },
+      offloads: ALL_OFFLOADS,
       drops: { VXLAN_VNI_NOT_FOUND: 3 },
       refused: 0,
       paths: [{ address: "192.0.2.2", mtu: 1400 }],
