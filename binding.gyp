@@ -12,6 +12,7 @@
         "native/segment.cc",
         "native/steering.cc",
         "native/tap.cc",
+        "native/tap_set.cc",
         "native/udp.cc",
         "native/udp_errors.cc",
         "native/udp_send.cc"

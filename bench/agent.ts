@@ -22,8 +22,8 @@ import { PLUGIN } from "../test/lab/podman.ts";
 import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli } from "../test/lab/vtep.ts";
-import { blast } from "./blast.ts";
-import { cpuTime } from "./cpu.ts";
+import { blast, compiled } from "./blast.ts";
+import { cpuTime, threadTimes } from "./cpu.ts";
 import { percentile } from "./statistics.ts";
 import { table } from "./table.ts";
 
@@ -35,6 +35,7 @@ const ATTACHMENTS = 40;
 const CALLS = 21;
 const ENTRIES = 100_000;
 const MANY_ENTRIES = 1_000_000;
+const NETWORKS = 4_000;
 const UDP = { size: 200, rate: 20_000 };
 const TCP = ["-b", "1G"];
 
@@ -57,7 +58,7 @@ const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--b
 const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-"));
 process.once("exit", () => rmSync(scratch, { recursive: true, force: true }));
 
-const parts = [starts, attaches, idles, lists, isMisused, remembers, reloads, restarts];
+const parts = [starts, attaches, idles, lists, isMisused, remembers, reloads, restarts, spreads];
 const chosen = process.argv.slice(2);
 for (const part of parts) if (chosen.length === 0 || chosen.includes(part.name)) await part();
 process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
@@ -281,6 +282,48 @@ async function restarts(): Promise<void> {
   };
   row("beside SIGKILL", "", ...(await beside(kill, 8)));
   await machine.run("systemctl", "stop", "vtep");
+}
+
+/** CPU time of the forwarding thread for a frame of as many flows, each in a network of its own or all in one. */
+async function spreads(): Promise<void> {
+  const program = compiled("spread");
+  const [first, frames, rate] = [1001, 200_000, 40_000];
+  const ratios: Record<"in" | "out", number[]> = { in: [], out: [] };
+  const costs = async (networks: number) => {
+    const file = join(scratch, "networks.json");
+    const all = Array.from({ length: networks }, (_, at) => {
+      return { vni: first + at, peers: [theirs.address], tap: `t${at + 1}` };
+    });
+    writeFileSync(file, JSON.stringify({ networks: all }));
+    await using vtep = await ours.vtep("--config", file).ready();
+    const cost = async (way: "in" | "out") => {
+      const [host, where] = way === "in" ? [theirs, ours.address] : [ours, "t"];
+      const send = async (count: number) => {
+        const args = [where, first, networks, NETWORKS, count, rate].map(String);
+        await host.run(program, way, ...args);
+      };
+      await send(NETWORKS); // each is learned, and V8 has compiled
+      const before = threadTimes(vtep.pid);
+      await send(frames);
+      const after = threadTimes(vtep.pid);
+      return Math.max(...[...after].map(([thread, time]) => time - (before.get(thread) ?? 0)));
+    };
+    return { in: await cost("in"), out: await cost("out") };
+  };
+  for (let round = 0; round < 3; round++) {
+    const [one, many] = [await costs(1), await costs(NETWORKS)];
+    for (const way of ["in", "out"] as const) ratios[way].push(many[way] / one[way]);
+  }
+  for (const way of ["in", "out"] as const) {
+    const [least, most] = [Math.min(...ratios[way]), Math.max(...ratios[way])];
+    const range = `${least.toFixed(2)} to ${most.toFixed(2)}`;
+    const what = way === "in" ? "from the underlay" : "from a TAP";
+    row(
+      `CPU per frame ${what}, ${NETWORKS} networks`,
+      "1.5 times one",
+      `${percentile(ratios[way], 50).toFixed(2)} (${range})`,
+    );
+  }
 }
 
 function ms(time: number): string {

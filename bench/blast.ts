@@ -3,9 +3,7 @@ import { existsSync, mkdirSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { Container } from "../test/lab/host.ts";
 
-const source = fileURLToPath(new URL("blast.c", import.meta.url));
 const folder = fileURLToPath(new URL("../build/bench", import.meta.url));
-const program = `${folder}/blast`;
 
 export interface Blast {
   sent: number;
@@ -34,15 +32,18 @@ export async function blast(
   to: Container,
   { size, seconds, senders = 1, rate = 0 }: BlastOptions,
 ): Promise<Blast> {
-  compile();
+  const program = compiled("blast");
   const args = [`/run/netns/${to.name}`, to.address, ...[size, seconds, rate, senders].map(String)];
   return JSON.parse(await from.run(program, ...args)) as Blast;
 }
 
-/** With the C compiler that the addon needs anyway, when the source is newer than the program. */
-function compile(): void {
-  if (existsSync(program) && statSync(program).mtimeMs > statSync(source).mtimeMs) return;
+/** The path of a program of this folder, compiled with the C compiler that the addon needs anyway if it is older. */
+export function compiled(name: "blast" | "spread"): string {
+  const source = fileURLToPath(new URL(`${name}.c`, import.meta.url));
+  const program = `${folder}/${name}`;
+  if (existsSync(program) && statSync(program).mtimeMs > statSync(source).mtimeMs) return program;
   mkdirSync(folder, { recursive: true });
   const flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"];
   execFileSync("cc", [...flags, "-o", program, source], { stdio: ["ignore", "ignore", "inherit"] });
+  return program;
 }

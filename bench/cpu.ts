@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 
 /** USER_HZ, in which the kernel reports to user space whatever its own HZ is. */
 const TICKS_PER_SECOND = 100;
@@ -17,6 +17,15 @@ export function cpuTime(pids: number[]): CpuTime {
     return sum + stat[10]! + stat[11]!;
   }, 0);
   return { machine: machine / TICKS_PER_SECOND, processes: processes / TICKS_PER_SECOND };
+}
+
+/** Seconds of CPU time of each thread of a process, by its number. */
+export function threadTimes(pid: number): Map<string, number> {
+  const threads = readdirSync(`/proc/${pid}/task`).map((thread) => {
+    const stat = numbers(`/proc/${pid}/task/${thread}/stat`, /^.*\) \S /);
+    return [thread, (stat[10]! + stat[11]!) / TICKS_PER_SECOND] as const;
+  });
+  return new Map(threads);
 }
 
 function numbers(file: string, label: RegExp): number[] {

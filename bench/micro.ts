@@ -62,7 +62,7 @@ function encap(name: string, length: number, remotes: number): void {
   const isFlood = remotes > 1;
   const frames = range(BURST).map((at) => ({ bytes: tcpFrame(at, length) }));
   const peers = range(remotes).map((at) => `198.18.${at >> 8}.${at & 0xff}`);
-  const mill = treadmill({ tap: new Treadmill(frames), underlay: NOTHING, peers });
+  const mill = treadmill({ taps: new Treadmill(frames), underlay: NOTHING, peers });
   const remote = mill.remotes.add(PEER, 4789);
   if (!isFlood) for (const at of range(BURST)) mill.fdb.set(1, HIGH, 1000 + at, remote, STATIC);
   task(name, BURST * READS, mill.encap);
@@ -75,7 +75,7 @@ function decap(name: string, length: number, train: number): void {
     });
     return { bytes: bytes(...datagrams), from: PEER, segment: 8 + length };
   });
-  const mill = treadmill({ tap: NOTHING, underlay: new Treadmill(rows), peers: [PEER] });
+  const mill = treadmill({ taps: NOTHING, underlay: new Treadmill(rows), peers: [PEER] });
   task(name, BURST * READS, mill.decap);
 }
 

@@ -1,4 +1,4 @@
-// What JavaScript sees: argument checks and three classes. TypeScript (src/device) has validated and
+// What JavaScript sees: argument checks and four classes. TypeScript (src/device) has validated and
 // applied defaults already; the checks here are so that no mistake can become a crash.
 //
 // Mistakes throw TypeError (ERR_INVALID_ARG_TYPE), RangeError (ERR_OUT_OF_RANGE) or Error
@@ -29,6 +29,7 @@
 #include "pure.h"
 #include "steering.h"
 #include "tap.h"
+#include "tap_set.h"
 #include "udp.h"
 
 // ---- errors
@@ -200,6 +201,10 @@ struct closer {
     tap_close(t);
     delete t;
   }
+  void operator()(tap_set *s) const {
+    tap_set_close(s);
+    delete s;
+  }
   void operator()(udp *u) const {
     udp_close(u);
     delete u;
@@ -282,7 +287,7 @@ class Tap : public port<Tap, tap> {
       return;
     }
     const char *syscall;
-    device.reset(new tap{-1, {}, tcp, udp});
+    device.reset(new tap{-1, {}, tcp, udp, nullptr, 0, 0, 0});
     int error = fd < 0 ? tap_open(device.get(), name.c_str(), multi_queue, &syscall)
                        : tap_adopt(device.get(), fd, name.c_str(), multi_queue, &syscall);
     if (error < 0) {
@@ -291,12 +296,6 @@ class Tap : public port<Tap, tap> {
     }
     info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
         "name", Napi::String::New(env, device->name), napi_enumerable));
-  }
-
-  Napi::Value read(const Napi::CallbackInfo &info) {
-    const batch *b = get_batch(info);
-    if (b == nullptr) return Napi::Value();
-    return Napi::Number::New(info.Env(), tap_read(device.get(), b));
   }
 
   Napi::Value write(const Napi::CallbackInfo &info) {
@@ -330,11 +329,71 @@ class Tap : public port<Tap, tap> {
 
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
-                       {method("read", &Tap::read), method("write", &Tap::write),
-                        method("setOffloads", &Tap::set_offloads),
-                        method("coalesces", &Tap::coalesces),
-                        method("watch", &Tap::watch), method("unwatch", &Tap::unwatch),
-                        method("fd", &Tap::fd), method("close", &Tap::close)});
+                       {method("write", &Tap::write), method("setOffloads", &Tap::set_offloads),
+                        method("coalesces", &Tap::coalesces), method("fd", &Tap::fd),
+                        method("close", &Tap::close)});
+  }
+
+  tap *queue() { return device.get(); }
+};
+
+// ---- Taps
+
+class Taps : public port<Taps, tap_set> {
+ public:
+  static constexpr const char *NAME = "Taps";
+
+  explicit Taps(const Napi::CallbackInfo &info) : port(info) {
+    device.reset(new tap_set{});
+    int error = tap_set_open(device.get());
+    if (error < 0) throw_system(info.Env(), error, "epoll_create1");
+  }
+
+  void add(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    int slot = 0;
+    Tap *tap = nullptr;
+    if (!is_open(env) || !get_int(env, info[0], "slot", 0, MAX_SLOT_NUMBER, &slot) ||
+        (tap = Tap::from(info[1], "tap")) == nullptr) {
+      return;
+    }
+    if (tap->queue() == nullptr) {
+      throw_error(Napi::Error::New(env, "used after close"), "ERR_CLOSED");
+      return;
+    }
+    int error = tap_set_add(device.get(), slot, tap->queue());
+    if (error < 0) throw_system(env, error, "epoll_ctl");
+  }
+
+  void remove(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    int slot = 0;
+    if (!is_open(env) || !get_int(env, info[0], "slot", 0, MAX_SLOT_NUMBER, &slot)) return;
+    tap_set_remove(device.get(), slot);
+  }
+
+  Napi::Value read(const Napi::CallbackInfo &info) {
+    const batch *b = get_batch(info);
+    if (b == nullptr) return Napi::Value();
+    return Napi::Number::New(info.Env(), tap_set_read(device.get(), b));
+  }
+
+  Napi::Value write(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    const batch *b = get_batch(info);
+    int count = 0;
+    if (b == nullptr || !get_int(env, info[1], "count", 0, layout::OUT_ROWS, &count)) {
+      return Napi::Value();
+    }
+    return Napi::Number::New(env, tap_set_write(device.get(), b, count));
+  }
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, NAME,
+                       {method("add", &Taps::add), method("remove", &Taps::remove),
+                        method("read", &Taps::read), method("write", &Taps::write),
+                        method("watch", &Taps::watch), method("unwatch", &Taps::unwatch),
+                        method("fd", &Taps::fd), method("close", &Taps::close)});
   }
 };
 
@@ -489,6 +548,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("layout", numbers);
   exports.Set("Batch", Batch::define(env));
   exports.Set("Tap", Tap::define(env));
+  exports.Set("Taps", Taps::define(env));
   exports.Set("Udp", Udp::define(env));
   exports.Set("completeChecksum",
               Napi::Function::New<complete_checksum>(env, "completeChecksum"));

@@ -29,7 +29,8 @@
   X(IN_SEGMENT, IN_LENGTH + IN_ROWS)                \
   X(IN_FLAGS, IN_SEGMENT + IN_ROWS)                 \
   X(IN_TOS, IN_FLAGS + IN_ROWS)                     \
-  X(IN_VNET, IN_TOS + IN_ROWS)                      \
+  X(IN_TAP, IN_TOS + IN_ROWS)                       \
+  X(IN_VNET, IN_TAP + IN_ROWS)                      \
   X(IN_ADDRESS, IN_VNET + IN_ROWS * VNET_WORDS)     \
   X(OUT_OFFSET, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
   X(OUT_LENGTH, OUT_OFFSET + OUT_ROWS)              \
@@ -37,7 +38,8 @@
   X(OUT_REMOTE, OUT_ROW + OUT_ROWS)                 \
   X(OUT_HASH, OUT_REMOTE + OUT_ROWS)                \
   X(OUT_TOS, OUT_HASH + OUT_ROWS)                   \
-  X(OUT_ERROR, OUT_TOS + OUT_ROWS)                  \
+  X(OUT_TAP, OUT_TOS + OUT_ROWS)                    \
+  X(OUT_ERROR, OUT_TAP + OUT_ROWS)                  \
   X(COLUMN_WORDS, OUT_ERROR + OUT_ROWS)             \
   X(VNET_CSUM_START, 6)                             \
   X(VNET_CSUM_OFFSET, 8)                            \

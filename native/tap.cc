@@ -13,6 +13,7 @@
 
 #include "coalesce.h"
 #include "steering.h"
+#include "tap_set.h"
 
 // 64 KiB of IP packet with its Ethernet and VLAN headers. A read that fills it is taken as cut off,
 // because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
@@ -69,6 +70,7 @@ int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **s
 }
 
 void tap_close(tap *t) {
+  if (t->set != nullptr) tap_set_remove(t->set, t->slot);
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;
 }
@@ -77,25 +79,28 @@ int tap_set_offloads(const tap *t, unsigned offloads) {
   return ioctl(t->fd, TUNSETOFFLOAD, static_cast<unsigned long>(offloads)) < 0 ? -errno : 0;
 }
 
-int tap_read(const tap *t, const batch *b) {
-  int rows = 0;
-  int32_t cursor = 0;
-  while (rows < layout::IN_ROWS &&
-         cursor + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES) {
-    int32_t offset = cursor + layout::HEADROOM;
-    iovec to[2] = {{vnet_of(b, rows), sizeof(virtio_net_hdr)}, {b->slab + offset, FRAME_ROOM}};
-    ssize_t n = readv(t->fd, to, 2);
-    if (n < 0) return rows > 0 || errno == EAGAIN ? rows : -errno;
+int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
+  int frames = 0;
+  while (frames < limit) {
+    int32_t offset = to->offset + layout::HEADROOM;
+    if (to->row == layout::IN_ROWS || offset + FRAME_ROOM > layout::SLAB_BYTES) {
+      return frames > 0 ? frames : NO_ROOM;
+    }
+    iovec parts[2] = {{vnet_of(b, to->row), sizeof(virtio_net_hdr)}, {b->slab + offset, FRAME_ROOM}};
+    ssize_t n = readv(t->fd, parts, 2);
+    if (n < 0) return errno == EAGAIN ? frames : -errno;
     int32_t length = static_cast<int32_t>(n) - static_cast<int32_t>(sizeof(virtio_net_hdr));
-    if (length < 0) return rows;
-    b->columns[layout::IN_OFFSET + rows] = offset;
-    b->columns[layout::IN_LENGTH + rows] = length;
-    b->columns[layout::IN_SEGMENT + rows] = length;
-    b->columns[layout::IN_FLAGS + rows] = length == FRAME_ROOM ? layout::TRUNCATED : 0;
-    rows++;
-    cursor = (offset + length + 15) & ~15;
+    if (length < 0) return frames;
+    b->columns[layout::IN_OFFSET + to->row] = offset;
+    b->columns[layout::IN_LENGTH + to->row] = length;
+    b->columns[layout::IN_SEGMENT + to->row] = length;
+    b->columns[layout::IN_FLAGS + to->row] = length == FRAME_ROOM ? layout::TRUNCATED : 0;
+    b->columns[layout::IN_TAP + to->row] = t->slot;
+    frames++;
+    to->row++;
+    to->offset = (offset + length + 15) & ~15;
   }
-  return rows;
+  return frames;
 }
 
 struct writing {

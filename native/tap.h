@@ -6,10 +6,16 @@
 
 #include "layout.h"
 
-struct tap {
+// A cache line: of thousands, each is asked for anew.
+struct alignas(64) tap {
   int fd;
   char name[IFNAMSIZ];
   bool coalesce_tcp, coalesce_udp;  // trains are written as super-frames
+  // Of the set that it is in, if any.
+  struct tap_set *set;
+  int slot;
+  int last;    // frames that it was read last
+  int faults;  // reads that failed since the last frame
 };
 
 // Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
@@ -25,9 +31,16 @@ void tap_close(tap *t);
 // know one of them, or not without another.
 int tap_set_offloads(const tap *t, unsigned offloads);
 
-// Fills in rows until nothing waits or there is no room for another frame of full size. Returns how
-// many; -errno only if there were none.
-int tap_read(const tap *t, const batch *b);
+// Where frames are read to: the next row, and where in the slab there is room still.
+struct read_cursor {
+  int row;
+  int32_t offset;
+};
+
+// Reads up to `limit` frames, fewer if nothing waits or there is no room for another one of full size, which
+// is NO_ROOM if it is so for the first. Returns how many, or -errno; frames before an error are kept.
+constexpr int NO_ROOM = -65536;
+int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 
 // Writes out rows first to end - 1, those of one flow in their order, and sets the error of each. Returns
 // how many failed. A kernel that refuses a super-frame (EINVAL: UDP, before Linux 6.2) is given no more

@@ -67,7 +67,8 @@ const IN_LENGTH = IN_OFFSET + IN_ROWS;
 const IN_SEGMENT = IN_LENGTH + IN_ROWS;
 const IN_FLAGS = IN_SEGMENT + IN_ROWS;
 const IN_TOS = IN_FLAGS + IN_ROWS;
-const IN_VNET = IN_TOS + IN_ROWS;
+const IN_TAP = IN_TOS + IN_ROWS;
+const IN_VNET = IN_TAP + IN_ROWS;
 const IN_ADDRESS = IN_VNET + IN_ROWS * VNET_WORDS;
 const OUT_OFFSET = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
 const OUT_LENGTH = OUT_OFFSET + OUT_ROWS;
@@ -75,7 +76,8 @@ const OUT_ROW = OUT_LENGTH + OUT_ROWS;
 const OUT_REMOTE = OUT_ROW + OUT_ROWS;
 const OUT_HASH = OUT_REMOTE + OUT_ROWS;
 const OUT_TOS = OUT_HASH + OUT_ROWS;
-const OUT_ERROR = OUT_TOS + OUT_ROWS;
+const OUT_TAP = OUT_TOS + OUT_ROWS;
+const OUT_ERROR = OUT_TAP + OUT_ROWS;
 const COLUMN_WORDS = OUT_ERROR + OUT_ROWS;
 
 /** What native code must agree with: `native/layout.h` holds the same names and numbers. */
@@ -98,6 +100,7 @@ export const LAYOUT = {
   IN_SEGMENT,
   IN_FLAGS,
   IN_TOS,
+  IN_TAP,
   IN_VNET,
   IN_ADDRESS,
   OUT_OFFSET,
@@ -106,6 +109,7 @@ export const LAYOUT = {
   OUT_REMOTE,
   OUT_HASH,
   OUT_TOS,
+  OUT_TAP,
   OUT_ERROR,
   COLUMN_WORDS,
   VNET_CSUM_START: CSUM_START,
@@ -128,6 +132,8 @@ export class Batch {
   readonly inFlags: Int32Array;
   /** Underlay: TOS or traffic class that it came with, 0 where that is not known. */
   readonly inTos: Int32Array;
+  /** TAP: which of a thread's, by its network's index. */
+  readonly inTap: Int32Array;
   /** TAP: the frame's virtio_net_hdr in host byte order, VNET_WORDS words a row. */
   readonly inVnet: DataView;
   /** Underlay: who sent it, ADDRESS_WORDS words a row. */
@@ -143,6 +149,8 @@ export class Batch {
   readonly outHash: Int32Array;
   /** Towards the underlay: TOS or traffic class to send it with. */
   readonly outTos: Int32Array;
+  /** Which TAP it goes to, or came from, by its network's index. */
+  readonly outTap: Int32Array;
   /** Set by the device that wrote the row: 0, or the errno because of which it was dropped. */
   readonly outError: Int32Array;
 
@@ -157,6 +165,7 @@ export class Batch {
     this.inSegment = column(IN_SEGMENT, IN_ROWS);
     this.inFlags = column(IN_FLAGS, IN_ROWS);
     this.inTos = column(IN_TOS, IN_ROWS);
+    this.inTap = column(IN_TAP, IN_ROWS);
     this.inVnet = new DataView(memory, IN_VNET * 4, IN_ROWS * VNET_WORDS * 4);
     this.inAddress = column(IN_ADDRESS, IN_ROWS * ADDRESS_WORDS);
     this.outOffset = column(OUT_OFFSET, OUT_ROWS);
@@ -165,6 +174,7 @@ export class Batch {
     this.outRemote = column(OUT_REMOTE, OUT_ROWS);
     this.outHash = column(OUT_HASH, OUT_ROWS);
     this.outTos = column(OUT_TOS, OUT_ROWS);
+    this.outTap = column(OUT_TAP, OUT_ROWS);
     this.outError = column(OUT_ERROR, OUT_ROWS);
   }
 

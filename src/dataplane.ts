@@ -10,6 +10,9 @@
  * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most; then
  * the event loop has its turn, so that no device starves another.
  *
+ * **Rows of many.** One read fills rows from every TAP that has something, and one write empties rows to any of
+ * them: a frame of one in a thousand networks costs no call of its own.
+ *
  * **Runs.** What is read at once is mostly of few flows: a frame that continues the flow of the one before it
  * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
  *
@@ -42,7 +45,7 @@ import {
   type Way,
   Work,
 } from "./counters.ts";
-import type { Underlay } from "./device.ts";
+import type { Taps, Underlay } from "./device.ts";
 import { ADDED, EVICTED, type Fdb, type Learnt, MOVED, REFUSED, SEEN } from "./fdb.ts";
 import type { Mirror } from "./mirror.ts";
 import type { Network } from "./network.ts";
@@ -70,9 +73,11 @@ export class Dataplane {
   readonly #remotes: Remotes;
   readonly #counters: Counters;
   readonly #traffic: Traffic;
+  readonly #taps: Taps;
   readonly #underlay: Underlay;
   /** By VNI. */
   readonly #networks = new Map<number, Network>();
+  readonly #byIndex: (Network | undefined)[] = [];
   readonly #strict: boolean;
   readonly #flowSeed: number;
   /** Of the inner TOS, what the outer one takes over; and what is added to that. */
@@ -101,6 +106,7 @@ export class Dataplane {
     remotes: Remotes;
     counters: Counters;
     traffic: Traffic;
+    taps: Taps;
     underlay: Underlay;
     /** Drop datagrams with reserved bits set, as Linux does, instead of ignoring the bits. */
     strict: boolean;
@@ -112,6 +118,7 @@ export class Dataplane {
     this.#remotes = options.remotes;
     this.#counters = options.counters;
     this.#traffic = options.traffic;
+    this.#taps = options.taps;
     this.#underlay = options.underlay;
     this.#strict = options.strict;
     this.#flowSeed = options.flowSeed;
@@ -122,27 +129,24 @@ export class Dataplane {
   /** From now on datagrams of this VNI are the network's. */
   add(network: Network): void {
     this.#networks.set(network.vni, network);
+    this.#byIndex[network.index] = network;
   }
 
   /** Neither learns nor delivers for this network any more. */
   remove(network: Network): void {
     this.#networks.delete(network.vni);
+    this.#byIndex[network.index] = undefined;
   }
 
-  /** Takes what waits on a network's TAP to the underlay. */
-  encap(network: Network): void {
+  /** Takes what waits on the TAPs to the underlay. */
+  encap(): void {
     for (let burst = 0; burst < BURSTS; burst++) {
-      const rows = network.tap.read(this.#batch);
+      const rows = this.#taps.read(this.#batch);
       if (rows === 0) return;
       this.#answered = NO_ROW;
-      this.#decided = -1;
       this.#countRead(rows);
-      if (this.#mirror === undefined) {
-        for (let row = 0; row < rows; row++) this.#encapFrame(network, row);
-      } else {
-        this.#mirrorEncap(network, rows, this.#mirror);
-      }
-      this.#send(network);
+      this.#encapBurst(rows);
+      this.#send();
       this.#mirror?.publish();
     }
   }
@@ -202,6 +206,22 @@ export class Dataplane {
     if (superFrames === 0) return;
     this.#counters.add(NO_NETWORK, Work.superFrames, superFrames);
     this.#counters.add(NO_NETWORK, Work.segments, segments);
+  }
+
+  #encapBurst(rows: number): void {
+    const { inTap } = this.#batch;
+    const mirror = this.#mirror;
+    let tap = NO_NETWORK;
+    let network: Network | undefined;
+    for (let row = 0; row < rows; row++) {
+      if (inTap[row] !== tap) {
+        tap = inTap[row]!;
+        network = this.#byIndex[tap];
+        this.#decided = -1;
+      }
+      mirror?.fromTap(this.#batch, row, network!);
+      this.#encapFrame(network!, row);
+    }
   }
 
   #encapFrame(network: Network, row: number): void {
@@ -274,36 +294,35 @@ export class Dataplane {
       this.#tellTooBig(network, row, remote);
       return;
     }
-    if (this.#out === OUT_ROWS) this.#send(network);
+    if (this.#out === OUT_ROWS) this.#send();
     const out = this.#out++;
     batch.outOffset[out] = batch.inOffset[row]! - vxlan.HEADER;
     batch.outLength[out] = batch.inLength[row]! + vxlan.HEADER;
     batch.outRow[out] = row;
+    batch.outTap[out] = network.index;
     batch.outRemote[out] = remote;
     batch.outHash[out] = hash;
     batch.outTos[out] = tos;
   }
 
-  #send(network: Network): void {
+  #send(): void {
     if (this.#out === 0) return;
     const failed = this.#underlay.send(this.#batch, this.#out);
-    const bytes = this.#countWritten(network, TO_REMOTE, vxlan.HEADER, failed);
-    this.#counters.add(network.index, Counter.encapFrames, this.#out - failed);
-    this.#counters.add(network.index, Counter.encapBytes, bytes);
-    if (failed > 0) this.#tellOfFailed(network);
+    this.#countWritten(TO_REMOTE, vxlan.HEADER, failed);
+    if (failed > 0) this.#tellOfFailed();
     this.#mirror?.sent(this.#batch, this.#out, failed);
     this.#out = 0;
   }
 
   /** What the underlay refused for its length, it has learned from. */
-  #tellOfFailed(network: Network): void {
-    const { outError, outRow, outRemote } = this.#batch;
+  #tellOfFailed(): void {
+    const { outError, outRow, outRemote, outTap } = this.#batch;
     for (let out = 0; out < this.#out; out++) {
       if (dropOfErrno(outError[out]!) !== Drop.PKT_TOO_BIG) continue;
       const row = outRow[out]!;
       const remote = outRemote[out]!;
       if (this.#remotes.pathMtu(remote) === 0 || !this.#isTooBig(row, remote)) continue;
-      this.#tellTooBig(network, row, remote);
+      this.#tellTooBig(this.#byIndex[outTap[out]!]!, row, remote);
     }
   }
 
@@ -359,30 +378,26 @@ export class Dataplane {
 
   #decapBurst(rows: number): void {
     const { inFlags, inAddress } = this.#batch;
-    let filling: Network | undefined;
     for (let row = 0; row < rows; row++) {
       if ((inFlags[row]! & TRUNCATED) !== 0) {
         this.#counters.add(NO_NETWORK, Drop.PKT_TOO_BIG, this.#datagramsIn(row));
         continue;
       }
-      const remote = this.#remotes.find(inAddress, row * ADDRESS_WORDS);
-      filling = this.#decapRow(row, remote, filling);
+      this.#decapRow(row, this.#remotes.find(inAddress, row * ADDRESS_WORDS));
     }
-    if (filling !== undefined) this.#deliver(filling);
+    this.#deliver();
   }
 
   /**
    * A row is one datagram, or a train of them, and a train is mostly one flow: a datagram that begins
-   * like the one before it, up to the MACs, has the same fate. Out rows are filled for one network at a
-   * time; returns which, given the one they were filled for so far.
+   * like the one before it, up to the MACs, has the same fate. Returns the network that the last one went to.
    */
-  #decapRow(row: number, remote: number, filling: Network | undefined): Network | undefined {
+  #decapRow(row: number, remote: number): Network | undefined {
     const { inOffset, inLength, inSegment, inTos, view } = this.#batch;
     const ecn = ecnOf(inTos[row]!);
     const end = inOffset[row]! + inLength[row]!;
     const segment = inSegment[row]!;
     let offset = inOffset[row]!;
-    let current = filling;
     let network: Network | undefined;
     let decided = -1;
     do {
@@ -393,26 +408,22 @@ export class Dataplane {
         decided = network === undefined || vxlan.hasReservedBits(view, offset) ? -1 : offset;
       }
       if (network !== undefined && this.#heedEcn(network, offset, length, ecn)) {
-        if (current !== undefined && (network !== current || this.#out === OUT_ROWS)) {
-          this.#deliver(current);
-        }
         if (network.clampMtu !== 0) {
           const mtu = this.#clampMtu(network, remote);
           tcp.clampMss(view, offset + vxlan.HEADER, length - vxlan.HEADER, mtu, false);
         }
         if (network.vlan === 0) {
-          this.#toTap(offset + vxlan.HEADER, length - vxlan.HEADER, remote);
+          this.#toTap(network, offset + vxlan.HEADER, length - vxlan.HEADER, remote);
         } else {
           const frame = offset + vxlan.HEADER - ethernet.TAG;
           ethernet.addTag(view, frame, network.vlan);
-          this.#toTap(frame, offset + length - frame, remote);
+          this.#toTap(network, frame, offset + length - frame, remote);
           decided = -1; // its VNI was written over
         }
-        current = network;
       }
       offset += segment;
     } while (offset < end);
-    return current;
+    return network;
   }
 
   /** One, also when it is empty, or those of a train. */
@@ -468,18 +479,19 @@ export class Dataplane {
     return false;
   }
 
-  #toTap(offset: number, length: number, remote: number): void {
+  #toTap(network: Network, offset: number, length: number, remote: number): void {
+    if (this.#out === OUT_ROWS) this.#deliver();
     const out = this.#out++;
     this.#batch.outOffset[out] = offset;
     this.#batch.outLength[out] = length;
+    this.#batch.outTap[out] = network.index;
     this.#batch.outRemote[out] = remote; // who it came from
   }
 
-  #deliver(network: Network): void {
-    const failed = network.tap.write(this.#batch, 0, this.#out);
-    const bytes = this.#countWritten(network, FROM_REMOTE, 0, failed);
-    this.#counters.add(network.index, Counter.decapFrames, this.#out - failed);
-    this.#counters.add(network.index, Counter.decapBytes, bytes);
+  #deliver(): void {
+    if (this.#out === 0) return;
+    const failed = this.#taps.write(this.#batch, this.#out);
+    this.#countWritten(FROM_REMOTE, 0, failed);
     this.#mirror?.written(this.#batch, this.#out, failed);
     this.#out = 0;
   }
@@ -504,32 +516,39 @@ export class Dataplane {
   }
 
   /**
-   * Counts the out rows that were written by remote, which a run of them has in common, and those that
-   * were not by their reason. Returns the bytes of the former's frames, each behind a header.
+   * Counts the out rows that were written by network and remote, which a run of them has in common, and
+   * those that were not by their reason; of the former the bytes of their frames, each behind a header.
    */
-  #countWritten(network: Network, way: Way, header: number, failed: number): number {
-    const { outLength, outError, outRemote } = this.#batch;
-    let bytes = 0;
+  #countWritten(way: Way, header: number, failed: number): void {
+    const { outLength, outError, outRemote, outTap } = this.#batch;
+    let network = outTap[0]!;
     let remote = outRemote[0]!;
-    let runFrames = 0;
-    let runBytes = 0;
+    let frames = 0;
+    let bytes = 0;
     for (let out = 0; out < this.#out; out++) {
       if (failed > 0 && outError[out] !== 0) {
-        this.#counters.add(network.index, dropOfErrno(outError[out]!), 1);
+        this.#counters.add(outTap[out]!, dropOfErrno(outError[out]!), 1);
         continue;
       }
-      if (outRemote[out] !== remote) {
-        this.#traffic.add(remote, way, runFrames, runBytes);
-        bytes += runBytes;
+      if (outRemote[out] !== remote || outTap[out] !== network) {
+        this.#countRun(way, network, remote, frames, bytes);
+        network = outTap[out]!;
         remote = outRemote[out]!;
-        runFrames = 0;
-        runBytes = 0;
+        frames = 0;
+        bytes = 0;
       }
-      runFrames++;
-      runBytes += outLength[out]! - header;
+      frames++;
+      bytes += outLength[out]! - header;
     }
-    this.#traffic.add(remote, way, runFrames, runBytes);
-    return bytes + runBytes;
+    this.#countRun(way, network, remote, frames, bytes);
+  }
+
+  #countRun(way: Way, network: number, remote: number, frames: number, bytes: number): void {
+    if (frames === 0) return;
+    this.#traffic.add(remote, way, frames, bytes);
+    const out = way === TO_REMOTE;
+    this.#counters.add(network, out ? Counter.encapFrames : Counter.decapFrames, frames);
+    this.#counters.add(network, out ? Counter.encapBytes : Counter.decapBytes, bytes);
   }
 
   #refuse(network: number, reason: number): undefined {
@@ -544,22 +563,14 @@ export class Dataplane {
 
   // captured
 
-  #mirrorEncap(network: Network, rows: number, mirror: Mirror): void {
-    for (let row = 0; row < rows; row++) {
-      mirror.fromTap(this.#batch, row, network);
-      this.#encapFrame(network, row);
-    }
-  }
-
   #mirrorDecap(rows: number, mirror: Mirror): void {
-    let filling: Network | undefined;
-    for (let row = 0; row < rows; row++) filling = this.#mirrorDecapRow(row, filling, mirror);
-    if (filling !== undefined) this.#deliver(filling);
+    for (let row = 0; row < rows; row++) this.#mirrorDecapRow(row, mirror);
+    this.#deliver();
     mirror.publish();
   }
 
   /** As `#decapRow`, each datagram as a row of its own; of a row that is truncated, too. */
-  #mirrorDecapRow(row: number, filling: Network | undefined, mirror: Mirror): Network | undefined {
+  #mirrorDecapRow(row: number, mirror: Mirror): void {
     const batch = this.#batch;
     const { inOffset, inLength, inSegment, inFlags } = batch;
     const begin = inOffset[row]!;
@@ -567,13 +578,11 @@ export class Dataplane {
     const segment = inSegment[row]!;
     const isTruncated = (inFlags[row]! & TRUNCATED) !== 0;
     const remote = isTruncated ? LOCAL : this.#remotes.find(batch.inAddress, row * ADDRESS_WORDS);
-    let current = filling;
     let offset = begin;
     do {
       const length = Math.min(segment, begin + all - offset);
       if (mirror.isFull) {
-        if (current !== undefined) this.#deliver(current);
-        current = undefined;
+        this.#deliver();
         mirror.publish();
       }
       mirror.fromUnderlay(batch, row, offset, length);
@@ -583,15 +592,14 @@ export class Dataplane {
         inOffset[row] = offset;
         inLength[row] = length;
         inSegment[row] = length;
-        current = this.#decapRow(row, remote, current);
-        if (!mirror.isDropped) mirror.accept(current!, this.#out - 1);
+        const network = this.#decapRow(row, remote);
+        if (!mirror.isDropped) mirror.accept(network!, this.#out - 1);
       }
       offset += segment;
     } while (offset < begin + all);
     inOffset[row] = begin;
     inLength[row] = all;
     inSegment[row] = segment;
-    return current;
   }
 }
 

@@ -1,20 +1,19 @@
 /**
- * The two ports of a VTEP, as the dataplane sees them. Several implementations of each live in
+ * The two sides of a VTEP, as the dataplane sees them. Several implementations of each live in
  * `device/`; one conformance suite runs on all of them. What one cannot do is a declared
  * capability, never a special case in the dataplane.
  *
  * Neither interface ever waits, and nothing here throws once it is open: what could not be written
- * is counted by the caller from `outError`, and the loss of the device itself is told once, to
- * `onLost`.
+ * is counted by the caller from `outError`, and the loss of a device is told once, to `onLost`.
  */
 import type { Batch } from "./batch.ts";
 import type { VtepError } from "./errors.ts";
 
-/** What both ports tell their owner. */
+/** What an underlay tells its owner. */
 export interface Watch {
   /** Something can be read. Called again, from the event loop, as long as that is so. */
   onReadable(): void;
-  /** The device is gone for good (its interface was deleted, say). Called at most once. */
+  /** The device is gone for good. Called at most once. */
   onLost(error: VtepError): void;
   /**
    * An underlay that learns only later what became of a datagram: it was not sent, because of this
@@ -27,18 +26,38 @@ export interface Watch {
 export interface Tap {
   readonly name: string;
   /**
-   * Reads frames to the batch's in rows (inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, the rows are used up, or the slab could not hold another frame of full size.
-   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
-   */
-  read(batch: Batch): number;
-  /**
    * Writes the frames of out rows `first` to `end` − 1 (outOffset, outLength) in that order, and
    * sets outError of each. Returns how many failed. The slab may be reused when it returns.
    */
   write(batch: Batch, first: number, end: number): number;
-  watch(watch: Watch): void;
-  /** Removes the interface, unless it is persistent. A second call does nothing. */
+  /** Removes the interface, unless it is persistent, and leaves its `Taps`. A second call does nothing. */
+  close(): void;
+}
+
+/** The TAPs of a thread as one, so that it costs no more to wait for a thousand than for one. */
+export interface Taps<T extends Tap = Tap> {
+  /**
+   * A TAP joins, by the index of its network. `onLost` is called at most once: when the device is gone for good
+   * (its interface was deleted, say), after which the TAP has left.
+   */
+  add(index: number, tap: T, onLost: (error: VtepError) => void): void;
+  /** It leaves: nothing is read from it or written to it, and nothing told of it, any more. */
+  remove(index: number): void;
+  /**
+   * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
+   * nothing waits, the rows are used up, or the slab could not hold another frame of full size. One TAP's
+   * frames are in their order, and none is asked again before all that are readable were.
+   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
+   */
+  read(batch: Batch): number;
+  /**
+   * Writes the frames of out rows 0 to `count` − 1 (outTap, outOffset, outLength) in that order, and sets
+   * outError of each. Returns how many failed. The slab may be reused when it returns.
+   */
+  write(batch: Batch, count: number): number;
+  /** `onReadable` is called, from the event loop, as long as something can be read. */
+  watch(onReadable: () => void): void;
+  /** TAPs leave, and stay open. A second call does nothing. */
   close(): void;
 }
 

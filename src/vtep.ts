@@ -7,7 +7,7 @@ import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
-import { demotions, NativeTap, steeringFault } from "./device/tap.ts";
+import { demotions, NativeTap, NativeTaps, steeringFault } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
@@ -104,6 +104,7 @@ export class Vtep {
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
   readonly #remotes: Remotes;
+  readonly #taps: NativeTaps;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
   readonly #counters: Counters;
@@ -148,11 +149,13 @@ export class Vtep {
     this.#underlay = underlay;
     this.#counters = new Counters(plan.counters, plan.workers, worker);
     this.#remotes = remotes;
+    this.#taps = new NativeTaps(plan.busyPollUs);
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
       counters: this.#counters,
       traffic: new Traffic(plan.traffic, plan.workers, worker),
+      taps: this.#taps,
       underlay,
       strict: plan.strict,
       flowSeed: plan.flowSeed,
@@ -191,18 +194,17 @@ export class Vtep {
       onLost: (error) => onLost(error),
     });
     this.#onLost = onLost;
-    for (const { network } of this.#networks.values()) this.#watch(network);
+    this.#taps.watch(() => dataplane.encap());
   }
 
   /** Opens a queue of a network's TAP and joins it to what is forwarded. Throws VtepError. */
   add(own: NetworkPlan): void {
-    const { offloads, busyPollUs, workers, keptOnly } = this.#plan;
+    const { offloads, workers, keptOnly } = this.#plan;
     const whole = this.opened.capabilities.cutsSuperFrames;
     const { tso, uso } = offloads;
     const tap = new NativeTap({
       name: own.tap,
       offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
-      busyPollUs,
       multiQueue: workers > 1,
       fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
       keptOnly,
@@ -213,7 +215,7 @@ export class Vtep {
     this.#networks.set(own.index, { network, tap });
     this.#demotions = undefined;
     this.#dataplane.add(network);
-    if (this.#onLost !== undefined) this.#watch(network);
+    this.#taps.add(own.index, tap, (error) => this.#onLost?.(error, own.index));
   }
 
   /** Gives a network other settings, from the next burst on. */
@@ -225,7 +227,7 @@ export class Vtep {
   retire(index: number): void {
     const open = this.#networks.get(index);
     if (open === undefined) return;
-    open.tap.unwatch();
+    this.#taps.remove(index);
     this.#dataplane.remove(open.network);
   }
 
@@ -261,14 +263,9 @@ export class Vtep {
 
   close(): void {
     clearInterval(this.#ticking);
+    this.#taps.close();
     for (const { tap } of this.#networks.values()) tap.close();
     this.#underlay.close();
-  }
-
-  #watch(network: Network): void {
-    const onReadable = () => this.#dataplane.encap(network);
-    const onLost = this.#onLost!;
-    network.tap.watch({ onReadable, onLost: (error) => onLost(error, network.index) });
   }
 
   #offloads(): Offloads {

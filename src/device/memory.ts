@@ -5,6 +5,8 @@
  *     const wire = new MemoryWire();
  *     const tap = new MemoryTap({ wire, name: "vtep7" });
  *     const underlay = new MemoryUnderlay({ wire, local4: "192.0.2.1", port: 4789, remotes, … });
+ *     const taps = new MemoryTaps();
+ *     taps.add(1, tap, onLost);
  *     …                       // a dataplane on the two, and more of them on the same wire
  *     tap.transmit(frame);    // the host sends a frame
  *     wire.run();             // until nothing waits anywhere
@@ -23,7 +25,7 @@
  */
 import { constants, endianness } from "node:os";
 import { ADDRESS_WORDS, type Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED } from "../batch.ts";
-import type { Capabilities, Tap, Underlay, Watch } from "../device.ts";
+import type { Capabilities, Tap, Taps, Underlay, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import { addressWords, canonicalAddress, REMOTE_WORDS, type Remotes } from "../remotes.ts";
 
@@ -201,13 +203,14 @@ export class MemoryTap implements Tap {
 
   // ---- the VTEP's side
 
-  read(batch: Batch): number {
-    this.#assertOpen();
+  /** @internal Reads frames to in rows `first` and after, for `MemoryTaps`; the first row behind them. */
+  read(batch: Batch, index: number, first: number): number {
     const queue = this.#port.queue;
-    let rows = 0;
-    let offset = HEADROOM;
+    let rows = first;
+    let offset = first === 0 ? HEADROOM : offsetAfter(batch, first - 1);
     while (queue.rows > 0 && rows < IN_ROWS && offset + LARGEST_FRAME <= SLAB_BYTES) {
       const length = queue.oldestLength;
+      batch.inTap[rows] = index;
       batch.inOffset[rows] = offset;
       batch.inLength[rows] = length;
       batch.inSegment[rows] = length;
@@ -217,7 +220,7 @@ export class MemoryTap implements Tap {
         const value = this.#words[word]!;
         batch.inVnet.setInt32(rows * WORD_BYTES + word * 4, value, LITTLE_ENDIAN);
       }
-      offset = ((offset + length + 7) & ~7) + HEADROOM;
+      offset = offsetAfter(batch, rows);
       rows++;
     }
     return rows;
@@ -241,8 +244,13 @@ export class MemoryTap implements Tap {
     return this.#received.push(batch.slab, offset, length, NO_WORDS) ? 0 : EAGAIN;
   }
 
-  watch(watch: Watch): void {
-    this.#assertOpen();
+  /** @internal */
+  get isClosed(): boolean {
+    return this.#state === "closed";
+  }
+
+  /** @internal For `MemoryTaps`. */
+  watch(watch: Watch | undefined): void {
     this.#port.watch = watch;
   }
 
@@ -261,6 +269,68 @@ export class MemoryTap implements Tap {
     if (this.#state === "closed") {
       throw new VtepError("CLOSED", `TAP ${this.name} was closed: open another one`);
     }
+  }
+}
+
+/** Where the frame behind that of a row begins. */
+function offsetAfter(batch: Batch, row: number): number {
+  return ((batch.inOffset[row]! + batch.inLength[row]! + 7) & ~7) + HEADROOM;
+}
+
+export class MemoryTaps implements Taps<MemoryTap> {
+  /** By index. */
+  readonly #members = new Map<number, MemoryTap>();
+  readonly #onLost = new Map<number, (error: VtepError) => void>();
+  #onReadable: (() => void) | undefined;
+
+  add(index: number, tap: MemoryTap, onLost: (error: VtepError) => void): void {
+    this.#members.set(index, tap);
+    this.#onLost.set(index, onLost);
+    if (this.#onReadable !== undefined) this.#watch(index, tap);
+  }
+
+  remove(index: number): void {
+    this.#members.get(index)?.watch(undefined);
+    this.#members.delete(index);
+    this.#onLost.delete(index);
+  }
+
+  read(batch: Batch): number {
+    let rows = 0;
+    for (const [index, tap] of this.#members) rows = tap.read(batch, index, rows);
+    return rows;
+  }
+
+  write(batch: Batch, count: number): number {
+    let failed = 0;
+    for (let row = 0; row < count; row++) {
+      const tap = this.#members.get(batch.outTap[row]!);
+      if (tap === undefined || tap.isClosed) {
+        batch.outError[row] = ENODEV;
+        failed++;
+      } else {
+        failed += tap.write(batch, row, row + 1);
+      }
+    }
+    return failed;
+  }
+
+  watch(onReadable: () => void): void {
+    this.#onReadable = onReadable;
+    for (const [index, tap] of this.#members) this.#watch(index, tap);
+  }
+
+  close(): void {
+    for (const index of [...this.#members.keys()]) this.remove(index);
+  }
+
+  #watch(index: number, tap: MemoryTap): void {
+    const onLost = (error: VtepError) => {
+      const tell = this.#onLost.get(index);
+      this.remove(index);
+      tell?.(error);
+    };
+    tap.watch({ onReadable: this.#onReadable!, onLost });
   }
 }
 

@@ -14,10 +14,14 @@ export interface BatchHandle {
   readonly columns?: never;
 }
 
-/** What TAP queue and UDP family have in common. */
+/** What has a descriptor: that, or −1 after close. */
 interface Port {
-  /** The descriptor, or −1 after close. */
   fd(): number;
+  close(): void;
+}
+
+/** What can be waited for. */
+interface WatchedPort extends Port {
   /**
    * Calls back with 0 whenever there is something to read, or once with a negative errno, after
    * which there is silence (libuv makes UV_EBADF of POLLERR). Keeps the event loop alive, and from
@@ -26,13 +30,10 @@ interface Port {
    */
   watch(onReadable: (status: number) => void, busyPollUs?: number): void;
   unwatch(): void;
-  close(): void;
 }
 
 export interface TapQueue extends Port {
   readonly name: string;
-  /** Rows read, 0 if nothing waits, or −errno. */
-  read(batch: BatchHandle): number;
   /** Rows that failed. */
   write(batch: BatchHandle, first: number, end: number): number;
   /** TUN_F_ bits. 0, or −errno: EINVAL when the kernel does not know one, or not without another. */
@@ -41,7 +42,17 @@ export interface TapQueue extends Port {
   coalesces(): { tcp: boolean; udp: boolean };
 }
 
-export interface UdpFamily extends Port {
+/** Queues of TAPs, each in a slot of its own, from 0 to 65535. */
+export interface TapQueues extends WatchedPort {
+  add(slot: number, tap: TapQueue): void;
+  remove(slot: number): void;
+  /** Rows read, 0 if nothing waits, or −errno of the queue in `inTap[0]`, which is of no use any more. */
+  read(batch: BatchHandle): number;
+  /** Rows that failed: ENODEV for want of a queue. */
+  write(batch: BatchHandle, count: number): number;
+}
+
+export interface UdpFamily extends WatchedPort {
   /** Rows received, 0 if nothing waits, or −errno. */
   receive(batch: BatchHandle): number;
   /** Rows sent, of those whose remote is of this family; other rows are left alone. */
@@ -90,6 +101,7 @@ export interface Addon {
   readonly layout: Readonly<Record<string, number>>;
   readonly Batch: new (columns: Int32Array, slab: Uint8Array) => BatchHandle;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
+  readonly Taps: new () => TapQueues;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
   /** How often the kernel has refused a kind of super-frame, to all TAPs of this process. */
   tapDemotions(): number;

@@ -1,5 +1,5 @@
 /**
- * One queue of a TAP device of this host.
+ * Queues of TAP devices of this host, and those of a thread as one.
  *
  * The device exists as long as a queue of it is open, unless something made it persistent before.
  * An interface that is down is no failure: nothing arrives, and writing to it sets EIO. One that was
@@ -10,9 +10,16 @@ import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
 import type { Batch } from "../batch.ts";
-import type { Offloads, Tap, Watch } from "../device.ts";
+import type { Offloads, Tap, Taps } from "../device.ts";
 import { VtepError } from "../errors.ts";
-import { addon, adopted, handleOf, isSystemError, type TapQueue } from "./native.ts";
+import {
+  addon,
+  adopted,
+  handleOf,
+  isSystemError,
+  type TapQueue,
+  type TapQueues,
+} from "./native.ts";
 
 /**
  * TUN_F_ bits of <linux/if_tun.h>: what the host may leave to us. Checksums alone; super-frames of TCP
@@ -29,16 +36,11 @@ const { ENODEV } = constants.errno;
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
 
-/** So many reads that fail, with no frame in between, are a loss. */
-const LAST_STRAW = 16;
-
 export interface NativeTapOptions {
   /** Name of the interface, 1 to 15 bytes. */
   name: string;
   /** What is wanted; by default all. */
   offloads?: Partial<TapOffloads>;
-  /** Microseconds for which the thread, once it was woken, asks for more before it sleeps; default 0. */
-  busyPollUs?: number;
   /** A queue of the device that was kept open; if it turns out to be none, another is opened. */
   fd?: number | undefined;
   /** Whether no other is opened then, or for want of one. */
@@ -49,14 +51,11 @@ export interface NativeTapOptions {
 
 export class NativeTap implements Tap {
   readonly name: string;
-  readonly #queue: TapQueue;
+  /** @internal */
+  readonly queue: TapQueue;
+  /** @internal */
+  isClosed = false;
   readonly #bits: number;
-  readonly #busyPollUs: number;
-  #watch: Watch | undefined;
-  #lost: VtepError | undefined;
-  #told = false;
-  #errors = 0;
-  #closed = false;
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
   constructor(options: NativeTapOptions) {
@@ -68,23 +67,22 @@ export class NativeTap implements Tap {
     checkName(name);
     const open = (fd: number) => new native.Tap({ name, fd, multiQueue, coalesceTcp, coalesceUdp });
     try {
-      this.#queue = adopted(options, open);
+      this.queue = adopted(options, open);
     } catch (error) {
       throw explain(error, name, multiQueue);
     }
-    this.name = this.#queue.name;
-    this.#busyPollUs = options.busyPollUs ?? 0;
-    this.#bits = agree(this.#queue, wanted);
+    this.name = this.queue.name;
+    this.#bits = agree(this.queue, wanted);
   }
 
   /** The descriptor of its queue. */
   get fd(): number {
-    return this.#queue.fd();
+    return this.queue.fd();
   }
 
   /** What is in use now. */
   offloads(): TapOffloads {
-    const { tcp, udp } = this.#queue.coalesces();
+    const { tcp, udp } = this.queue.coalesces();
     return {
       csum: (this.#bits & TUN_F_CSUM) !== 0,
       tso: (this.#bits & TUN_F_TSO) !== 0,
@@ -94,68 +92,93 @@ export class NativeTap implements Tap {
     };
   }
 
-  read(batch: Batch): number {
-    this.#assertOpen();
-    if (this.#lost !== undefined) return 0;
-    const rows = this.#queue.read(handleOf(batch));
-    if (rows > 0) this.#errors = 0;
-    if (rows >= 0) return rows;
-    // One frame that the kernel cannot express is lost and the next one may be well; but a device that
-    // does nothing else would be polled for ever.
-    if (isGone(-rows)) this.#lose();
-    else if (++this.#errors === LAST_STRAW) this.#lose(`cannot be read (errno ${-rows})`);
-    return 0;
-  }
-
   write(batch: Batch, first: number, end: number): number {
-    this.#assertOpen();
-    const failures = this.#queue.write(handleOf(batch), first, end);
-    if (failures > 0 && this.#lost === undefined && isGone(batch.outError[end - 1]!)) this.#lose();
-    return failures;
-  }
-
-  watch(watch: Watch): void {
-    this.#assertOpen();
-    this.#queue.unwatch();
-    this.#watch = watch;
-    if (this.#lost !== undefined) {
-      this.#tell();
-      return;
-    }
-    this.#queue.watch((status) => {
-      if (status < 0) this.#lose();
-      else watch.onReadable();
-    }, this.#busyPollUs);
-  }
-
-  /** Hears no more, of readiness or of loss. */
-  unwatch(): void {
-    this.#watch = undefined;
-    this.#queue.unwatch();
+    if (this.isClosed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
+    return this.queue.write(handleOf(batch), first, end);
   }
 
   close(): void {
-    this.#closed = true;
-    this.#watch = undefined;
-    this.#queue.close();
+    this.isClosed = true;
+    this.queue.close();
+  }
+}
+
+export class NativeTaps implements Taps<NativeTap> {
+  readonly #queues: TapQueues;
+  readonly #busyPollUs: number;
+  /** By index. */
+  readonly #members = new Map<number, Member>();
+
+  /** `busyPollUs`: for how long the thread, once it was woken, asks for more before it sleeps. */
+  constructor(busyPollUs = 0) {
+    this.#queues = new (addon().Taps)();
+    this.#busyPollUs = busyPollUs;
   }
 
-  #lose(what = "was deleted while in use"): void {
-    this.#queue.unwatch();
-    this.#lost = new VtepError("LOST", `interface ${this.name} ${what}`);
-    this.#tell();
+  add(index: number, tap: NativeTap, onLost: (error: VtepError) => void): void {
+    this.#queues.add(index, tap.queue);
+    this.#members.set(index, { tap, onLost });
   }
 
-  /** Once, and never from within read or write: the owner may well close everything. */
-  #tell(): void {
-    if (this.#told || this.#watch === undefined) return;
-    this.#told = true;
-    queueMicrotask(() => this.#watch?.onLost(this.#lost!));
+  remove(index: number): void {
+    this.#members.delete(index);
+    this.#queues.remove(index);
   }
 
-  #assertOpen(): void {
-    if (this.#closed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
+  read(batch: Batch): number {
+    const handle = handleOf(batch);
+    let rows = this.#queues.read(handle);
+    while (rows < 0) {
+      this.#lose(batch.inTap[0]!, -rows);
+      rows = this.#queues.read(handle);
+    }
+    return rows;
   }
+
+  write(batch: Batch, count: number): number {
+    const failures = this.#queues.write(handleOf(batch), count);
+    if (failures > 0) this.#loseThose(batch, count);
+    return failures;
+  }
+
+  watch(onReadable: () => void): void {
+    this.#queues.unwatch();
+    this.#queues.watch((status) => {
+      if (status < 0) throw new VtepError("SYSTEM", `TAPs cannot be waited for (errno ${-status})`);
+      onReadable();
+    }, this.#busyPollUs);
+  }
+
+  close(): void {
+    this.#members.clear();
+    this.#queues.close();
+  }
+
+  #loseThose({ outError, outTap }: Batch, count: number): void {
+    for (let row = 0; row < count; row++) {
+      if (isGone(outError[row]!)) this.#lose(outTap[row]!, outError[row]!);
+    }
+  }
+
+  /** Told of once, and never from within read or write: the owner may well close everything. */
+  #lose(index: number, errno: number): void {
+    const lost = this.#members.get(index);
+    if (lost === undefined) return;
+    this.#queues.remove(index);
+    const { tap, onLost } = lost;
+    const what = isGone(errno) ? "was deleted while in use" : `cannot be read (errno ${errno})`;
+    const error = new VtepError("LOST", `interface ${tap.name} ${what}`);
+    queueMicrotask(() => {
+      if (this.#members.get(index) !== lost) return;
+      this.#members.delete(index);
+      if (!tap.isClosed) onLost(error);
+    });
+  }
+}
+
+interface Member {
+  readonly tap: NativeTap;
+  readonly onLost: (error: VtepError) => void;
 }
 
 /** Changes when any TAP of this process does without an offload that it had. */

@@ -5,7 +5,7 @@ import { runInNewContext } from "node:vm";
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
 import { Batch, IN_ROWS } from "../../src/batch.ts";
-import { MemoryTap, MemoryUnderlay, MemoryWire } from "../../src/device/memory.ts";
+import { MemoryTap, MemoryTaps, MemoryUnderlay, MemoryWire } from "../../src/device/memory.ts";
 import { Remotes } from "../../src/remotes.ts";
 import { until } from "../lab/until.ts";
 
@@ -172,7 +172,7 @@ describe("a TAP in memory", () => {
       false,
     ]);
     expect(tap.dropped).toBe(2);
-    expect(tap.read(batch)).toBe(3);
+    expect(tap.read(batch, 1, 0)).toBe(3);
     for (let row = 0; row < 5; row++) batch.outLength[row] = 60;
     expect(tap.write(batch, 0, 5)).toBe(2);
     expect([...batch.outError.subarray(0, 5)]).toEqual([0, 0, 0, EAGAIN, EAGAIN]);
@@ -187,7 +187,7 @@ describe("a TAP in memory", () => {
     const vnet = { flags: 1, gsoType: 4, hdrLen: 66, gsoSize: 1386, csumStart: 34, csumOffset: 16 };
     tap.transmit(new Uint8Array(60));
     tap.transmit(new Uint8Array(60), vnet);
-    expect(tap.read(batch)).toBe(2);
+    expect(tap.read(batch, 1, 0)).toBe(2);
     const at = batch.inVnet.byteOffset;
     expect([...new Uint16Array(batch.inVnet.buffer, at, 5)]).toEqual([0, 0, 0, 0, 0]);
     expect([...new Uint16Array(batch.inVnet.buffer, at + 16, 5)]).toEqual([
@@ -226,7 +226,7 @@ describe("a TAP in memory", () => {
         // A ring that keeps its rows whole may refuse early, but not by much more than a row.
         const bytes = held.reduce((sum, { length }) => sum + length, 0);
         if (held.length < 1000) expect(bytes).toBeGreaterThan(1024 * 1024 - 2 * 65_549);
-        const rows = tap.read(batch);
+        const rows = tap.read(batch, 1, 0);
         expect(rows).toBeGreaterThan(0);
         for (const [row, frame] of held.splice(0, rows).entries()) {
           const start = batch.inOffset[row]!;
@@ -247,18 +247,17 @@ test("a frame's way through TAP, wire and TAP allocates nothing", async () => {
   const [from, to] = ["a", "b"].map((name) => new MemoryTap({ wire, name }));
   const batch = new Batch();
   const remote = remotes.add("192.0.2.2", PORT);
-  from!.watch({
-    onReadable() {
-      const rows = from!.read(batch);
-      for (let row = 0; row < rows; row++) {
-        batch.outOffset[row] = batch.inOffset[row]! - 8;
-        batch.outLength[row] = batch.inLength[row]! + 8;
-        batch.outRow[row] = row;
-        batch.outRemote[row] = remote;
-      }
-      here.send(batch, rows);
-    },
-    onLost() {},
+  const taps = new MemoryTaps();
+  taps.add(1, from!, () => undefined);
+  taps.watch(() => {
+    const rows = taps.read(batch);
+    for (let row = 0; row < rows; row++) {
+      batch.outOffset[row] = batch.inOffset[row]! - 8;
+      batch.outLength[row] = batch.inLength[row]! + 8;
+      batch.outRow[row] = row;
+      batch.outRemote[row] = remote;
+    }
+    here.send(batch, rows);
   });
   there.watch({
     onReadable() {

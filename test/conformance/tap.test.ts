@@ -23,9 +23,9 @@ import {
   VNET_NEEDS_CSUM,
   VNET_WORDS,
 } from "../../src/batch.ts";
-import { MemoryTap, MemoryWire } from "../../src/device/memory.ts";
-import { NativeTap } from "../../src/device/tap.ts";
-import type { Tap } from "../../src/device.ts";
+import { MemoryTap, MemoryTaps, MemoryWire } from "../../src/device/memory.ts";
+import { NativeTap, NativeTaps } from "../../src/device/tap.ts";
+import type { Tap, Taps } from "../../src/device.ts";
 import type { VtepError } from "../../src/errors.ts";
 import { until } from "../lab/until.ts";
 
@@ -33,9 +33,16 @@ import { until } from "../lab/until.ts";
 const ETHERTYPE = [0x88, 0xb5];
 const ETHERNET_HEADER = 14;
 
+/** Of the TAP among its taps. */
+const INDEX = 7;
+
 /** What it takes to run the suite on one implementation. */
 interface Rig {
+  /** Some whose only member it is, by INDEX. */
+  readonly taps: Taps;
   readonly tap: Tap;
+  /** Hears of the loss of it. */
+  onLost: (error: VtepError) => void;
   /** The host sends frames through the interface. */
   transmit(frames: Uint8Array[]): void;
   /** What the host has got through the interface since it was asked last. */
@@ -58,6 +65,17 @@ function ip(...commands: string[]): void {
   });
 }
 
+/** A rig whose TAP has joined its taps, and whose loss nobody expects yet. */
+function joined<T extends Tap>(rig: Omit<Rig, "onLost"> & { tap: T; taps: Taps<T> }): Rig {
+  const all: Rig = { ...rig, onLost: unexpected };
+  rig.taps.add(INDEX, rig.tap, (error) => all.onLost(error));
+  return all;
+}
+
+function unexpected(error: VtepError): void {
+  throw error;
+}
+
 let nextName = 0;
 
 const rigs: Record<string, (mtu: number) => Rig> = {
@@ -66,6 +84,8 @@ const rigs: Record<string, (mtu: number) => Rig> = {
     const [near, far, bridge] = [`vtn${suffix}`, `vtf${suffix}`, `vtb${suffix}`];
     const tap = new NativeTap({ name: near });
     const other = new NativeTap({ name: far });
+    const taps = new NativeTaps();
+    const others = new NativeTaps();
     ip(`link add ${bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0`);
     for (const name of [near, far, bridge]) {
       // The host would greet its IPv6 neighbours through them.
@@ -77,8 +97,10 @@ const rigs: Record<string, (mtu: number) => Rig> = {
       `link set ${bridge} up`,
     );
     const batch = new Batch();
-    return {
+    others.add(INDEX, other, unexpected);
+    return joined({
       tap,
+      taps,
       transmit: (frames) => {
         for (let first = 0; first < frames.length; first += 60) {
           const burst = new Burst(frames.slice(first, first + 60));
@@ -87,7 +109,7 @@ const rigs: Record<string, (mtu: number) => Rig> = {
       },
       received: () => {
         const frames: Uint8Array[] = [];
-        for (let rows = other.read(batch); rows > 0; rows = other.read(batch)) {
+        for (let rows = others.read(batch); rows > 0; rows = others.read(batch)) {
           for (let row = 0; row < rows; row++) frames.push(frameOf(batch, row));
         }
         return frames;
@@ -116,17 +138,21 @@ const rigs: Record<string, (mtu: number) => Rig> = {
       exists: () => interfaces().includes(near),
       turn: () => {},
       close: () => {
+        taps.close();
         tap.close();
+        others.close();
         other.close();
         ip(`link delete ${bridge}`);
       },
-    };
+    });
   },
   memory: () => {
     const wire = new MemoryWire();
     const tap = new MemoryTap({ wire, name: "vtep7" });
-    return {
+    const taps = new MemoryTaps();
+    return joined({
       tap,
+      taps,
       transmit: (frames) => {
         for (const frame of frames) tap.transmit(frame);
       },
@@ -142,8 +168,11 @@ const rigs: Record<string, (mtu: number) => Rig> = {
       lose: () => tap.lose(),
       exists: () => !isClosed(tap),
       turn: () => wire.turn(),
-      close: () => tap.close(),
-    };
+      close: () => {
+        taps.close();
+        tap.close();
+      },
+    });
   },
 };
 
@@ -154,7 +183,7 @@ function interfaces(): string[] {
 
 function isClosed(tap: Tap): boolean {
   try {
-    return tap.read(new Batch()) < 0;
+    return tap.write(new Batch(), 0, 0) < 0;
   } catch {
     return true;
   }
@@ -182,6 +211,14 @@ class Burst {
   /** Writes all frames, and overwrites the slab at once, as the dataplane's next read would. */
   write(tap: Tap): number {
     const failed = tap.write(this.batch, 0, this.rows);
+    this.batch.slab.fill(0xee);
+    return failed;
+  }
+
+  /** The same by way of taps. */
+  writeTogether(taps: Taps): number {
+    this.batch.outTap.fill(INDEX, 0, this.rows);
+    const failed = taps.write(this.batch, this.rows);
     this.batch.slab.fill(0xee);
     return failed;
   }
@@ -259,7 +296,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
     const frames: Uint8Array[] = [];
     const reads: number[] = [];
     await eventually(`${count} frames`, () => {
-      const rows = rig.tap.read(batch);
+      const rows = rig.taps.read(batch);
       if (rows > 0) reads.push(rows);
       for (let row = 0; row < rows; row++) frames.push(frameOf(batch, row));
       return frames.length >= count;
@@ -278,10 +315,10 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
 
   describe("reads", () => {
     test("nothing while nothing waits", async () => {
-      expect(rig.tap.read(batch)).toBe(0);
+      expect(rig.taps.read(batch)).toBe(0);
       rig.transmit([frame(100, 1)]);
       await read(1);
-      expect(rig.tap.read(batch)).toBe(0);
+      expect(rig.taps.read(batch)).toBe(0);
     });
 
     test("frames in their order, without a virtio_net_hdr that says anything", async () => {
@@ -289,7 +326,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       rig.transmit(sent);
       let got = 0;
       await eventually("50 frames", () => {
-        const rows = rig.tap.read(batch);
+        const rows = rig.taps.read(batch);
         for (let row = 0; row < rows; row++, got++) {
           expect(hex(frameOf(batch, row))).toBe(hex(sent[got]!));
           expect(vnetOf(batch, row)).toEqual({ flags: 0, gso: 0, fields: [0, 0, 0, 0] });
@@ -333,7 +370,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       rig.transmit(sent);
       let rows = 0;
       await eventually("frames", () => {
-        rows = rig.tap.read(batch);
+        rows = rig.taps.read(batch);
         return rows > 0;
       });
       for (let row = 0; row < rows; row++) {
@@ -352,7 +389,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       await rig.transmitPartial(payload);
       let row = -1;
       await eventually("the datagram", () => {
-        const rows = rig.tap.read(batch);
+        const rows = rig.taps.read(batch);
         for (let each = 0; each < rows; each++) {
           if (hex(frameOf(batch, each)).endsWith(hex(payload))) row = each;
         }
@@ -376,7 +413,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
     test("what its queue had room for, and goes on after it was full", async () => {
       rig.transmit(Array.from({ length: 1500 }, (_, seed) => frame(60, seed)));
       const { frames } = await read(IN_ROWS);
-      for (let rows = rig.tap.read(batch); rows > 0; rows = rig.tap.read(batch)) {
+      for (let rows = rig.taps.read(batch); rows > 0; rows = rig.taps.read(batch)) {
         for (let row = 0; row < rows; row++) frames.push(frameOf(batch, row));
       }
       expect(frames.length).toBeLessThan(1500);
@@ -391,15 +428,10 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
     test("again and again as long as something waits", async () => {
       let calls = 0;
       let got = 0;
-      rig.tap.watch({
-        onReadable() {
-          calls++;
-          if (calls <= 3) return;
-          for (let rows = rig.tap.read(batch); rows > 0; rows = rig.tap.read(batch)) got += rows;
-        },
-        onLost(error) {
-          throw error;
-        },
+      rig.taps.watch(() => {
+        calls++;
+        if (calls <= 3) return;
+        for (let rows = rig.taps.read(batch); rows > 0; rows = rig.taps.read(batch)) got += rows;
       });
       rig.transmit(Array.from({ length: 5 }, (_, seed) => frame(60, seed)));
       await eventually("5 frames", () => got === 5);
@@ -414,20 +446,18 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
 
     test("once that its interface was deleted", async () => {
       const errors: VtepError[] = [];
-      rig.tap.watch({
-        onReadable: () => {
-          rig.tap.read(batch);
-        },
-        onLost: (error) => {
-          errors.push(error);
-        },
+      rig.onLost = (error) => {
+        errors.push(error);
+      };
+      rig.taps.watch(() => {
+        rig.taps.read(batch);
       });
       rig.lose();
       await eventually("the loss", () => errors.length > 0);
       const burst = new Burst([frame(60, 1), frame(60, 2)]);
       expect(burst.write(rig.tap)).toBe(2);
       for (const error of burst.errors) expect(error).toBeGreaterThan(0);
-      expect(rig.tap.read(batch)).toBe(0);
+      expect(rig.taps.read(batch)).toBe(0);
       for (let round = 0; round < 5; round++) {
         await turn();
         rig.turn();
@@ -530,21 +560,19 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
     test("for good: everything else throws CLOSED", () => {
       rig.tap.close();
       const closed = expect.objectContaining({ name: "VtepError", code: "CLOSED" });
-      expect(() => rig.tap.read(batch)).toThrow(closed);
       expect(() => rig.tap.write(batch, 0, 0)).toThrow(closed);
-      expect(() => rig.tap.watch({ onReadable() {}, onLost() {} })).toThrow(closed);
+      expect(rig.taps.read(batch)).toBe(0);
+      expect(new Burst([frame(60, 1)]).writeTogether(rig.taps)).toBe(1);
     });
 
     test("in silence, also with frames waiting", async () => {
       let calls = 0;
       let lost = 0;
-      rig.tap.watch({
-        onReadable: () => {
-          calls++;
-        },
-        onLost: () => {
-          lost++;
-        },
+      rig.onLost = () => {
+        lost++;
+      };
+      rig.taps.watch(() => {
+        calls++;
       });
       rig.transmit([frame(60, 1), frame(60, 2)]);
       await eventually("readiness", () => calls > 0);
@@ -559,12 +587,9 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
 
     test("out of its own onReadable", async () => {
       let calls = 0;
-      rig.tap.watch({
-        onReadable: () => {
-          calls++;
-          rig.tap.close();
-        },
-        onLost() {},
+      rig.taps.watch(() => {
+        calls++;
+        rig.tap.close();
       });
       rig.transmit([frame(60, 1), frame(60, 2)]);
       await eventually("readiness", () => calls > 0);

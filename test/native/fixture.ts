@@ -7,6 +7,8 @@ import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { Batch } from "../../src/batch.ts";
 import type { UdpFamilyOptions } from "../../src/device/native.ts";
+import { type NativeTap, NativeTaps } from "../../src/device/tap.ts";
+import type { VtepError } from "../../src/errors.ts";
 import { Remotes } from "../../src/remotes.ts";
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -35,6 +37,22 @@ export async function receiver(address: string, port = 0): Promise<dgram.Socket>
 
 export function ip(...words: string[]): void {
   execFileSync("ip", words, { stdio: ["ignore", "ignore", "pipe"] });
+}
+
+/** The index of a TAP among taps of its own. */
+export const ALONE = 1;
+
+const taps = new WeakMap<NativeTap, NativeTaps>();
+
+/** Taps whose only member this TAP is: the same ones again. */
+export function alone(tap: NativeTap, onLost: (error: VtepError) => void = () => {}): NativeTaps {
+  let its = taps.get(tap);
+  if (its === undefined) {
+    its = new NativeTaps();
+    its.add(ALONE, tap, onLost);
+    taps.set(tap, its);
+  }
+  return its;
 }
 
 /** Open descriptors of this process. Reading the folder opens one itself, every time alike. */

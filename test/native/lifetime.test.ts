@@ -58,7 +58,7 @@ describe("10,000 times opened and closed", () => {
     expect(growth(200, () => new (addon().Tap)(options).close()).descriptors).toBe(0);
   });
 
-  it("a watch leaves nothing behind", { timeout: 120_000 }, async () => {
+  it("taps that are watched leave nothing behind", { timeout: 120_000 }, async () => {
     const options = {
       name: uniqueName(),
       fd: -1,
@@ -71,16 +71,24 @@ describe("10,000 times opened and closed", () => {
     for (let round = 0; round < 100; round++) {
       for (let i = 0; i < 100; i++) {
         const tap = new (addon().Tap)(options);
-        tap.watch(() => {});
-        if (i % 2 === 0) tap.unwatch();
+        const taps = new (addon().Taps)();
+        taps.add(i, tap);
+        taps.watch(() => {});
+        if (i % 2 === 0) taps.unwatch();
+        if (i % 3 === 0) taps.remove(i);
+        if (i % 5 === 0) taps.close();
         tap.close();
+        taps.close();
       }
       await new Promise(setImmediate); // lets the loop close its handles
     }
     const before = descriptors();
     const tap = new (addon().Tap)(options);
-    tap.watch(() => {});
+    const taps = new (addon().Taps)();
+    taps.add(0, tap);
+    taps.watch(() => {});
     tap.close();
+    taps.close();
     expect(descriptors()).toBe(before);
   });
 });
@@ -100,7 +108,8 @@ describe("when nobody closes", () => {
         for (let i = 0; i < 50; i++) new addon.Tap(options);
         new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
           fd: -1, sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
-        const watched = new addon.Tap(options);
+        const watched = new addon.Taps();
+        for (let i = 0; i < 3; i++) watched.add(i, new addon.Tap(options));
         watched.watch(() => {});
         watched.unwatch();
       }
@@ -109,7 +118,8 @@ describe("when nobody closes", () => {
       (async () => {
         for (let i = 0; i < 5; i++) { gc(); await new Promise(setImmediate); }
         console.log(fds() - before);
-        const watched = new addon.Tap(options);
+        const tap = new addon.Tap(options), watched = new addon.Taps();
+        watched.add(0, tap);
         watched.watch(() => {}); // whoever watches wants to go on hearing
         first.close();
         const remaining = fds();
@@ -120,7 +130,7 @@ describe("when nobody closes", () => {
     `,
       "--expose-gc",
     );
-    expect({ status, output }).toEqual({ status: 0, output: "68\n0\n0\n" });
+    expect({ status, output }).toEqual({ status: 0, output: "71\n0\n0\n" });
   });
 });
 
@@ -136,15 +146,18 @@ describe("a worker that is terminated", () => {
     const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
     const unwatched = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
     const stopped = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, coalesceTcp: true, coalesceUdp: true });
+    const taps = new addon.Taps(), stoppedTaps = new addon.Taps();
+    taps.add(1, tap);
+    stoppedTaps.add(1, stopped);
     let calls = 0;
     udp.watch(() => { calls++; for (let i = 0; i < 1000; i++) calls += i % 2; });
-    tap.watch(() => { calls++; });
-    stopped.watch(() => {});
+    taps.watch(() => { calls++; });
+    stoppedTaps.watch(() => {});
     require("node:dgram").createSocket("udp4").send("x", ${port}, "127.0.0.1", () => {
       parentPort.postMessage("open");
       if (workerData.mode === "exit") process.exit(0);
       if (workerData.mode === "throw") throw new Error("of the worker");
-      if (workerData.mode === "close") { udp.close(); tap.close(); stopped.unwatch(); process.exit(0); }
+      if (workerData.mode === "close") { udp.close(); tap.close(); stoppedTaps.unwatch(); process.exit(0); }
     });
   `;
 

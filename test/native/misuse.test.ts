@@ -4,7 +4,13 @@
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { Batch, IN_ROWS, LAYOUT, OUT_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
-import { addon, handleOf, type TapQueue, type UdpFamily } from "../../src/device/native.ts";
+import {
+  addon,
+  handleOf,
+  type TapQueue,
+  type TapQueues,
+  type UdpFamily,
+} from "../../src/device/native.ts";
 import { Remotes } from "../../src/remotes.ts";
 import { child, fillRows, freePort, setRow, udpOptions, uniqueName } from "./fixture.ts";
 
@@ -25,27 +31,35 @@ const NOT_COUNTS = [Number.NaN, Infinity, -Infinity, -1, 0.5, 2 ** 31, 2 ** 32, 
 const NOT_OBJECTS = [undefined, null, 1, "1", true, Symbol("1")];
 
 let tap: TapQueue;
+let taps: TapQueues;
 let udp: UdpFamily;
 let remote4: number;
 let remote6: number;
 let batch: Batch;
 
-beforeAll(async () => {
-  const port = await freePort();
-  const remotes = new Remotes();
-  remote4 = remotes.add("127.0.0.1", await freePort());
-  remote6 = remotes.add("::1", 9);
-  tap = new (addon().Tap)({
+function openTap(): TapQueue {
+  return new (addon().Tap)({
     name: uniqueName(),
     fd: -1,
     multiQueue: false,
     coalesceTcp: true,
     coalesceUdp: true,
   });
+}
+
+beforeAll(async () => {
+  const port = await freePort();
+  const remotes = new Remotes();
+  remote4 = remotes.add("127.0.0.1", await freePort());
+  remote6 = remotes.add("::1", 9);
+  tap = openTap();
+  taps = new (addon().Taps)();
+  taps.add(1, tap);
   udp = new (addon().Udp)(udpOptions(port, { remotes: remotes.words }));
 });
 
 afterAll(() => {
+  taps.close();
   tap.close();
   udp.close();
 });
@@ -201,12 +215,13 @@ describe("methods", () => {
   it("refuse a batch that is none", () => {
     const wrong = [...NOT_OBJECTS, {}, [], batch, tap, udp, new Proxy(handleOf(new Batch()), {})];
     for (const value of [...wrong, Object.create(handleOf(new Batch()))] as Any[]) {
-      expect(() => tap.read(value)).toThrow(throwing(INVALID));
+      expect(() => taps.read(value)).toThrow(throwing(INVALID));
+      expect(() => taps.write(value, 0)).toThrow(throwing(INVALID));
       expect(() => tap.write(value, 0, 0)).toThrow(throwing(INVALID));
       expect(() => udp.receive(value)).toThrow(throwing(INVALID));
       expect(() => udp.send(value, 0)).toThrow(throwing(INVALID));
     }
-    expect(() => (tap as Any).read()).toThrow(throwing(INVALID));
+    expect(() => (taps as Any).read()).toThrow(throwing(INVALID));
   });
 
   it("refuse counts that are none", () => {
@@ -214,12 +229,20 @@ describe("methods", () => {
     for (const wrong of NOT_NUMBERS as Any[]) {
       expect(() => tap.write(handle, wrong, 1)).toThrow(throwing(INVALID));
       expect(() => tap.write(handle, 0, wrong)).toThrow(throwing(INVALID));
+      expect(() => taps.write(handle, wrong)).toThrow(throwing(INVALID));
+      expect(() => taps.add(wrong, tap)).toThrow(throwing(INVALID));
+      expect(() => taps.remove(wrong)).toThrow(throwing(INVALID));
       expect(() => udp.send(handle, wrong)).toThrow(throwing(INVALID));
     }
     for (const wrong of [...NOT_COUNTS, OUT_ROWS + 1]) {
       expect(() => tap.write(handle, wrong, OUT_ROWS)).toThrow(throwing(RANGE));
       expect(() => tap.write(handle, 0, wrong)).toThrow(throwing(RANGE));
+      expect(() => taps.write(handle, wrong)).toThrow(throwing(RANGE));
       expect(() => udp.send(handle, wrong)).toThrow(throwing(RANGE));
+    }
+    for (const wrong of [...NOT_COUNTS, 65_536]) {
+      expect(() => taps.add(wrong, tap)).toThrow(throwing(RANGE));
+      expect(() => taps.remove(wrong)).toThrow(throwing(RANGE));
     }
     expect(() => tap.write(handle, 2, 1)).toThrow(throwing(RANGE));
   });
@@ -235,8 +258,9 @@ describe("methods", () => {
       new Proxy(tap, {}),
     ];
     for (const self of [...others, udp] as Any[]) {
-      expect(() => tap.read.call(self, handleOf(batch))).toThrow(TypeError);
-      expect(() => tap.watch.call(self, () => {})).toThrow(TypeError);
+      expect(() => tap.write.call(self, handleOf(batch), 0, 0)).toThrow(TypeError);
+      expect(() => taps.read.call(self, handleOf(batch))).toThrow(TypeError);
+      expect(() => taps.watch.call(self, () => {})).toThrow(TypeError);
       expect(() => tap.close.call(self)).toThrow(TypeError);
     }
     for (const self of [...others, tap] as Any[]) {
@@ -260,26 +284,38 @@ describe("methods", () => {
 
   it("refuse a callback that is none, and a second watch", () => {
     for (const wrong of [...NOT_OBJECTS, {}] as Any[]) {
-      expect(() => tap.watch(wrong)).toThrow(throwing(INVALID));
+      expect(() => taps.watch(wrong)).toThrow(throwing(INVALID));
     }
-    tap.watch(() => {});
-    expect(() => tap.watch(() => {})).toThrow(throwing({ code: "ERR_WATCHED" }));
-    tap.unwatch();
-    tap.unwatch();
-    tap.watch(() => {});
-    tap.unwatch();
+    taps.watch(() => {});
+    expect(() => taps.watch(() => {})).toThrow(throwing({ code: "ERR_WATCHED" }));
+    taps.unwatch();
+    taps.unwatch();
+    taps.watch(() => {});
+    taps.unwatch();
+  });
+
+  it("refuse what is no TAP, a slot that is taken, and a TAP that has one", async () => {
+    for (const wrong of [...NOT_OBJECTS, {}, taps, udp, Object.create(tap)] as Any[]) {
+      expect(() => taps.add(2, wrong)).toThrow(throwing(INVALID));
+    }
+    const taken = throwing({ code: "EEXIST" });
+    expect(() => taps.add(2, tap)).toThrow(taken);
+    const other = openTap();
+    expect(() => taps.add(1, other)).toThrow(taken);
+    taps.add(2, other);
+    other.close();
+    expect(() => taps.add(2, other)).toThrow(throwing(CLOSED));
+    taps.remove(2);
+    taps.remove(65_535);
+    taps.add(2, openTap()); // which nobody closes
   });
 
   it("refuse to work after close, however often it is closed", async () => {
-    const closedTap = new (addon().Tap)({
-      name: uniqueName(),
-      fd: -1,
-      multiQueue: false,
-      coalesceTcp: true,
-      coalesceUdp: true,
-    });
+    const closedTap = openTap();
     const closedUdp = new (addon().Udp)(udpOptions(await freePort()));
-    for (const device of [closedTap, closedUdp]) {
+    const closedTaps = new (addon().Taps)();
+    closedTaps.add(0, closedTap);
+    for (const device of [closedTaps, closedUdp]) {
       device.watch(() => {});
       device.close();
       device.close();
@@ -287,8 +323,14 @@ describe("methods", () => {
       expect(device.fd()).toBe(-1);
       expect(() => device.watch(() => {})).toThrow(throwing(CLOSED));
     }
+    closedTap.close();
+    closedTap.close();
+    expect(closedTap.fd()).toBe(-1);
     const handle = handleOf(batch);
-    expect(() => closedTap.read(handle)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.read(handle)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.write(handle, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.remove(0)).toThrow(throwing(CLOSED));
     expect(() => closedTap.write(handle, 0, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTap.setOffloads(0)).toThrow(throwing(CLOSED));
     expect(() => closedTap.coalesces()).toThrow(throwing(CLOSED));
@@ -362,8 +404,9 @@ describe("rows", () => {
       for (let row = 0; row < OUT_ROWS; row += 2) batch.outRemote[row] = remote4;
       udp.send(handle, OUT_ROWS);
       tap.write(handle, 0, OUT_ROWS);
+      taps.write(handle, OUT_ROWS);
       udp.receive(handle);
-      tap.read(handle);
+      taps.read(handle);
     }
   });
 
@@ -384,13 +427,15 @@ describe("in a process of its own", () => {
 
   it("closing inside of the callback ends it all", () => {
     const { status, output } = child(`${setUp}
-      const tap = new addon.Tap(options);
+      const tap = new addon.Tap(options), taps = new addon.Taps();
+      taps.add(1, tap);
       let calls = 0;
-      tap.watch(function (status) {
+      taps.watch(function (status) {
         calls++;
+        tap.close();
         this.close();
         this.close();
-        try { tap.read(batch); } catch ({ code }) { console.log(this === tap, status, code); }
+        try { taps.read(batch); } catch ({ code }) { console.log(this === taps, status, code); }
       });
       up();
       process.on("exit", () => console.log("calls", calls));
@@ -400,14 +445,15 @@ describe("in a process of its own", () => {
 
   it("watching and unwatching inside of the callback works", () => {
     const { status, output } = child(`${setUp}
-      const tap = new addon.Tap(options);
+      const tap = new addon.Tap(options), taps = new addon.Taps();
+      taps.add(1, tap);
       let calls = 0;
       const onReadable = () => {
-        tap.unwatch();
-        if (++calls < 100) tap.watch(onReadable);
+        taps.unwatch();
+        if (++calls < 100) taps.watch(onReadable);
         else console.log("calls", calls);
       };
-      tap.watch(onReadable);
+      taps.watch(onReadable);
       up();
     `);
     expect({ status, output }).toEqual({ status: 0, output: "calls 100\n" });
@@ -415,15 +461,16 @@ describe("in a process of its own", () => {
 
   it("an exception of the callback is an uncaught exception", () => {
     const code = `${setUp}
-      const tap = new addon.Tap(options);
-      tap.watch(() => { throw new Error("of the callback"); });
+      const tap = new addon.Tap(options), taps = new addon.Taps();
+      taps.add(1, tap);
+      taps.watch(() => { throw new Error("of the callback"); });
       up();
     `;
     const uncaught = child(code);
     expect(uncaught.status).toBe(1);
     expect(uncaught.output).toContain("Error: of the callback");
     const caught = child(`${code}
-      process.on("uncaughtException", ({ message }) => { console.log(message); tap.close(); });
+      process.on("uncaughtException", ({ message }) => { console.log(message); taps.close(); tap.close(); });
     `);
     expect(caught).toEqual({ status: 0, output: "of the callback\n" });
   });
@@ -432,11 +479,12 @@ describe("in a process of its own", () => {
     const exits = ["process.exit(3)", "process.nextTick(() => process.exit(3))"];
     for (const exit of [
       ...exits,
-      "tap.watch(() => {}); up(); setTimeout(() => process.exit(3), 50)",
+      "taps.watch(() => {}); up(); setTimeout(() => process.exit(3), 50)",
     ]) {
       const { status, output } = child(`${setUp}
-        const tap = new addon.Tap(options);
-        ${exit.includes("watch") ? "" : "tap.watch(() => {});"}
+        const tap = new addon.Tap(options), taps = new addon.Taps();
+      taps.add(1, tap);
+        ${exit.includes("watch") ? "" : "taps.watch(() => {});"}
         ${exit};
       `);
       expect({ status, output }).toEqual({ status: 3, output: "" });
@@ -447,10 +495,11 @@ describe("in a process of its own", () => {
     const { status, output } = child(
       `${setUp}
       class Sub extends addon.Tap {}
-      const tap = new Sub(options);
+      const tap = new Sub(options), taps = new addon.Taps();
+      taps.add(1, tap);
       up();
       for (let i = 0; i < 1000; i++) {
-        tap.read(new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
+        taps.read(new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
         if (i % 100 === 0) gc();
       }
       console.log(tap instanceof addon.Tap, tap.name === name);

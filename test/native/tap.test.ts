@@ -4,17 +4,28 @@
  */
 import { execFileSync } from "node:child_process";
 import { setTimeout as pause } from "node:timers/promises";
-import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { Batch, HEADROOM, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  it,
+  onTestFinished,
+  vi,
+} from "vitest";
+import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
 import { addon } from "../../src/device/native.ts";
-import { NativeTap, type TapOffloads } from "../../src/device/tap.ts";
+import { NativeTap, NativeTaps, type TapOffloads } from "../../src/device/tap.ts";
 import type { VtepError } from "../../src/errors.ts";
 import { until } from "../lab/until.ts";
-import { ip, moduleChild, setRow, uniqueName } from "./fixture.ts";
+import { ALONE, alone, ip, moduleChild, setRow, uniqueName } from "./fixture.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
 
 const EIO = 5;
+const ENODEV = 19;
 const EBADFD = 77;
 /** The kernel then completes and segments everything itself. */
 const NONE = { csum: false };
@@ -99,7 +110,7 @@ describe("in a namespace of its own", () => {
     const tap = open(NONE);
     within("ip", "neighbour", "flush", "all");
     expect(write(tap, ARP_REQUEST)).toBe(0);
-    await until("an answer", () => tap.read(batch) === 1);
+    await until("an answer", () => alone(tap).read(batch) === 1);
     const reply = Buffer.from(batch.slab.subarray(batch.inOffset[0]!)).subarray(0, 42);
     expect(batch.inLength[0]).toBe(42);
     expect(mac(reply)).toBe(mac(STATION));
@@ -112,7 +123,7 @@ describe("in a namespace of its own", () => {
     const tap = open(NONE, 65_521);
     const sizes = [1, 2, 17, 65_000, 1000, 65_493, 65_493, 3, 64_999, 31, 100];
     transmit(...sizes);
-    expect(tap.read(batch)).toBe(sizes.length);
+    expect(alone(tap).read(batch)).toBe(sizes.length);
     let end = 0;
     sizes.forEach((size, row) => {
       const offset = batch.inOffset[row]!;
@@ -129,10 +140,10 @@ describe("in a namespace of its own", () => {
   it("a read stops while a frame of full size has room", () => {
     const tap = open(NONE, 65_521);
     transmit(...new Array(12).fill(65_493));
-    expect(tap.read(batch)).toBe(9);
+    expect(alone(tap).read(batch)).toBe(9);
     expect(batch.inOffset[8]! + batch.inLength[8]!).toBeLessThanOrEqual(SLAB_BYTES);
-    expect(tap.read(batch)).toBe(3);
-    expect(tap.read(batch)).toBe(0);
+    expect(alone(tap).read(batch)).toBe(3);
+    expect(alone(tap).read(batch)).toBe(0);
   });
 
   it.each([
@@ -142,7 +153,7 @@ describe("in a namespace of its own", () => {
     const tap = open(offloads);
     const sizes = [1, 2, 3, 100, 1001, 1472];
     transmit(...sizes);
-    expect(tap.read(batch)).toBe(sizes.length);
+    expect(alone(tap).read(batch)).toBe(sizes.length);
     sizes.forEach((_, row) => {
       expect(batch.inVnet.getUint8(row * 16)).toBe(flags);
       expect(batch.inVnet.getUint8(row * 16 + 1)).toBe(0);
@@ -160,13 +171,13 @@ describe("in a namespace of its own", () => {
   it("while the interface is down, writing is EIO, and it works again when it is up", async () => {
     const tap = open(NONE);
     const lost: VtepError[] = [];
-    tap.watch({ onReadable() {}, onLost: (error) => lost.push(error) });
+    alone(tap, (error) => lost.push(error)).watch(() => {});
     within("ip", "link", "set", tap.name, "down");
     expect(write(tap, ARP_REQUEST)).toBe(EIO);
-    expect(tap.read(batch)).toBe(0);
+    expect(alone(tap).read(batch)).toBe(0);
     within("ip", "link", "set", tap.name, "up");
     expect(write(tap, ARP_REQUEST)).toBe(0);
-    await until("an answer", () => tap.read(batch) > 0);
+    await until("an answer", () => alone(tap).read(batch) > 0);
     expect(lost).toEqual([]);
   });
 
@@ -180,7 +191,7 @@ describe("in a namespace of its own", () => {
     expect(batch.outError[0]).toBeGreaterThan(0);
     expect(batch.outError[1]).toBe(0);
     expect(batch.outError[2]).toBeGreaterThan(0);
-    await until("an answer", () => tap.read(batch) === 1);
+    await until("an answer", () => alone(tap).read(batch) === 1);
   });
 
   it.each([
@@ -195,7 +206,7 @@ describe("in a namespace of its own", () => {
     }`;
     within(process.execPath, "-e", script);
     const perQueue = queues.map((queue) => {
-      const rows = queue.read(batch);
+      const rows = alone(queue).read(batch);
       const frames = Array.from({ length: rows }, (_, row) =>
         batch.slab.subarray(batch.inOffset[row]!, batch.inOffset[row]! + 14),
       );
@@ -216,7 +227,7 @@ describe("in a namespace of its own", () => {
       let answered = -1;
       await until(`an answer to ${station}`, () => {
         for (const [at, queue] of queues.entries()) {
-          for (let row = queue.read(batch) - 1; row >= 0; row--) {
+          for (let row = alone(queue).read(batch) - 1; row >= 0; row--) {
             const frame = batch.slab.subarray(batch.inOffset[row]!);
             const isArp = frame[12] === 0x08 && frame[13] === 0x06;
             if (isArp && frame[5] === station) answered = at;
@@ -249,7 +260,7 @@ describe("several queues of one device", () => {
     expect(links()).toContain(`${name}:`);
     first.close();
     expect(links()).toContain(`${name}:`);
-    expect(second.read(new Batch())).toBe(0);
+    expect(alone(second).read(new Batch())).toBe(0);
     second.close();
     expect(links()).not.toContain(`${name}:`);
   });
@@ -268,9 +279,111 @@ describe("several queues of one device", () => {
     expect(statistic(name, "rx_packets")).toBe(2);
     let read = 0;
     await until("what the kernel sends by itself", () => {
-      for (const queue of queues) read += queue.read(batch);
+      for (const queue of queues) read += alone(queue).read(batch);
       return read > 0 && read === statistic(name, "tx_packets");
     });
+  });
+});
+
+describe("the TAPs of a thread", () => {
+  const namespace = uniqueName();
+  beforeAll(() => ip("netns", "add", namespace));
+  afterAll(() => ip("netns", "delete", namespace));
+
+  /** So many, up, in slots 10, 20, 30, …; who of them was lost. */
+  function open(count: number) {
+    const taps = new NativeTaps();
+    const lost: number[] = [];
+    const members = new Map<number, NativeTap>();
+    onTestFinished(() => {
+      taps.close();
+      for (const tap of members.values()) tap.close();
+    });
+    for (let slot = 10; slot <= 10 * count; slot += 10) {
+      const tap = new NativeTap({ name: uniqueName() });
+      members.set(slot, tap);
+      taps.add(slot, tap, () => lost.push(slot));
+      ip("link", "set", tap.name, "netns", namespace);
+    }
+    const lines = [...members.values()].flatMap(({ name }) => [
+      `address add 192.0.2.1/24 dev ${name}`,
+      `link set ${name} up`,
+    ]);
+    const input = lines.join("\n");
+    execFileSync("ip", ["-netns", namespace, "-batch", "-"], { input });
+    return { taps, lost, members, slots: [...members.keys()] };
+  }
+
+  const batch = new Batch();
+
+  /** Asks for the kernel's address by each of these TAPs, in this order; how many were not written. */
+  function ask(taps: NativeTaps, slots: readonly number[]): number {
+    batch.slab.set(ARP_REQUEST, HEADROOM);
+    for (const [row, slot] of slots.entries()) {
+      setRow(batch, row, { offset: HEADROOM, length: ARP_REQUEST.length });
+      batch.outTap[row] = slot;
+    }
+    return taps.write(batch, slots.length);
+  }
+
+  /** The slots of the answers that one read brings. */
+  function answers(taps: NativeTaps): number[] {
+    const rows = Array.from({ length: taps.read(batch) }, (_, row) => row);
+    const isArp = (row: number) => batch.slab[batch.inOffset[row]! + 13] === 0x06;
+    return rows.filter(isArp).map((row) => batch.inTap[row]!);
+  }
+
+  it("are written by one call, each its own frames, and read by one, each in its turn", async () => {
+    const { taps, slots } = open(5);
+    expect(ask(taps, [30, 10, 10, 50, 20, 40, 10])).toBe(0);
+    const got: number[] = [];
+    await until("the answers", () => {
+      got.push(...answers(taps));
+      return got.length === 7;
+    });
+    expect([...got].sort()).toEqual([10, 10, 10, 20, 30, 40, 50]);
+    // A frame each, over and over: who had one was asked for one, and none is forgotten for it.
+    for (let round = 0; round < 3; round++) {
+      expect(ask(taps, [...slots, ...slots])).toBe(0);
+      const again: number[] = [];
+      await until("two answers each", () => {
+        again.push(...answers(taps));
+        return again.length === 10;
+      });
+      for (const slot of slots) expect(again.filter((one) => one === slot)).toHaveLength(2);
+    }
+    expect(taps.read(batch)).toBe(0);
+  });
+
+  it("are asked each before one is asked again, however much waits there", async () => {
+    const { taps, slots } = open(3);
+    const first = slots[0]!;
+    for (let burst = 0; burst < 3; burst++) ask(taps, new Array(250).fill(first));
+    ask(taps, [20, 30]);
+    const order: number[] = [];
+    await until("every answer", () => {
+      order.push(...answers(taps));
+      return order.length === 752;
+    });
+    const others = [20, 30].map((slot) => order.indexOf(slot));
+    for (const at of others) expect(at).toBeLessThan(2 * IN_ROWS);
+  });
+
+  it("go on when one of them is lost, or leaves", async () => {
+    const { taps, lost, members } = open(4);
+    ip("-netns", namespace, "link", "delete", members.get(20)!.name);
+    taps.remove(40);
+    expect(ask(taps, [10, 20, 30, 40])).toBe(2);
+    expect([...batch.outError.subarray(0, 4)]).toEqual([0, EBADFD, 0, ENODEV]);
+    const got: number[] = [];
+    await until("the answers of the others", () => {
+      got.push(...answers(taps));
+      return got.length === 2;
+    });
+    expect([...got].sort()).toEqual([10, 30]);
+    expect(lost).toEqual([20]);
+    expect(ask(taps, [20])).toBe(1);
+    expect(batch.outError[0]).toBe(ENODEV);
   });
 });
 
@@ -280,8 +393,9 @@ describe("a device that is deleted", () => {
     const tap = new NativeTap({ name: uniqueName() });
     onTestFinished(() => tap.close());
     const lost: VtepError[] = [];
-    tap.watch({ onReadable: () => tap.read(new Batch()), onLost: (error) => lost.push(error) });
-    return { tap, lost };
+    const taps = alone(tap, (error) => lost.push(error));
+    taps.watch(() => taps.read(new Batch()));
+    return { tap, taps, lost };
   }
 
   it("is told once, by the event loop", async () => {
@@ -290,7 +404,7 @@ describe("a device that is deleted", () => {
     await until("the loss", () => lost.length > 0);
     const batch = new Batch();
     setRow(batch, 0, { offset: 0, length: 60 });
-    expect(tap.read(batch)).toBe(0);
+    expect(alone(tap).read(batch)).toBe(0);
     expect(tap.write(batch, 0, 1)).toBe(1);
     expect(batch.outError[0]).toBe(EBADFD);
     await pause(20);
@@ -300,34 +414,22 @@ describe("a device that is deleted", () => {
   });
 
   it.each(["read", "write"] as const)("is told once, after a %s, not during it", async (method) => {
-    const { tap, lost } = watched();
+    const { tap, taps, lost } = watched();
     ip("link", "delete", tap.name);
     const batch = new Batch();
     setRow(batch, 0, { offset: 0, length: 60 });
-    if (method === "read") expect(tap.read(batch)).toBe(0);
-    else expect(tap.write(batch, 0, 1)).toBe(1);
+    batch.outTap[0] = ALONE;
+    if (method === "read") expect(alone(tap).read(batch)).toBe(0);
+    else expect(taps.write(batch, 1)).toBe(1);
     expect(lost).toHaveLength(0);
     await pause(20);
-    expect(lost).toHaveLength(1);
-  });
-
-  it("is told to who watches later", async () => {
-    const tap = new NativeTap({ name: uniqueName() });
-    onTestFinished(() => tap.close());
-    ip("link", "delete", tap.name);
-    expect(tap.read(new Batch())).toBe(0);
-    const lost: VtepError[] = [];
-    for (let i = 0; i < 2; i++) {
-      tap.watch({ onReadable() {}, onLost: (error) => lost.push(error) });
-      await pause(5);
-    }
     expect(lost).toHaveLength(1);
   });
 
   it("is not told to who has closed it", async () => {
     const { tap, lost } = watched();
     ip("link", "delete", tap.name);
-    tap.read(new Batch());
+    alone(tap).read(new Batch());
     tap.close();
     await pause(20);
     expect(lost).toHaveLength(0);
@@ -336,13 +438,11 @@ describe("a device that is deleted", () => {
   it("may be closed in onLost", async () => {
     const tap = new NativeTap({ name: uniqueName() });
     const closed = new Promise<string>((resolve) => {
-      tap.watch({
-        onReadable() {},
-        onLost({ code }) {
-          tap.close();
-          resolve(code);
-        },
+      const taps = alone(tap, ({ code }) => {
+        tap.close();
+        resolve(code);
       });
+      taps.watch(() => taps.read(new Batch()));
     });
     ip("link", "delete", tap.name);
     expect(await closed).toBe("LOST");

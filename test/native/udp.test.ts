@@ -529,6 +529,8 @@ describe("in a namespace of its own", () => {
     import { addon, handleOf } from "./src/device/native.ts";
     import { Remotes } from "./src/remotes.ts";
     const tap = new (addon().Tap)({ name: "vtep7", fd: -1, multiQueue: false, coalesceTcp: true, coalesceUdp: true });
+    const taps = new (addon().Taps)();
+    taps.add(1, tap);
     tap.setOffloads(0x61); // TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
     const run = (line) => execFileSync(...((words) => [words[0], words.slice(1)])(line.split(" ")));
     run("ip address add 192.0.2.1/24 dev vtep7");
@@ -544,7 +546,7 @@ describe("in a namespace of its own", () => {
       const sent = udp.send(handleOf(batch), 60);
       const frames = [];
       for (let rows = 1; rows > 0; ) {
-        rows = tap.read(handleOf(out));
+        rows = taps.read(handleOf(out));
         frames.push(...out.inLength.subarray(0, rows));
       }
       const lengths = frames.filter((bytes) => bytes > length);
@@ -645,11 +647,13 @@ describe("in a namespace of its own", () => {
     const { output } = moduleChild(
       `import { execFileSync } from "node:child_process";
        import { Batch, HEADROOM } from "./src/batch.ts";
-       import { NativeTap } from "./src/device/tap.ts";
+       import { NativeTap, NativeTaps } from "./src/device/tap.ts";
        import { NativeUnderlay } from "./src/device/native-underlay.ts";
        import { Remotes } from "./src/remotes.ts";
        import { frameOf, vnetOf } from "./test/native/segments.ts";
        const tap = new NativeTap({ name: "vtep7" });
+       const taps = new NativeTaps();
+       taps.add(1, tap, () => {});
        for (const line of ["link set vtep7 mtu 110 up", "address add 192.0.2.1/24 dev vtep7",
          "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7"]) execFileSync("ip", line.split(" "));
        const remotes = new Remotes();
@@ -667,7 +671,7 @@ describe("in a namespace of its own", () => {
        batch.outRemote[0] = remote;
        const failed = udp.send(batch, 1);
        const error = batch.outError[0];
-       console.log(JSON.stringify({ failed, error, arrived: tap.read(batch) }));
+       console.log(JSON.stringify({ failed, error, arrived: taps.read(batch) }));
        udp.close();
        tap.close();`,
       ["unshare", "--net"],
@@ -679,10 +683,12 @@ describe("in a namespace of its own", () => {
     const { output } = moduleChild(
       `import { execFileSync } from "node:child_process";
        import { Batch } from "./src/batch.ts";
-       import { NativeTap } from "./src/device/tap.ts";
+       import { NativeTap, NativeTaps } from "./src/device/tap.ts";
        import { NativeUnderlay } from "./src/device/native-underlay.ts";
        import { Remotes } from "./src/remotes.ts";
        const tap = new NativeTap({ name: "vtep7", offloads: { csum: false } });
+       const taps = new NativeTaps();
+       taps.add(1, tap, () => {});
        for (const line of ["link set vtep7 up", "address add 192.0.2.1/24 dev vtep7",
          "address add 2001:db8::1/64 dev vtep7 nodad",
          "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7",
@@ -698,7 +704,7 @@ describe("in a namespace of its own", () => {
        const errors = [...batch.outError.subarray(0, 6)];
        const mtus = [remotes.pathMtu(r4), remotes.pathMtu(r6)];
        const frames = [];
-       for (let rows = tap.read(batch); rows > 0; rows = tap.read(batch)) {
+       for (let rows = taps.read(batch); rows > 0; rows = taps.read(batch)) {
          for (let row = 0; row < rows; row++) {
            const at = batch.inOffset[row], type = batch.view.getUint16(at + 12);
            const protocol = batch.slab[at + (type === 0x800 ? 23 : 20)];

@@ -38,9 +38,9 @@ const TICK = 20_000;
 class Wasteful extends Treadmill {
   last: { readonly row: number } = { row: 0 };
 
-  override write(batch: Batch, first: number, end: number): number {
-    for (let row = first; row < end; row++) this.last = { row };
-    return super.write(batch, first, end);
+  override write(batch: Batch, count: number): number {
+    for (let row = 0; row < count; row++) this.last = { row };
+    return super.write(batch, count);
   }
 }
 
@@ -48,9 +48,9 @@ class Wasteful extends Treadmill {
 class Boxing extends Treadmill {
   readonly last: unknown[] = ["no number, so that numbers in here are objects"];
 
-  override write(batch: Batch, first: number, end: number): number {
-    for (let row = first; row < end; row++) this.last[0] = row + 0.5;
-    return super.write(batch, first, end);
+  override write(batch: Batch, count: number): number {
+    for (let row = 0; row < count; row++) this.last[0] = row + 0.5;
+    return super.write(batch, count);
   }
 }
 
@@ -105,7 +105,7 @@ const moving = range(64).map(
 type Mill = ReturnType<typeof treadmill>;
 
 function mill(tap: Treadmill, underlay: Treadmill, { peers = PEERS, limit = 1024 } = {}): Mill {
-  const made = treadmill({ tap, underlay, peers, limit });
+  const made = treadmill({ taps: tap, underlay, peers, limit });
   // The remotes' MACs, so that encap finds them; the last one behind somebody else than PEER.
   for (let at = 0; at < 16; at++) {
     if (at === 15) made.fdb.set(1, 0, 0x5e005340 + at, made.remotes.add(PEERS[9]!, 4789), STATIC);

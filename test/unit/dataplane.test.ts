@@ -169,7 +169,7 @@ describe("a frame from the TAP", () => {
   it("waits no longer than four bursts take, so that other devices have their turn", () => {
     const vtep = script([ONE_PEER]);
     for (let burst = 0; burst < 10; burst++) vtep.taps[0]!.bursts.push([{ bytes: frame(B, A) }]);
-    vtep.dataplane.encap(vtep.networks[0]!);
+    vtep.dataplane.encap();
     expect(vtep.underlay.written).toHaveLength(4);
     for (let burst = 0; burst < 10; burst++) {
       vtep.underlay.bursts.push([{ bytes: vxlan(VNI, frame(A, B)), from: PEER }]);
@@ -309,6 +309,60 @@ describe("static entries", () => {
     expect(first!.knows(B)).toBe(second!.address);
     expect(first!.drops()).toEqual({ VXLAN_ENTRY_EXISTS: 1 });
     expect(second!.drops()).toEqual({});
+  });
+});
+
+describe("a read that brings frames of several networks", () => {
+  const RED = 200;
+  const networks = [ONE_PEER, { vni: RED, peers: [OTHER_PEER] }, { vni: 300, peers: [] }];
+
+  it("sends each of them in its own, also where neighbours are alike", () => {
+    const vtep = script(networks);
+    const payload = ipv4Packet({ protocol: 17, payload: ports(5000, 5001) });
+    const sent = ethernetFrame({ type: 0x0800, payload }); // of a flow, which runs are of
+    vtep.taps[0]!.bursts.push([1, 2, 2, 1, 3, 1].map((tap) => ({ bytes: sent, tap })));
+    vtep.dataplane.encap();
+    const written = vtep.underlay.written.map(({ bytes, remote }) => [
+      vtep.remotes.address(remote),
+      bytes,
+    ]);
+    const [blue, red] = [
+      [PEER, vxlan(VNI, sent)],
+      [OTHER_PEER, vxlan(RED, sent)],
+    ];
+    expect(written).toEqual([blue, red, red, blue, blue]);
+    expect(vtep.underlay.writes).toEqual([5]);
+    expect(vtep.events(0)).toMatchObject({ encapFrames: 3, encapBytes: 3 * sent.length });
+    expect(vtep.events(1)).toMatchObject({ encapFrames: 2, encapBytes: 2 * sent.length });
+    expect([0, 1, 2].map((at) => vtep.drops(at))).toEqual([{}, {}, { VXLAN_NO_REMOTE: 1 }]);
+    const learned = [...vtep.fdb.rows()].map(({ network }) => network).sort();
+    expect(learned).toEqual([1, 2, 3]);
+  });
+
+  it("counts by network and remote what left, and what did not by its reason", () => {
+    const vtep = script(networks);
+    vtep.underlay.errnoOf = (nth) => (nth === 0 || nth === 3 ? constants.errno.ENETUNREACH : 0);
+    vtep.taps[1]!.bursts.push([1, 1, 2, 2].map((tap) => ({ bytes: frame(B, A), tap })));
+    vtep.dataplane.encap();
+    expect([0, 1].map((at) => vtep.events(at).encapFrames)).toEqual([1, 1]);
+    expect([0, 1].map((at) => Object.values(vtep.drops(at)))).toEqual([[1], [1]]);
+    for (const peer of [PEER, OTHER_PEER]) {
+      const remote = vtep.remotes.add(peer, 0);
+      expect(vtep.traffic.get(remote, TO_REMOTE).frames).toBe(1);
+    }
+  });
+
+  it("delivers the datagrams of several networks by one write, each to its own TAP", () => {
+    const vtep = script(networks);
+    const got = frame(A, B);
+    const [blue, red] = [
+      { bytes: vxlan(VNI, got), from: PEER },
+      { bytes: vxlan(RED, got), from: OTHER_PEER },
+    ];
+    vtep.decap(blue, red, red, blue, { bytes: vxlan(RED, got), from: PEER });
+    expect(vtep.taps.map(({ written }) => written.length)).toEqual([2, 2, 0]);
+    expect([0, 1].map((at) => vtep.events(at).decapFrames)).toEqual([2, 2]);
+    expect(vtep.drops(1)).toEqual({ VXLAN_REMOTE_NOT_ALLOWED: 1 });
   });
 });
 
@@ -526,7 +580,7 @@ describe("a frame that cannot be passed on", () => {
   it("is dropped when the TAP had no room for all of it", () => {
     const vtep = script([ONE_PEER]);
     vtep.taps[0]!.bursts.push([{ bytes: frame(BROADCAST, A), flags: TRUNCATED }]);
-    vtep.dataplane.encap(vtep.networks[0]!);
+    vtep.dataplane.encap();
     expectDropped(vtep, "PKT_TOO_BIG", true);
   });
 

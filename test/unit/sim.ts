@@ -12,8 +12,8 @@ import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { writeStaticRoutes } from "../../src/control/static.ts";
 import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
-import { MemoryTap, MemoryUnderlay, MemoryWire } from "../../src/device/memory.ts";
-import type { Tap, Underlay, Watch } from "../../src/device.ts";
+import { MemoryTap, MemoryTaps, MemoryUnderlay, MemoryWire } from "../../src/device/memory.ts";
+import type { Tap, Taps, Underlay, Watch } from "../../src/device.ts";
 import { Fdb, type FdbRow, STATIC } from "../../src/fdb.ts";
 import { Network } from "../../src/network.ts";
 import { addressWords, LOCAL, Remotes } from "../../src/remotes.ts";
@@ -240,6 +240,7 @@ export class Host implements Parts {
   readonly remotes: Remotes;
   readonly counters: Counters;
   readonly traffic: Traffic;
+  readonly taps = new MemoryTaps();
   readonly underlay: MemoryUnderlay;
   readonly networks: readonly Network[];
   readonly dataplane: Dataplane;
@@ -268,6 +269,7 @@ export class Host implements Parts {
       remotes,
       counters,
       traffic,
+      taps: this.taps,
       underlay: this.underlay,
       strict: options.strict ?? false,
       flowSeed: 1,
@@ -277,8 +279,9 @@ export class Host implements Parts {
     this.underlay.watch({ onReadable: () => this.dataplane.decap(), onLost });
     for (const network of this.networks) {
       this.dataplane.add(network);
-      network.tap.watch({ onReadable: () => this.dataplane.encap(network), onLost });
+      this.taps.add(network.index, network.tap as MemoryTap, onLost);
     }
+    this.taps.watch(() => this.dataplane.encap());
   }
 
   network(vni = this.networks[0]!.vni): Network {
@@ -309,6 +312,8 @@ export class Host implements Parts {
 /** A row to be read. */
 export interface Row {
   readonly bytes: Uint8Array;
+  /** TAP: whose frame it is, by its network's index; by default that of the TAP whose burst it is in. */
+  readonly tap?: number;
   /** Underlay: who sent it. */
   readonly from?: string;
   /** Underlay: stride of the datagrams in it. */
@@ -327,6 +332,8 @@ export interface Written {
 }
 
 class ScriptedDevice {
+  /** Of its network, if it is a TAP. */
+  index = 0;
   /** Bursts to be read, the next one first. */
   readonly bursts: Row[][] = [];
   readonly written: Written[] = [];
@@ -345,13 +352,14 @@ class ScriptedDevice {
     batch.columns.fill(-1);
     batch.slab.fill(0xa5);
     let offset = HEADROOM;
-    for (const [row, { bytes, from, segment, flags, tos }] of rows.entries()) {
+    for (const [row, { bytes, tap, from, segment, flags, tos }] of rows.entries()) {
       batch.slab.set(bytes, offset);
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
       batch.inFlags[row] = flags ?? 0;
       batch.inTos[row] = tos ?? 0;
+      batch.inTap[row] = tap ?? this.index;
       for (let at = 0; at < 16; at++) batch.inVnet.setUint8(row * 16 + at, 0);
       if (from !== undefined) batch.inAddress.set(addressWords(from), row * ADDRESS_WORDS);
       offset += bytes.length + HEADROOM;
@@ -380,7 +388,6 @@ class ScriptedDevice {
     return failed;
   }
 
-  watch(_watch: Watch): void {}
   close(): void {}
 }
 
@@ -394,6 +401,38 @@ export class ScriptedTap extends ScriptedDevice implements Tap {
   write(batch: Batch, first: number, end: number): number {
     return this.take(batch, first, end);
   }
+}
+
+class ScriptedTaps implements Taps<ScriptedTap> {
+  readonly #members: ScriptedTap[] = [];
+
+  add(index: number, tap: ScriptedTap): void {
+    this.#members.push(tap);
+    tap.index = index;
+  }
+
+  remove(): void {}
+
+  /** One TAP's burst at a time; the first one's end of them when there is none. */
+  read(batch: Batch): number {
+    const tap = this.#members.find(({ bursts }) => bursts.length > 0) ?? this.#members[0]!;
+    return tap.read(batch);
+  }
+
+  write(batch: Batch, count: number): number {
+    let failed = 0;
+    for (let row = 0; row < count; ) {
+      const index = batch.outTap[row]!;
+      let end = row + 1;
+      while (end < count && batch.outTap[end] === index) end++;
+      failed += this.#members.find((tap) => tap.index === index)!.write(batch, row, end);
+      row = end;
+    }
+    return failed;
+  }
+
+  watch(): void {}
+  close(): void {}
 }
 
 export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
@@ -422,6 +461,8 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
   refusals(): number {
     return 0;
   }
+
+  watch(_watch: Watch): void {}
 }
 
 /** A dataplane between scripted devices, with as many networks as are given. */
@@ -433,14 +474,19 @@ export function script(
   const made = parts(networks.length);
   const taps = networks.map(() => new ScriptedTap());
   const wired = networks.map((options, at) => networkOf(options, at + 1, taps[at]!, made));
+  const together = new ScriptedTaps();
   const dataplane = new Dataplane({
     ...made,
+    taps: together,
     underlay,
     strict,
     flowSeed: 1,
     dscp,
   });
-  for (const network of wired) dataplane.add(network);
+  for (const [at, network] of wired.entries()) {
+    together.add(network.index, taps[at]!);
+    dataplane.add(network);
+  }
   return {
     ...made,
     dataplane,
@@ -450,7 +496,7 @@ export function script(
     /** Lets the TAP of the first network, or of another one, have frames to read. */
     encap(frames: readonly Uint8Array[], at = 0): void {
       taps[at]!.bursts.push(frames.map((bytes) => ({ bytes })));
-      dataplane.encap(wired[at]!);
+      dataplane.encap();
     },
     decap(...rows: Row[]): void {
       underlay.bursts.push(rows);

@@ -5,16 +5,21 @@
 import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
-import type { Tap, Underlay, Watch } from "../../src/device.ts";
+import type { Tap, Taps, Underlay, Watch } from "../../src/device.ts";
 import { Fdb } from "../../src/fdb.ts";
 import { Network } from "../../src/network.ts";
 import { addressWords, Remotes } from "../../src/remotes.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import { PORT, type Row } from "./sim.ts";
 
-/** A TAP or an underlay that returns one burst for ever. */
-export class Treadmill implements Tap, Underlay {
-  readonly name = "vtep100";
+/** TAPs or an underlay that return one burst for ever. */
+export class Treadmill implements Taps, Underlay {
+  /** The TAP that the burst is of, unless its rows say otherwise: that of the network of index 1. */
+  readonly tap: Tap = {
+    name: "vtep100",
+    write: (_batch, first, end) => (this.errno === 0 ? 0 : end - first),
+    close: () => undefined,
+  };
   readonly capabilities = {
     sourcePortEntropy: true,
     dontFragment: true,
@@ -35,8 +40,9 @@ export class Treadmill implements Tap, Underlay {
     if (rows.length > IN_ROWS) throw new RangeError(`${rows.length} rows`);
     const batch = this.#burst;
     let offset = HEADROOM;
-    for (const [row, { bytes, from, segment, flags }] of rows.entries()) {
+    for (const [row, { bytes, tap, from, segment, flags }] of rows.entries()) {
       batch.slab.set(bytes, offset);
+      batch.inTap[row] = tap ?? 1;
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
@@ -47,6 +53,9 @@ export class Treadmill implements Tap, Underlay {
     this.#rows = rows.length;
     this.#bytes = batch.slab.subarray(0, offset);
   }
+
+  add(): void {}
+  remove(): void {}
 
   read(batch: Batch): number {
     if (Treadmill.#loaded !== this) {
@@ -61,14 +70,14 @@ export class Treadmill implements Tap, Underlay {
     return this.read(batch);
   }
 
-  write(batch: Batch, first: number, end: number): number {
+  write(batch: Batch, count: number): number {
     if (this.errno === 0) return 0;
-    batch.outError.fill(this.errno, first, end);
-    return end - first;
+    batch.outError.fill(this.errno, 0, count);
+    return count;
   }
 
   send(batch: Batch, count: number): number {
-    return this.write(batch, 0, count);
+    return this.write(batch, count);
   }
 
   overflows(): number {
@@ -79,7 +88,7 @@ export class Treadmill implements Tap, Underlay {
     return 0;
   }
 
-  watch(_watch: Watch): void {}
+  watch(_watch: Watch | (() => void)): void {}
   close(): void {}
 }
 
@@ -88,7 +97,7 @@ export const BURSTS = 4;
 
 /** A dataplane of one network, VNI 100, between two treadmills. */
 export function treadmill(options: {
-  readonly tap: Treadmill;
+  readonly taps: Treadmill;
   readonly underlay: Treadmill;
   readonly peers: readonly string[];
   readonly limit?: number;
@@ -97,9 +106,9 @@ export function treadmill(options: {
   const remotes = new Remotes();
   const counters = new Counters(Counters.allocate(1, 1), 1);
   const traffic = new Traffic(Traffic.allocate(1), 1);
-  const { tap, underlay, peers, limit = 1024 } = options;
+  const { taps, underlay, peers, limit = 1024 } = options;
   const mac = parseMac("00:00:5e:00:53:f0")!;
-  const network = new Network({ vni: 100, tap, index: 1, ageSeconds: 300, mac });
+  const network = new Network({ vni: 100, tap: taps.tap, index: 1, ageSeconds: 300, mac });
   for (const peer of peers) network.addToFlood(remotes.add(peer, PORT));
   fdb.setLimit(1, limit);
   const dataplane = new Dataplane({
@@ -107,6 +116,7 @@ export function treadmill(options: {
     remotes,
     counters,
     traffic,
+    taps,
     underlay,
     strict: false,
     flowSeed: 1,
@@ -118,7 +128,7 @@ export function treadmill(options: {
     remotes,
     counters,
     dataplane,
-    encap: () => dataplane.encap(network),
+    encap: () => dataplane.encap(),
     decap: () => dataplane.decap(),
   };
 }

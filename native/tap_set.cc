@@ -1,0 +1,110 @@
+#include "tap_set.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+
+int tap_set_open(tap_set *s) {
+  s->fd = epoll_create1(EPOLL_CLOEXEC);
+  return s->fd < 0 ? -errno : 0;
+}
+
+void tap_set_close(tap_set *s) {
+  for (size_t slot = 0; slot < s->member.size(); slot++) {
+    tap_set_remove(s, static_cast<int>(slot));
+  }
+  if (s->fd >= 0) close(s->fd);
+  s->fd = -1;
+}
+
+static tap *member(const tap_set *s, int slot) {
+  size_t at = static_cast<size_t>(slot);
+  return slot >= 0 && at < s->member.size() ? s->member[at] : nullptr;
+}
+
+int tap_set_add(tap_set *s, int slot, tap *t) {
+  if (t->set != nullptr || member(s, slot) != nullptr) return -EEXIST;
+  epoll_event event = {};
+  event.events = EPOLLIN;
+  event.data.fd = slot;
+  if (epoll_ctl(s->fd, EPOLL_CTL_ADD, t->fd, &event) < 0) return -errno;
+  if (s->member.size() <= static_cast<size_t>(slot)) s->member.resize(static_cast<size_t>(slot) + 1);
+  s->member[static_cast<size_t>(slot)] = t;
+  t->set = s;
+  t->slot = slot;
+  return 0;
+}
+
+// By name, for a descriptor that somebody has a copy of does not leave by being closed (epoll(7)).
+void tap_set_remove(tap_set *s, int slot) {
+  tap *t = member(s, slot);
+  if (t == nullptr) return;
+  epoll_ctl(s->fd, EPOLL_CTL_DEL, t->fd, nullptr);
+  s->member[static_cast<size_t>(slot)] = nullptr;
+  t->set = nullptr;
+}
+
+static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
+
+// A frame that the kernel cannot express is lost, and the next one may be well.
+static bool is_lost(tap *t, int error) { return is_gone(error) || ++t->faults >= LAST_STRAW; }
+
+// Where several are readable, one that had a single frame last time is asked for one: asking again would
+// cost as much as reading it did, and if there are more the set will say so.
+static int limit_of(const tap_set *s, const tap *t) {
+  return s->end > 1 && t->last == 1 ? 1 : layout::IN_ROWS;
+}
+
+// So that those to come are fetched while those before them are at work: of thousands none is in the cache.
+static void prefetch(const tap_set *s, int slot) {
+  const tap *t = member(s, slot);
+  if (t != nullptr) __builtin_prefetch(t);
+}
+
+int tap_set_read(tap_set *s, const batch *b) {
+  if (s->next == s->end) {
+    constexpr int most = sizeof s->ready / sizeof *s->ready;
+    int n = epoll_wait(s->fd, s->ready, most, 0);
+    s->next = 0;
+    s->end = n < 0 ? 0 : n;
+    for (int i = 0; i < s->end; i++) prefetch(s, s->ready[i].data.fd);
+  }
+  read_cursor to = {};
+  while (s->next < s->end) {
+    tap *t = member(s, s->ready[s->next].data.fd);
+    int before = to.row;
+    int n = t == nullptr ? 0 : tap_read(t, b, &to, limit_of(s, t));
+    if (n == NO_ROOM) break;
+    if (t != nullptr) {
+      t->last = to.row - before;
+      if (t->last > 0) t->faults = 0;
+    }
+    if (n < 0 && is_lost(t, -n)) {
+      if (to.row > 0) break;  // first what was read; it will fail again
+      b->columns[layout::IN_TAP] = t->slot;
+      s->next++;
+      return n;
+    }
+    s->next++;
+  }
+  return to.row;
+}
+
+int tap_set_write(tap_set *s, const batch *b, int count) {
+  for (int row = 0; row < count; row++) prefetch(s, load(b->columns + layout::OUT_TAP + row));
+  int failures = 0;
+  for (int row = 0; row < count;) {
+    int slot = load(b->columns + layout::OUT_TAP + row);
+    int end = row + 1;
+    while (end < count && load(b->columns + layout::OUT_TAP + end) == slot) end++;
+    tap *t = member(s, slot);
+    if (t != nullptr) {
+      failures += tap_write(t, b, row, end);
+    } else {
+      for (int i = row; i < end; i++) b->columns[layout::OUT_ERROR + i] = ENODEV;
+      failures += end - row;
+    }
+    row = end;
+  }
+  return failures;
+}

@@ -1,0 +1,37 @@
+// The TAPs of a thread as one device: one descriptor to wait for, and one call for all that can be read or
+// is to be written, however many of them there are.
+
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <vector>
+
+#include "tap.h"
+
+constexpr int MAX_SLOT_NUMBER = 65535;
+
+struct tap_set {
+  int fd;  // epoll's: readable while any of them is
+  std::vector<tap *> member;  // by slot
+  // Those that were found readable and have not been read since: ready[next] to ready[end - 1].
+  epoll_event ready[64];
+  int next, end;
+};
+
+// Returns 0 or -errno.
+int tap_set_open(tap_set *s);
+void tap_set_close(tap_set *s);
+
+// A TAP joins as `slot`, which is to be free, and leaves when it is closed at the latest. Returns 0 or -errno.
+int tap_set_add(tap_set *s, int slot, tap *t);
+void tap_set_remove(tap_set *s, int slot);
+
+// Fills in rows with what waits on any of them, each TAP in its turn, until nothing waits or there is no room.
+// Returns how many, or -errno when a TAP is of no use any more: its slot is in IN_TAP of row 0. That is
+// so once its interface is gone, or so many reads in a row have failed.
+constexpr int LAST_STRAW = 16;
+int tap_set_read(tap_set *s, const batch *b);
+
+// Writes out rows 0 to count - 1, each to the TAP in OUT_TAP, as tap_write does. Returns how many failed.
+int tap_set_write(tap_set *s, const batch *b, int count);
