@@ -1,12 +1,12 @@
 /*
  * Frames of many flows, in an order that no cache foresees, each flow in a network of its own or all in one.
  *
- *     spread in ADDRESS FIRST NETWORKS FLOWS FRAMES RATE      VXLAN datagrams to port 4789 there
- *     spread out PREFIX FIRST NETWORKS FLOWS FRAMES RATE      frames by the interfaces PREFIX1, PREFIX2, …
+ *   spread in ADDRESS FIRST NETWORKS FLOWS FRAMES RATE     VXLAN datagrams to port 4789 there
+ *   spread out PREFIX FIRST NETWORKS FLOWS FRAMES RATE     frames by the interfaces PREFIX1, PREFIX2, …
  *
- * FIRST is the first network's VNI. Flow f is of network f modulo NETWORKS; its MACs, addresses and ports are its
- * own, and the same both ways. RATE is in frames a second, kept by sleeping between bursts of BURST. Every frame is sent or the exit
- * code is 1.
+ * FIRST is the first network's VNI. Flow f is of network f modulo NETWORKS; its MACs, addresses and ports
+ * are its own, and the same both ways. RATE is in frames a second, kept by sleeping between bursts of
+ * BURST. Every frame is sent, or the exit code is 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,7 +31,9 @@ static void put16(uint8_t *to, unsigned value) {
 /* UDP over IPv4, its checksums left out: nobody delivers it. */
 static void write_frame(uint8_t *frame, unsigned flow, int in) {
 	memset(frame, 0, FRAME);
-	memcpy(frame, in ? "\x02\xaa\0\0\0\1\x02\xbb\0\0\0\1\x08\0\x45" : "\x02\xbb\0\0\0\1\x02\xaa\0\0\0\1\x08\0\x45", 15);
+	memcpy(frame, "\x02\0\0\0\0\1\x02\0\0\0\0\1\x08\0\x45", 15);
+	frame[in ? 1 : 7] = 0xaa;
+	frame[in ? 7 : 1] = 0xbb;
 	put16(frame + 2, flow);
 	put16(frame + 8, flow);
 	put16(frame + 16, FRAME - 14);

@@ -194,7 +194,7 @@ class Batch : public object<Batch> {
   std::unique_ptr<coalescer> trains;
 };
 
-// ---- what Tap and Udp have in common: a device, and its watch
+// ---- what Tap, Taps and Udp have in common: a device, and its watch if it has one
 
 struct closer {
   void operator()(tap *t) const {
@@ -287,7 +287,7 @@ class Tap : public port<Tap, tap> {
       return;
     }
     const char *syscall;
-    device.reset(new tap{-1, {}, tcp, udp, nullptr, 0, 0, 0});
+    device.reset(new tap{-1, {}, tcp, udp, nullptr, 0, 0, 0, 0});
     int error = fd < 0 ? tap_open(device.get(), name.c_str(), multi_queue, &syscall)
                        : tap_adopt(device.get(), fd, name.c_str(), multi_queue, &syscall);
     if (error < 0) {
@@ -296,17 +296,6 @@ class Tap : public port<Tap, tap> {
     }
     info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
         "name", Napi::String::New(env, device->name), napi_enumerable));
-  }
-
-  Napi::Value write(const Napi::CallbackInfo &info) {
-    Napi::Env env = info.Env();
-    const batch *b = get_batch(info);
-    int first = 0, end = 0;
-    if (b == nullptr || !get_int(env, info[1], "first", 0, layout::OUT_ROWS, &first) ||
-        !get_int(env, info[2], "end", first, layout::OUT_ROWS, &end)) {
-      return Napi::Value();
-    }
-    return Napi::Number::New(env, tap_write(device.get(), b, first, end));
   }
 
   Napi::Value set_offloads(const Napi::CallbackInfo &info) {
@@ -329,7 +318,7 @@ class Tap : public port<Tap, tap> {
 
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
-                       {method("write", &Tap::write), method("setOffloads", &Tap::set_offloads),
+                       {method("setOffloads", &Tap::set_offloads),
                         method("coalesces", &Tap::coalesces), method("fd", &Tap::fd),
                         method("close", &Tap::close)});
   }

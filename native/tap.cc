@@ -79,28 +79,28 @@ int tap_set_offloads(const tap *t, unsigned offloads) {
   return ioctl(t->fd, TUNSETOFFLOAD, static_cast<unsigned long>(offloads)) < 0 ? -errno : 0;
 }
 
+bool has_room(const read_cursor *to) {
+  return to->row < layout::IN_ROWS &&
+         to->offset + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES;
+}
+
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
-  int frames = 0;
-  while (frames < limit) {
+  for (int frames = 0; frames < limit && has_room(to); frames++) {
     int32_t offset = to->offset + layout::HEADROOM;
-    if (to->row == layout::IN_ROWS || offset + FRAME_ROOM > layout::SLAB_BYTES) {
-      return frames > 0 ? frames : NO_ROOM;
-    }
     iovec parts[2] = {{vnet_of(b, to->row), sizeof(virtio_net_hdr)}, {b->slab + offset, FRAME_ROOM}};
     ssize_t n = readv(t->fd, parts, 2);
-    if (n < 0) return errno == EAGAIN ? frames : -errno;
+    if (n < 0) return errno == EAGAIN ? 0 : -errno;
     int32_t length = static_cast<int32_t>(n) - static_cast<int32_t>(sizeof(virtio_net_hdr));
-    if (length < 0) return frames;
+    if (length < 0) return 0;
     b->columns[layout::IN_OFFSET + to->row] = offset;
     b->columns[layout::IN_LENGTH + to->row] = length;
     b->columns[layout::IN_SEGMENT + to->row] = length;
     b->columns[layout::IN_FLAGS + to->row] = length == FRAME_ROOM ? layout::TRUNCATED : 0;
     b->columns[layout::IN_TAP + to->row] = t->slot;
-    frames++;
     to->row++;
     to->offset = (offset + length + 15) & ~15;
   }
-  return frames;
+  return 0;
 }
 
 struct writing {

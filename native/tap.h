@@ -14,8 +14,9 @@ struct alignas(64) tap {
   // Of the set that it is in, if any.
   struct tap_set *set;
   int slot;
-  int last;    // frames that it was read last
-  int faults;  // reads that failed since the last frame
+  int last;         // frames that it was read last
+  unsigned round;   // of the set, when that was
+  int faults;       // reads that failed since the last frame
 };
 
 // Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
@@ -37,9 +38,10 @@ struct read_cursor {
   int32_t offset;
 };
 
-// Reads up to `limit` frames, fewer if nothing waits or there is no room for another one of full size, which
-// is NO_ROOM if it is so for the first. Returns how many, or -errno; frames before an error are kept.
-constexpr int NO_ROOM = -65536;
+bool has_room(const read_cursor *to);
+
+// Reads up to `limit` frames, fewer if nothing waits or there is no room for another one of full size.
+// Returns 0 or -errno; frames before an error are kept.
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 
 // Writes out rows first to end - 1, those of one flow in their order, and sets the error of each. Returns

@@ -50,9 +50,10 @@ static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
 static bool is_lost(tap *t, int error) { return is_gone(error) || ++t->faults >= LAST_STRAW; }
 
 // Where several are readable, one that had a single frame last time is asked for one: asking again would
-// cost as much as reading it did, and if there are more the set will say so.
+// cost as much as reading it did. If it was readable the time before as well, more wait there than that.
 static int limit_of(const tap_set *s, const tap *t) {
-  return s->end > 1 && t->last == 1 ? 1 : layout::IN_ROWS;
+  bool rare = t->last == 1 && t->round + 1 != s->round;
+  return s->end > 1 && rare ? 1 : layout::IN_ROWS;
 }
 
 // So that those to come are fetched while those before them are at work: of thousands none is in the cache.
@@ -61,29 +62,42 @@ static void prefetch(const tap_set *s, int slot) {
   if (t != nullptr) __builtin_prefetch(t);
 }
 
+// Whether there are any.
+static bool ask_for_ready(tap_set *s) {
+  int n = epoll_wait(s->fd, s->ready, sizeof s->ready / sizeof *s->ready, 0);
+  s->next = 0;
+  s->end = n < 0 ? 0 : n;
+  s->round++;
+  for (int i = 0; i < s->end; i++) prefetch(s, s->ready[i].data.fd);
+  return s->end > 0;
+}
+
+// Returns 0 or -errno.
+static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to) {
+  int before = to->row;
+  int error = tap_read(t, b, to, limit_of(s, t));
+  int frames = to->row - before;
+  t->last = has_room(to) ? frames : layout::IN_ROWS;  // or more
+  t->round = s->round;
+  if (frames > 0) t->faults = 0;
+  return error;
+}
+
 int tap_set_read(tap_set *s, const batch *b) {
-  if (s->next == s->end) {
-    constexpr int most = sizeof s->ready / sizeof *s->ready;
-    int n = epoll_wait(s->fd, s->ready, most, 0);
-    s->next = 0;
-    s->end = n < 0 ? 0 : n;
-    for (int i = 0; i < s->end; i++) prefetch(s, s->ready[i].data.fd);
-  }
   read_cursor to = {};
-  while (s->next < s->end) {
-    tap *t = member(s, s->ready[s->next].data.fd);
-    int before = to.row;
-    int n = t == nullptr ? 0 : tap_read(t, b, &to, limit_of(s, t));
-    if (n == NO_ROOM) break;
-    if (t != nullptr) {
-      t->last = to.row - before;
-      if (t->last > 0) t->faults = 0;
+  bool asked = false;
+  while (has_room(&to)) {
+    if (s->next == s->end) {
+      if (asked || !ask_for_ready(s)) break;
+      asked = true;
     }
-    if (n < 0 && is_lost(t, -n)) {
+    tap *t = member(s, s->ready[s->next].data.fd);
+    int error = t == nullptr ? 0 : read_member(s, t, b, &to);
+    if (error < 0 && is_lost(t, -error)) {
       if (to.row > 0) break;  // first what was read; it will fail again
       b->columns[layout::IN_TAP] = t->slot;
       s->next++;
-      return n;
+      return error;
     }
     s->next++;
   }

@@ -14,9 +14,11 @@ constexpr int MAX_SLOT_NUMBER = 65535;
 struct tap_set {
   int fd;  // epoll's: readable while any of them is
   std::vector<tap *> member;  // by slot
-  // Those that were found readable and have not been read since: ready[next] to ready[end - 1].
-  epoll_event ready[64];
+  // Those that were found readable and have not been read since: ready[next] to ready[end - 1]; and how often
+  // it was asked for them.
+  epoll_event ready[layout::IN_ROWS];
   int next, end;
+  unsigned round;
 };
 
 // Returns 0 or -errno.

@@ -1,15 +1,15 @@
 /**
  * A burst of frames: one slab of bytes and the columns that say where in it things are.
  *
- *     in rows    what a device read: a TAP's frames, or the underlay's datagrams
- *     out rows   what is to be written: datagrams to a remote, or frames to a TAP
+ *     in rows    what a device read: the TAPs' frames, or the underlay's datagrams
+ *     out rows   what is to be written: datagrams to a remote, or frames to TAPs
  *
  * Both directions use it alike: a device fills the in rows, the dataplane decides and fills the out
  * rows, the other device writes them. Payload bytes never move: an out row points into the slab
  * that an in row was read to. One in row may become many out rows (flooding to several remotes; a
  * train of datagrams that UDP_GRO delivered as one buffer), or none (a drop).
  *
- * A TAP packs frames one behind the other, each behind HEADROOM, so that a burst of small frames
+ * TAPs pack frames one behind the other, each behind HEADROOM, so that a burst of small frames
  * and a few 64 KiB super-frames alike stay within the second-level cache. The underlay receives to
  * slots of a fixed stride, because recvmmsg(2) wants its buffers beforehand.
  *

@@ -26,9 +26,9 @@
  * passed on is counted by one reason. Numbers stay within int32, because V8 would put a larger one
  * on the heap. `test/unit/allocation.test.ts` holds this file to it.
  *
- * **Captured.** While somebody captures, each burst takes a second loop that shows every frame to a
- * mirror before deciding on it, datagram by datagram. Otherwise that costs a question a burst, and one
- * a frame that is dropped.
+ * **Captured.** While somebody captures, a mirror is shown every frame before it is decided on; of the underlay,
+ * by a second loop, datagram by datagram. Otherwise that costs a question a frame from a TAP, one a burst from
+ * the underlay, and one a frame that is dropped.
  *
  * **What it does not do.** It neither segments, coalesces nor completes checksums (the devices do),
  * and knows no address families (an address is 16 bytes).
@@ -353,7 +353,8 @@ export class Dataplane {
     }
     this.#answered = row;
     network.answers--;
-    if (network.tap.write(answer, 0, 1) === 0) {
+    answer.outTap[0] = network.index;
+    if (this.#taps.write(answer, 1) === 0) {
       this.#counters.add(network.index, Counter.toldTooBig, 1);
     }
   }

@@ -3,7 +3,7 @@
  * `device/`; one conformance suite runs on all of them. What one cannot do is a declared
  * capability, never a special case in the dataplane.
  *
- * Neither interface ever waits, and nothing here throws once it is open: what could not be written
+ * None of these interfaces ever waits, and nothing here throws once it is open: what could not be written
  * is counted by the caller from `outError`, and the loss of a device is told once, to `onLost`.
  */
 import type { Batch } from "./batch.ts";
@@ -22,14 +22,9 @@ export interface Watch {
   onUnsent?(errno: number): void;
 }
 
-/** One queue of one TAP device: the VTEP's port into the host's Layer 2. */
+/** One queue of one TAP device: the VTEP's port into the host's Layer 2, used by way of `Taps`. */
 export interface Tap {
   readonly name: string;
-  /**
-   * Writes the frames of out rows `first` to `end` − 1 (outOffset, outLength) in that order, and
-   * sets outError of each. Returns how many failed. The slab may be reused when it returns.
-   */
-  write(batch: Batch, first: number, end: number): number;
   /** Removes the interface, unless it is persistent, and leaves its `Taps`. A second call does nothing. */
   close(): void;
 }

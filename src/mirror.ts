@@ -217,7 +217,7 @@ export class Mirror {
     }
   }
 
-  /** The TAP was written these out rows; likewise. */
+  /** TAPs were written these out rows; likewise. */
   written(batch: Batch, count: number, failed: number): void {
     if (failed === 0) return;
     for (let out = 0; out < count; out++) {

@@ -1,5 +1,5 @@
 /**
- * One VNI as a forwarding thread knows it: its TAP, its rows of the FDB and of the counters (by
+ * One VNI as a forwarding thread knows it: its TAP, its rows of the FDB and of the counters (all by
  * index), its flood list, and which remotes may speak in it.
  *
  * The flood list holds the remotes that get a copy of every frame whose destination is broadcast,
@@ -7,8 +7,6 @@
  * control-plane entry points to: who is not told of cannot inject. Control operations here
  * allocate; what the dataplane calls does not.
  */
-import type { Tap } from "./device.ts";
-
 /** As many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. */
 const ANSWERS_PER_SECOND = 1000;
 
@@ -24,7 +22,6 @@ export interface Settings {
 
 export class Network {
   readonly vni: number;
-  readonly tap: Tap;
   /** This network's row in the FDB and in the counters, from 1. */
   readonly index: number;
   /** Seconds after which a learned entry that is not seen again is forgotten; 0: never. */
@@ -46,7 +43,6 @@ export class Network {
 
   constructor(options: {
     vni: number;
-    tap: Tap;
     index: number;
     ageSeconds: number;
     mac: { high: number; low: number };
@@ -54,7 +50,6 @@ export class Network {
     clampMtu?: number;
   }) {
     this.vni = options.vni;
-    this.tap = options.tap;
     this.index = options.index;
     this.ageSeconds = options.ageSeconds;
     this.macHigh = options.mac.high;

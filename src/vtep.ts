@@ -122,15 +122,17 @@ export class Vtep {
    */
   static async open(plan: Plan, worker: number): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
-    const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-    const vtep = new Vtep(plan, worker, remotes, opened, underlay);
+    const taps = new NativeTaps(plan.busyPollUs);
+    let vtep: Vtep | undefined;
     try {
+      const { underlay, opened } = await openUnderlay(plan, worker, remotes);
+      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay);
       for (const network of plan.networks) vtep.add(network);
+      return vtep;
     } catch (error) {
-      vtep.close();
+      (vtep ?? taps).close();
       throw error;
     }
-    return vtep;
   }
 
   private constructor(
@@ -138,6 +140,7 @@ export class Vtep {
     worker: number,
     remotes: Remotes,
     opened: Opened,
+    taps: NativeTaps,
     underlay: Underlay,
   ) {
     this.opened = opened;
@@ -149,7 +152,7 @@ export class Vtep {
     this.#underlay = underlay;
     this.#counters = new Counters(plan.counters, plan.workers, worker);
     this.#remotes = remotes;
-    this.#taps = new NativeTaps(plan.busyPollUs);
+    this.#taps = taps;
     this.#dataplane = new Dataplane({
       fdb: new Fdb(plan.fdb),
       remotes,
@@ -210,12 +213,17 @@ export class Vtep {
       keptOnly,
     });
     delete this.#kept[tapDescriptor(own.tap, this.#worker)];
-    const network = new Network({ ...own, tap });
+    try {
+      this.#taps.add(own.index, tap, (error) => this.#onLost?.(error, own.index));
+    } catch (error) {
+      tap.close();
+      throw error;
+    }
+    const network = new Network(own);
     network.apply(settingsOf(own));
     this.#networks.set(own.index, { network, tap });
     this.#demotions = undefined;
     this.#dataplane.add(network);
-    this.#taps.add(own.index, tap, (error) => this.#onLost?.(error, own.index));
   }
 
   /** Gives a network other settings, from the next burst on. */

@@ -178,6 +178,10 @@ export class MemoryTap implements Tap {
     return taken;
   }
 
+  get isOpen(): boolean {
+    return this.#state === "open";
+  }
+
   /** Copies of the frames that the VTEP wrote since the last `clear`. */
   get received(): Uint8Array[] {
     return this.#received.copies();
@@ -226,27 +230,12 @@ export class MemoryTap implements Tap {
     return rows;
   }
 
-  write(batch: Batch, first: number, end: number): number {
-    this.#assertOpen();
-    let failed = 0;
-    for (let row = first; row < end; row++) {
-      const errno = this.#writeFrame(batch, batch.outOffset[row]!, batch.outLength[row]!);
-      batch.outError[row] = errno;
-      if (errno !== 0) failed++;
-    }
-    return failed;
-  }
-
-  #writeFrame(batch: Batch, offset: number, length: number): number {
-    if (this.#state === "lost") return ENODEV;
+  /** @internal Writes a frame, for `MemoryTaps`; 0 or an errno. */
+  write(batch: Batch, offset: number, length: number): number {
+    if (this.#state !== "open") return ENODEV;
     // As the kernel's tun_get_user says of a frame without a whole Ethernet header.
     if (!isInSlab(offset, length) || length < ETHERNET_HEADER) return EINVAL;
     return this.#received.push(batch.slab, offset, length, NO_WORDS) ? 0 : EAGAIN;
-  }
-
-  /** @internal */
-  get isClosed(): boolean {
-    return this.#state === "closed";
   }
 
   /** @internal For `MemoryTaps`. */
@@ -264,12 +253,6 @@ export class MemoryTap implements Tap {
     this.#port.queue.clear();
     this.#wire.unplug(this.#port);
   }
-
-  #assertOpen(): void {
-    if (this.#state === "closed") {
-      throw new VtepError("CLOSED", `TAP ${this.name} was closed: open another one`);
-    }
-  }
 }
 
 /** Where the frame behind that of a row begins. */
@@ -278,60 +261,81 @@ function offsetAfter(batch: Batch, row: number): number {
 }
 
 export class MemoryTaps implements Taps<MemoryTap> {
-  /** By index. */
-  readonly #members = new Map<number, MemoryTap>();
-  readonly #onLost = new Map<number, (error: VtepError) => void>();
+  readonly #members: Member[] = [];
+  /** Whose turn it is to be read first. */
+  #next = 0;
   #onReadable: (() => void) | undefined;
 
   add(index: number, tap: MemoryTap, onLost: (error: VtepError) => void): void {
-    this.#members.set(index, tap);
-    this.#onLost.set(index, onLost);
-    if (this.#onReadable !== undefined) this.#watch(index, tap);
+    if (this.#find(index) >= 0) throw new VtepError("SYSTEM", `index ${index} is taken`);
+    const member = { index, tap, onLost };
+    this.#members.push(member);
+    if (this.#onReadable !== undefined) this.#watch(member);
   }
 
   remove(index: number): void {
-    this.#members.get(index)?.watch(undefined);
-    this.#members.delete(index);
-    this.#onLost.delete(index);
+    const at = this.#find(index);
+    if (at < 0) return;
+    this.#members[at]!.tap.watch(undefined);
+    this.#members.splice(at, 1);
   }
 
   read(batch: Batch): number {
+    const count = this.#members.length;
+    const first = this.#next;
     let rows = 0;
-    for (const [index, tap] of this.#members) rows = tap.read(batch, index, rows);
+    for (let turn = 0; turn < count; turn++) {
+      const at = (first + turn) % count;
+      const { index, tap } = this.#members[at]!;
+      const before = rows;
+      rows = tap.read(batch, index, rows);
+      if (rows > before) this.#next = (at + 1) % count;
+    }
     return rows;
   }
 
   write(batch: Batch, count: number): number {
     let failed = 0;
     for (let row = 0; row < count; row++) {
-      const tap = this.#members.get(batch.outTap[row]!);
-      if (tap === undefined || tap.isClosed) {
-        batch.outError[row] = ENODEV;
-        failed++;
-      } else {
-        failed += tap.write(batch, row, row + 1);
-      }
+      const tap = this.#members[this.#find(batch.outTap[row]!)]?.tap;
+      const errno = tap?.write(batch, batch.outOffset[row]!, batch.outLength[row]!) ?? ENODEV;
+      batch.outError[row] = errno;
+      if (errno !== 0) failed++;
     }
     return failed;
   }
 
   watch(onReadable: () => void): void {
     this.#onReadable = onReadable;
-    for (const [index, tap] of this.#members) this.#watch(index, tap);
+    for (const member of this.#members) this.#watch(member);
   }
 
   close(): void {
-    for (const index of [...this.#members.keys()]) this.remove(index);
+    for (const { tap } of this.#members.splice(0)) tap.watch(undefined);
   }
 
-  #watch(index: number, tap: MemoryTap): void {
-    const onLost = (error: VtepError) => {
-      const tell = this.#onLost.get(index);
-      this.remove(index);
-      tell?.(error);
-    };
-    tap.watch({ onReadable: this.#onReadable!, onLost });
+  #find(index: number): number {
+    for (let at = 0; at < this.#members.length; at++) {
+      if (this.#members[at]!.index === index) return at;
+    }
+    return -1;
   }
+
+  #watch({ index, tap, onLost }: Member): void {
+    tap.watch({
+      onReadable: this.#onReadable!,
+      onLost: (error) => {
+        this.remove(index);
+        onLost(error);
+      },
+    });
+  }
+}
+
+interface Member {
+  readonly index: number;
+  readonly tap: MemoryTap;
+  readonly onLost: (error: VtepError) => void;
 }
 
 export interface MemoryUnderlayOptions {

@@ -34,8 +34,6 @@ interface WatchedPort extends Port {
 
 export interface TapQueue extends Port {
   readonly name: string;
-  /** Rows that failed. */
-  write(batch: BatchHandle, first: number, end: number): number;
   /** TUN_F_ bits. 0, or −errno: EINVAL when the kernel does not know one, or not without another. */
   setOffloads(bits: number): number;
   /** Which trains are written as super-frames still: the kernel may have refused a kind. */

@@ -53,8 +53,6 @@ export class NativeTap implements Tap {
   readonly name: string;
   /** @internal */
   readonly queue: TapQueue;
-  /** @internal */
-  isClosed = false;
   readonly #bits: number;
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
@@ -92,13 +90,7 @@ export class NativeTap implements Tap {
     };
   }
 
-  write(batch: Batch, first: number, end: number): number {
-    if (this.isClosed) throw new VtepError("CLOSED", `TAP ${this.name} was used after close`);
-    return this.queue.write(handleOf(batch), first, end);
-  }
-
   close(): void {
-    this.isClosed = true;
     this.queue.close();
   }
 }
@@ -111,18 +103,17 @@ export class NativeTaps implements Taps<NativeTap> {
 
   /** `busyPollUs`: for how long the thread, once it was woken, asks for more before it sleeps. */
   constructor(busyPollUs = 0) {
-    this.#queues = new (addon().Taps)();
+    this.#queues = waitable(() => new (addon().Taps)());
     this.#busyPollUs = busyPollUs;
   }
 
   add(index: number, tap: NativeTap, onLost: (error: VtepError) => void): void {
-    this.#queues.add(index, tap.queue);
-    this.#members.set(index, { tap, onLost });
+    waitable(() => this.#queues.add(index, tap.queue));
+    this.#members.set(index, { tap, onLost, isLost: false });
   }
 
   remove(index: number): void {
-    this.#members.delete(index);
-    this.#queues.remove(index);
+    if (this.#members.delete(index)) this.#queues.remove(index);
   }
 
   read(batch: Batch): number {
@@ -143,10 +134,7 @@ export class NativeTaps implements Taps<NativeTap> {
 
   watch(onReadable: () => void): void {
     this.#queues.unwatch();
-    this.#queues.watch((status) => {
-      if (status < 0) throw new VtepError("SYSTEM", `TAPs cannot be waited for (errno ${-status})`);
-      onReadable();
-    }, this.#busyPollUs);
+    this.#queues.watch(onReadable, this.#busyPollUs); // epoll's descriptor never fails (eventpoll.c)
   }
 
   close(): void {
@@ -163,7 +151,8 @@ export class NativeTaps implements Taps<NativeTap> {
   /** Told of once, and never from within read or write: the owner may well close everything. */
   #lose(index: number, errno: number): void {
     const lost = this.#members.get(index);
-    if (lost === undefined) return;
+    if (lost === undefined || lost.isLost) return;
+    lost.isLost = true;
     this.#queues.remove(index);
     const { tap, onLost } = lost;
     const what = isGone(errno) ? "was deleted while in use" : `cannot be read (errno ${errno})`;
@@ -171,7 +160,7 @@ export class NativeTaps implements Taps<NativeTap> {
     queueMicrotask(() => {
       if (this.#members.get(index) !== lost) return;
       this.#members.delete(index);
-      if (!tap.isClosed) onLost(error);
+      if (tap.fd >= 0) onLost(error); // or somebody has closed it meanwhile
     });
   }
 }
@@ -179,6 +168,17 @@ export class NativeTaps implements Taps<NativeTap> {
 interface Member {
   readonly tap: NativeTap;
   readonly onLost: (error: VtepError) => void;
+  isLost: boolean;
+}
+
+/** What `join` returns; what the system refuses it is a VtepError SYSTEM. */
+function waitable<T>(join: () => T): T {
+  try {
+    return join();
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    throw new VtepError("SYSTEM", `TAPs cannot be waited for: ${error.message}`, error);
+  }
 }
 
 /** Changes when any TAP of this process does without an offload that it had. */

@@ -172,14 +172,17 @@ describe("a TAP in memory", () => {
       false,
     ]);
     expect(tap.dropped).toBe(2);
-    expect(tap.read(batch, 1, 0)).toBe(3);
+    const taps = new MemoryTaps();
+    taps.add(1, tap, () => undefined);
+    expect(taps.read(batch)).toBe(3);
     for (let row = 0; row < 5; row++) batch.outLength[row] = 60;
-    expect(tap.write(batch, 0, 5)).toBe(2);
+    batch.outTap.fill(1, 0, 5);
+    expect(taps.write(batch, 5)).toBe(2);
     expect([...batch.outError.subarray(0, 5)]).toEqual([0, 0, 0, EAGAIN, EAGAIN]);
     expect(tap.receivedCount).toBe(3);
     tap.clear();
     expect(tap.received).toEqual([]);
-    expect(tap.write(batch, 0, 3)).toBe(0);
+    expect(taps.write(batch, 3)).toBe(0);
   });
 
   test("passes on all of a virtio_net_hdr", () => {
@@ -249,6 +252,7 @@ test("a frame's way through TAP, wire and TAP allocates nothing", async () => {
   const remote = remotes.add("192.0.2.2", PORT);
   const taps = new MemoryTaps();
   taps.add(1, from!, () => undefined);
+  taps.add(2, to!, () => undefined);
   taps.watch(() => {
     const rows = taps.read(batch);
     for (let row = 0; row < rows; row++) {
@@ -266,7 +270,8 @@ test("a frame's way through TAP, wire and TAP allocates nothing", async () => {
         batch.outOffset[row] = batch.inOffset[row]! + 8;
         batch.outLength[row] = batch.inLength[row]! - 8;
       }
-      to!.write(batch, 0, rows);
+      batch.outTap.fill(2, 0, rows);
+      taps.write(batch, rows);
     },
     onLost() {},
   });

@@ -11,6 +11,7 @@ import { randomInt } from "node:crypto";
 import dgram from "node:dgram";
 import { once } from "node:events";
 import { writeFileSync } from "node:fs";
+import { constants } from "node:os";
 import { setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -103,8 +104,7 @@ const rigs: Record<string, (mtu: number) => Rig> = {
       taps,
       transmit: (frames) => {
         for (let first = 0; first < frames.length; first += 60) {
-          const burst = new Burst(frames.slice(first, first + 60));
-          expect(other.write(burst.batch, 0, burst.rows)).toBe(0);
+          expect(new Burst(frames.slice(first, first + 60)).write(others)).toBe(0);
         }
       },
       received: () => {
@@ -166,7 +166,7 @@ const rigs: Record<string, (mtu: number) => Rig> = {
         tap.transmit(frame, { flags: VNET_NEEDS_CSUM, csumStart: 34, csumOffset: 6 });
       },
       lose: () => tap.lose(),
-      exists: () => !isClosed(tap),
+      exists: () => tap.isOpen,
       turn: () => wire.turn(),
       close: () => {
         taps.close();
@@ -179,14 +179,6 @@ const rigs: Record<string, (mtu: number) => Rig> = {
 function interfaces(): string[] {
   const links = JSON.parse(execFileSync("ip", ["-json", "link"], { encoding: "utf8" }));
   return links.map(({ ifname }: { ifname: string }) => ifname);
-}
-
-function isClosed(tap: Tap): boolean {
-  try {
-    return tap.write(new Batch(), 0, 0) < 0;
-  } catch {
-    return true;
-  }
 }
 
 // ---- frames
@@ -209,14 +201,7 @@ class Burst {
   }
 
   /** Writes all frames, and overwrites the slab at once, as the dataplane's next read would. */
-  write(tap: Tap): number {
-    const failed = tap.write(this.batch, 0, this.rows);
-    this.batch.slab.fill(0xee);
-    return failed;
-  }
-
-  /** The same by way of taps. */
-  writeTogether(taps: Taps): number {
+  write(taps: Taps): number {
     this.batch.outTap.fill(INDEX, 0, this.rows);
     const failed = taps.write(this.batch, this.rows);
     this.batch.slab.fill(0xee);
@@ -455,7 +440,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       rig.lose();
       await eventually("the loss", () => errors.length > 0);
       const burst = new Burst([frame(60, 1), frame(60, 2)]);
-      expect(burst.write(rig.tap)).toBe(2);
+      expect(burst.write(rig.taps)).toBe(2);
       for (const error of burst.errors) expect(error).toBeGreaterThan(0);
       expect(rig.taps.read(batch)).toBe(0);
       for (let round = 0; round < 5; round++) {
@@ -471,7 +456,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
     test("frames in their order", async () => {
       const sent = Array.from({ length: 200 }, (_, seed) => frame(60 + seed, seed));
       const burst = new Burst(sent);
-      expect(burst.write(rig.tap)).toBe(0);
+      expect(burst.write(rig.taps)).toBe(0);
       expect(burst.errors).toEqual(sent.map(() => 0));
       expect(await received(sent.length)).toEqual(sent.map(hex));
     });
@@ -481,29 +466,23 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       rig = makeRig(mtu);
       const sizes = [14, 15, 16, 59, 60, 61, 64, 128, 1000, mtu + 13, mtu + 14];
       const sent = sizes.map((size, seed) => frame(size, seed));
-      expect(new Burst(sent).write(rig.tap)).toBe(0);
+      expect(new Burst(sent).write(rig.taps)).toBe(0);
       expect(await received(sent.length)).toEqual(sent.map(hex));
     });
 
-    test("only the run of rows it is told to", async () => {
-      const sent = Array.from({ length: 10 }, (_, seed) => frame(60, seed));
-      const burst = new Burst(sent);
-      expect(rig.tap.write(burst.batch, 7, 7)).toBe(0);
-      expect(rig.tap.write(burst.batch, 8, 10)).toBe(0);
-      expect(rig.tap.write(burst.batch, 3, 6)).toBe(0);
-      expect(burst.errors).toEqual([999, 999, 999, 0, 0, 0, 999, 999, 0, 0]);
-      const expected = [8, 9, 3, 4, 5].map((row) => hex(sent[row]!));
-      expect(await received(5)).toEqual(expected);
-    });
-
-    test("as many rows as there are", async () => {
+    test("as many rows as there are, and no more than it is told to", async () => {
       const sent = Array.from({ length: OUT_ROWS }, (_, seed) => frame(60, seed));
       const burst = new Burst(sent);
+      burst.batch.outTap.fill(INDEX);
       const half = OUT_ROWS / 2;
-      expect(rig.tap.write(burst.batch, 0, half)).toBe(0);
+      expect(rig.taps.write(burst.batch, half)).toBe(0);
+      expect(burst.errors.slice(half)).toEqual(new Array(half).fill(999));
       expect(await received(half)).toEqual(sent.slice(0, half).map(hex));
-      expect(rig.tap.write(burst.batch, half, OUT_ROWS)).toBe(0);
+      burst.batch.outOffset.copyWithin(0, half);
+      expect(rig.taps.write(burst.batch, half)).toBe(0);
       expect(await received(half)).toEqual(sent.slice(half).map(hex));
+      rig.taps.write(burst.batch, 0);
+      expect(rig.received()).toEqual([]);
     });
 
     test("what it can: a row that fails does not harm its neighbours", async () => {
@@ -520,7 +499,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       burst.batch.outLength[1] = ETHERNET_HEADER - 1;
       burst.batch.outOffset[3] = SLAB_BYTES - 59;
       burst.batch.outOffset[5] = -1;
-      expect(burst.write(rig.tap)).toBe(3);
+      expect(burst.write(rig.taps)).toBe(3);
       expect(burst.errors.map((error) => error > 0)).toEqual([
         false,
         true,
@@ -538,7 +517,7 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
         fc.array(fc.integer({ min: 14, max: 1514 }), { minLength: 1, maxLength: 80 }),
         async (sizes) => {
           const sent = sizes.map((size, seed) => frame(size, seed));
-          expect(new Burst(sent).write(rig.tap)).toBe(0);
+          expect(new Burst(sent).write(rig.taps)).toBe(0);
           rig.transmit(sent);
           expect(await received(sent.length)).toEqual(sent.map(hex));
           const { frames } = await read(sent.length);
@@ -546,6 +525,40 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
         },
       );
       await fc.assert(property, { numRuns: 40 });
+    });
+  });
+
+  describe("leaves its taps", () => {
+    test("and nothing is read from it, written to it or told of it", async () => {
+      let calls = 0;
+      rig.taps.watch(() => {
+        calls++;
+      });
+      rig.taps.remove(INDEX);
+      rig.taps.remove(INDEX);
+      rig.transmit([frame(60, 1)]);
+      const burst = new Burst([frame(60, 2)]);
+      expect(burst.write(rig.taps)).toBe(1);
+      expect(burst.errors).toEqual([constants.errno.ENODEV]);
+      rig.lose(); // which would throw
+      for (let round = 0; round < 5; round++) {
+        await turn();
+        rig.turn();
+      }
+      expect(rig.taps.read(batch)).toBe(0);
+      expect(calls).toBe(0);
+      expect(rig.received()).toEqual([]);
+    });
+
+    test("and may join them again, by whatever index is free", async () => {
+      const add = (index: number) => rig.taps.add(index, rig.tap, unexpected);
+      expect(() => add(INDEX)).toThrow(expect.objectContaining({ code: "SYSTEM" }));
+      rig.taps.remove(INDEX);
+      add(INDEX + 1);
+      rig.transmit([frame(60, 1)]);
+      const { frames } = await read(1);
+      expect(frames.map(hex)).toEqual([hex(frame(60, 1))]);
+      expect(batch.inTap[0]).toBe(INDEX + 1);
     });
   });
 
@@ -557,12 +570,10 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       expect(rig.exists()).toBe(false);
     });
 
-    test("for good: everything else throws CLOSED", () => {
+    test("for good: it has left its taps", () => {
       rig.tap.close();
-      const closed = expect.objectContaining({ name: "VtepError", code: "CLOSED" });
-      expect(() => rig.tap.write(batch, 0, 0)).toThrow(closed);
       expect(rig.taps.read(batch)).toBe(0);
-      expect(new Burst([frame(60, 1)]).writeTogether(rig.taps)).toBe(1);
+      expect(new Burst([frame(60, 1)]).write(rig.taps)).toBe(1);
     });
 
     test("in silence, also with frames waiting", async () => {

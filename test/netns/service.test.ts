@@ -627,18 +627,18 @@ describe("the service", () => {
       await until("it to be active", async () => (await isActive()) === "active", 20_000);
     }
 
-    /** The thread that waits for its TAP: in a call whose first argument is what polls that. */
+    /** The thread that waits for its TAPs: in a call whose first argument is what polls the poll of those. */
     function forwardingThread(pid: number): Promise<number> {
       const file = (fd: string) => readlinkSync(`/proc/${pid}/fd/${fd}`);
       const polled = (fd: string) => {
         const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
         return [...info.matchAll(/^tfd:\s*(\d+)/gm)].map((match) => match[1]!);
       };
-      const poll = readdirSync(`/proc/${pid}/fd`).find(
-        (fd) =>
-          file(fd) === "anon_inode:[eventpoll]" &&
-          polled(fd).some((other) => file(other) === "/dev/net/tun"),
+      const polls = readdirSync(`/proc/${pid}/fd`).filter(
+        (fd) => file(fd) === "anon_inode:[eventpoll]",
       );
+      const taps = polls.filter((fd) => polled(fd).some((tap) => file(tap) === "/dev/net/tun"));
+      const poll = polls.find((fd) => polled(fd).some((other) => taps.includes(other)));
       const call = (tid: string) => readFileSync(`/proc/${pid}/task/${tid}/syscall`, "utf8");
       const waits = new RegExp(`^\\d+ 0x${Number(poll).toString(16)} `);
       return until("a thread that waits for its TAP", () => {

@@ -87,7 +87,7 @@ function parts(networks: number): Parts {
   };
 }
 
-function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Parts): Network {
+function networkOf(options: NetworkOptions, index: number, parts: Parts): Network {
   const { fdb, remotes } = parts;
   const entries = (options.fdb ?? []).map(([text, address]) => {
     const { high, low } = parseMac(text)!;
@@ -96,7 +96,7 @@ function networkOf(options: NetworkOptions, index: number, tap: Tap, parts: Part
   const tapMac = parseMac(options.tapMac ?? mac(0xf0))!;
   const ageSeconds = options.age ?? 300;
   const { vni, hasGateway = false, vlan = 0, clampMtu = 0 } = options;
-  const network = new Network({ vni, tap, index, ageSeconds, mac: tapMac, hasGateway, clampMtu });
+  const network = new Network({ vni, index, ageSeconds, mac: tapMac, hasGateway, clampMtu });
   network.vlan = vlan;
   fdb.setLimit(index, options.limit ?? 1024);
   const sink: Parameters<typeof writeStaticRoutes>[1] = {
@@ -205,7 +205,7 @@ export class World {
   }
 
   clear(): void {
-    for (const host of this.hosts) for (const { tap } of host.networks) (tap as MemoryTap).clear();
+    for (const host of this.hosts) for (const tap of host.taps) tap.clear();
     this.crossings.length = 0;
   }
 
@@ -240,7 +240,8 @@ export class Host implements Parts {
   readonly remotes: Remotes;
   readonly counters: Counters;
   readonly traffic: Traffic;
-  readonly taps = new MemoryTaps();
+  /** In the order of the networks. */
+  readonly taps: readonly MemoryTap[];
   readonly underlay: MemoryUnderlay;
   readonly networks: readonly Network[];
   readonly dataplane: Dataplane;
@@ -260,16 +261,15 @@ export class Host implements Parts {
       largestDatagram: LARGEST_DATAGRAM,
       ...(options.queueRows !== undefined && { queueRows: options.queueRows }),
     });
-    this.networks = options.networks.map((network, at) => {
-      const tap = new MemoryTap({ wire, name: `vtep${network.vni}` });
-      return networkOf(network, at + 1, tap, this);
-    });
+    const taps = new MemoryTaps();
+    this.taps = options.networks.map(({ vni }) => new MemoryTap({ wire, name: `vtep${vni}` }));
+    this.networks = options.networks.map((network, at) => networkOf(network, at + 1, this));
     this.dataplane = new Dataplane({
       fdb,
       remotes,
       counters,
       traffic,
-      taps: this.taps,
+      taps,
       underlay: this.underlay,
       strict: options.strict ?? false,
       flowSeed: 1,
@@ -277,11 +277,11 @@ export class Host implements Parts {
     });
     const onLost = () => undefined;
     this.underlay.watch({ onReadable: () => this.dataplane.decap(), onLost });
-    for (const network of this.networks) {
+    for (const [at, network] of this.networks.entries()) {
       this.dataplane.add(network);
-      this.taps.add(network.index, network.tap as MemoryTap, onLost);
+      taps.add(network.index, this.taps[at]!, onLost);
     }
-    this.taps.watch(() => this.dataplane.encap());
+    taps.watch(() => this.dataplane.encap());
   }
 
   network(vni = this.networks[0]!.vni): Network {
@@ -289,7 +289,7 @@ export class Host implements Parts {
   }
 
   tap(vni?: number): MemoryTap {
-    return this.network(vni).tap as MemoryTap;
+    return this.taps[this.network(vni).index - 1]!;
   }
 
   /** Where this host sends frames for a MAC: an address, "local", or undefined. */
@@ -398,6 +398,7 @@ export class ScriptedTap extends ScriptedDevice implements Tap {
     return this.fill(batch);
   }
 
+  /** @internal For `ScriptedTaps`. */
   write(batch: Batch, first: number, end: number): number {
     return this.take(batch, first, end);
   }
@@ -473,7 +474,7 @@ export function script(
   const underlay = new ScriptedUnderlay();
   const made = parts(networks.length);
   const taps = networks.map(() => new ScriptedTap());
-  const wired = networks.map((options, at) => networkOf(options, at + 1, taps[at]!, made));
+  const wired = networks.map((options, at) => networkOf(options, at + 1, made));
   const together = new ScriptedTaps();
   const dataplane = new Dataplane({
     ...made,

@@ -5,21 +5,15 @@
 import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
-import type { Tap, Taps, Underlay, Watch } from "../../src/device.ts";
+import type { Taps, Underlay, Watch } from "../../src/device.ts";
 import { Fdb } from "../../src/fdb.ts";
 import { Network } from "../../src/network.ts";
 import { addressWords, Remotes } from "../../src/remotes.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import { PORT, type Row } from "./sim.ts";
 
-/** TAPs or an underlay that return one burst for ever. */
+/** TAPs, as a rule that of the network of index 1, or an underlay that return one burst for ever. */
 export class Treadmill implements Taps, Underlay {
-  /** The TAP that the burst is of, unless its rows say otherwise: that of the network of index 1. */
-  readonly tap: Tap = {
-    name: "vtep100",
-    write: (_batch, first, end) => (this.errno === 0 ? 0 : end - first),
-    close: () => undefined,
-  };
   readonly capabilities = {
     sourcePortEntropy: true,
     dontFragment: true,
@@ -108,7 +102,7 @@ export function treadmill(options: {
   const traffic = new Traffic(Traffic.allocate(1), 1);
   const { taps, underlay, peers, limit = 1024 } = options;
   const mac = parseMac("00:00:5e:00:53:f0")!;
-  const network = new Network({ vni: 100, tap: taps.tap, index: 1, ageSeconds: 300, mac });
+  const network = new Network({ vni: 100, index: 1, ageSeconds: 300, mac });
   for (const peer of peers) network.addToFlood(remotes.add(peer, PORT));
   fdb.setLimit(1, limit);
   const dataplane = new Dataplane({
