@@ -123,6 +123,10 @@ describe.concurrent("a bad configuration file ends with 2", () => {
 });
 
 describe.concurrent("what the system refuses ends with 1", () => {
+  // Some have opened it when they are refused.
+  let ports = 20_000;
+  const ownPort = () => ["--port", `${++ports}`];
+
   test.each([
     [`${good} --local 192.0.2.1`, ["192.0.2.1", "interface", host.address]],
     ["--vni 42 --peer 192.0.2.1", ["192.0.2.1", "route"]],
@@ -133,24 +137,24 @@ describe.concurrent("what the system refuses ends with 1", () => {
     [`${good} --bridge plain`, ["plain exists and is no bridge"]],
     [`${good} --bridge eth0`, ["eth0 exists and is no bridge"]],
   ])("vtep run %s", async (args, words) => {
-    expectRefused(await run(args), 1, words);
+    expectRefused(await run([args, ...ownPort()].join(" ")), 1, words);
   });
 
-  const start = ["node", cli, "run", ...good.split(" "), ...socket];
+  const start = () => ["node", cli, "run", ...good.split(" "), ...socket, ...ownPort()];
   const nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
   test.each([
     ["root without CAP_NET_ADMIN", ["setpriv", "--bounding-set=-net_admin"]],
     ["an unprivileged user", ["setpriv", ...nobody]],
   ])("run by %s", async (_, wrapper) => {
-    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 15_000 });
+    const refused = await host.finish([...wrapper, ...start()], { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["CAP_NET_ADMIN"]);
-    const bridge = [...wrapper, ...start, "--bridge", "new"];
+    const bridge = [...wrapper, ...start(), "--bridge", "new"];
     const words = ["bridge new", "CAP_NET_ADMIN", "run as root"];
     expectRefused(await host.finish(bridge, { timeoutMs: 15_000 }), 1, words);
   });
 
   test("run where iproute2 is not installed", async () => {
-    const wrapper = ["env", "PATH=/nonexistent", process.execPath, ...start.slice(1)];
+    const wrapper = ["env", "PATH=/nonexistent", process.execPath, ...start().slice(1)];
     const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["command ip is missing", "install iproute2"]);
   });
@@ -172,7 +176,7 @@ describe.concurrent("what the system refuses ends with 1", () => {
   test("run where /dev/net/tun is missing", async () => {
     const hidden = 'mount -t tmpfs none /dev/net && exec "$@"';
     const wrapper = ["unshare", "--mount", "sh", "-c", hidden, "sh"];
-    const refused = await host.finish([...wrapper, ...start], { timeoutMs: 15_000 });
+    const refused = await host.finish([...wrapper, ...start()], { timeoutMs: 15_000 });
     expectRefused(refused, 1, ["/dev/net/tun"]);
   });
 });
