@@ -301,11 +301,18 @@ export class Metrics {
 
   /**
    * CPU, memory and descriptors of the process. What prom-client tells of the runtime is of the main
-   * thread, which forwards nothing, and its timer would wake that a hundred times a second.
+   * thread, which forwards nothing, and its timer would wake that a hundred times a second. CPU time it
+   * counts from this call on: what the process took before is added.
    */
   #addProcess(): void {
     const register = this.#register;
+    const { user, system } = process.cpuUsage();
     collectDefaultMetrics({ register, eventLoopMonitoringPrecision: NEVER_MS });
+    const before = { user_seconds: user, system_seconds: system, seconds: user + system };
+    for (const [kind, microseconds] of Object.entries(before)) {
+      const counter = register.getSingleMetric(`process_cpu_${kind}_total`) as Counter;
+      counter.inc(microseconds / 1e6);
+    }
     for (const { name } of register.getMetricsAsArray()) {
       if (name.startsWith("nodejs_")) register.removeSingleMetric(name);
     }

@@ -168,6 +168,20 @@ describe("a scrape", () => {
     expect(scrape.get(`${late}_count{worker="0"}`)).toBe(0);
   });
 
+  it("has the CPU time of the process since its start, however late it is asked for", async () => {
+    const { user, system } = process.cpuUsage();
+    const scrape = await agent().scrape();
+    for (const [kind, microseconds] of [
+      ["user_seconds", user],
+      ["system_seconds", system],
+      ["seconds", user + system],
+    ] as const) {
+      const told = scrape.get(`process_cpu_${kind}_total`)!;
+      expect(told).toBeGreaterThanOrEqual(microseconds / 1e6);
+      expect(told).toBeLessThan(microseconds / 1e6 + 1);
+    }
+  });
+
   it("has the process, but nothing of a runtime that forwards nothing", async () => {
     const names = [...(await agent().scrape()).keys()];
     expect(names).toContain("process_resident_memory_bytes");
