@@ -526,30 +526,39 @@ export class Dataplane {
     let remote = outRemote[0]!;
     let frames = 0;
     let bytes = 0;
+    let allFrames = 0;
+    let allBytes = 0;
     for (let out = 0; out < this.#out; out++) {
       if (failed > 0 && outError[out] !== 0) {
         this.#counters.add(outTap[out]!, dropOfErrno(outError[out]!), 1);
         continue;
       }
-      if (outRemote[out] !== remote || outTap[out] !== network) {
-        this.#countRun(way, network, remote, frames, bytes);
-        network = outTap[out]!;
+      const isOther = outTap[out] !== network;
+      if (isOther || outRemote[out] !== remote) {
+        this.#traffic.add(remote, way, frames, bytes);
+        allFrames += frames;
+        allBytes += bytes;
         remote = outRemote[out]!;
         frames = 0;
         bytes = 0;
       }
+      if (isOther) {
+        this.#countFrames(network, way, allFrames, allBytes);
+        network = outTap[out]!;
+        allFrames = 0;
+        allBytes = 0;
+      }
       frames++;
       bytes += outLength[out]! - header;
     }
-    this.#countRun(way, network, remote, frames, bytes);
+    this.#traffic.add(remote, way, frames, bytes);
+    this.#countFrames(network, way, allFrames + frames, allBytes + bytes);
   }
 
-  #countRun(way: Way, network: number, remote: number, frames: number, bytes: number): void {
-    if (frames === 0) return;
-    this.#traffic.add(remote, way, frames, bytes);
-    const out = way === TO_REMOTE;
-    this.#counters.add(network, out ? Counter.encapFrames : Counter.decapFrames, frames);
-    this.#counters.add(network, out ? Counter.encapBytes : Counter.decapBytes, bytes);
+  #countFrames(network: number, way: Way, frames: number, bytes: number): void {
+    const isSent = way === TO_REMOTE;
+    this.#counters.add(network, isSent ? Counter.encapFrames : Counter.decapFrames, frames);
+    this.#counters.add(network, isSent ? Counter.encapBytes : Counter.decapBytes, bytes);
   }
 
   #refuse(network: number, reason: number): undefined {
