@@ -12,20 +12,20 @@ export interface CpuTime {
 export function cpuTime(pids: number[]): CpuTime {
   const [user, nice, system, , , irq, softirq] = numbers("/proc/stat", /^cpu +/);
   const machine = user! + nice! + system! + irq! + softirq!;
-  const processes = pids.reduce((sum, pid) => {
-    const stat = numbers(`/proc/${pid}/stat`, /^.*\) \S /); // a command's name may hold anything
-    return sum + stat[10]! + stat[11]!;
-  }, 0);
-  return { machine: machine / TICKS_PER_SECOND, processes: processes / TICKS_PER_SECOND };
+  const processes = pids.reduce((sum, pid) => sum + secondsOf(`/proc/${pid}`), 0);
+  return { machine: machine / TICKS_PER_SECOND, processes };
 }
 
 /** Seconds of CPU time of each thread of a process, by its number. */
 export function threadTimes(pid: number): Map<string, number> {
-  const threads = readdirSync(`/proc/${pid}/task`).map((thread) => {
-    const stat = numbers(`/proc/${pid}/task/${thread}/stat`, /^.*\) \S /);
-    return [thread, (stat[10]! + stat[11]!) / TICKS_PER_SECOND] as const;
-  });
-  return new Map(threads);
+  const tasks = `/proc/${pid}/task`;
+  const threads = readdirSync(tasks);
+  return new Map(threads.map((thread) => [thread, secondsOf(`${tasks}/${thread}`)]));
+}
+
+function secondsOf(folder: string): number {
+  const stat = numbers(`${folder}/stat`, /^.*\) \S /); // a command's name may hold anything
+  return (stat[10]! + stat[11]!) / TICKS_PER_SECOND;
 }
 
 function numbers(file: string, label: RegExp): number[] {

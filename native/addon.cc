@@ -258,6 +258,23 @@ class port : public object<T> {
     return b == nullptr ? nullptr : &b->memory;
   }
 
+  // (batch) → rows filled, or -errno
+  Napi::Value fill_rows(const Napi::CallbackInfo &info, int (*fill)(nic *, const batch *)) {
+    const batch *b = get_batch(info);
+    return b == nullptr ? Napi::Value() : Napi::Number::New(info.Env(), fill(device.get(), b));
+  }
+
+  // (batch, count) → what became of that many rows, as a number
+  Napi::Value take_rows(const Napi::CallbackInfo &info, int (*take)(nic *, const batch *, int)) {
+    Napi::Env env = info.Env();
+    const batch *b = get_batch(info);
+    int count = 0;
+    if (b == nullptr || !get_int(env, info[1], "count", 0, layout::OUT_ROWS, &count)) {
+      return Napi::Value();
+    }
+    return Napi::Number::New(env, take(device.get(), b, count));
+  }
+
  private:
   struct watch *watched = nullptr;
 
@@ -287,7 +304,7 @@ class Tap : public port<Tap, tap> {
       return;
     }
     const char *syscall;
-    device.reset(new tap{-1, {}, tcp, udp, nullptr, 0, 0, 0, 0});
+    device.reset(new tap{-1, {}, tcp, udp});
     int error = fd < 0 ? tap_open(device.get(), name.c_str(), multi_queue, &syscall)
                        : tap_adopt(device.get(), fd, name.c_str(), multi_queue, &syscall);
     if (error < 0) {
@@ -305,7 +322,7 @@ class Tap : public port<Tap, tap> {
       return Napi::Value();
     }
     return Napi::Number::New(env,
-                             tap_set_offloads(device.get(), static_cast<unsigned>(offloads)));
+                             tap_use_offloads(device.get(), static_cast<unsigned>(offloads)));
   }
 
   Napi::Value coalesces(const Napi::CallbackInfo &info) {
@@ -323,7 +340,8 @@ class Tap : public port<Tap, tap> {
                         method("close", &Tap::close)});
   }
 
-  tap *queue() { return device.get(); }
+  // Null, and an exception is pending, after close.
+  tap *queue(Napi::Env env) const { return is_open(env) ? device.get() : nullptr; }
 };
 
 // ---- Taps
@@ -342,15 +360,12 @@ class Taps : public port<Taps, tap_set> {
     Napi::Env env = info.Env();
     int slot = 0;
     Tap *tap = nullptr;
+    struct tap *queue = nullptr;
     if (!is_open(env) || !get_int(env, info[0], "slot", 0, MAX_SLOT_NUMBER, &slot) ||
-        (tap = Tap::from(info[1], "tap")) == nullptr) {
+        (tap = Tap::from(info[1], "tap")) == nullptr || (queue = tap->queue(env)) == nullptr) {
       return;
     }
-    if (tap->queue() == nullptr) {
-      throw_error(Napi::Error::New(env, "used after close"), "ERR_CLOSED");
-      return;
-    }
-    int error = tap_set_add(device.get(), slot, tap->queue());
+    int error = tap_set_add(device.get(), slot, queue);
     if (error < 0) throw_system(env, error, "epoll_ctl");
   }
 
@@ -361,21 +376,9 @@ class Taps : public port<Taps, tap_set> {
     tap_set_remove(device.get(), slot);
   }
 
-  Napi::Value read(const Napi::CallbackInfo &info) {
-    const batch *b = get_batch(info);
-    if (b == nullptr) return Napi::Value();
-    return Napi::Number::New(info.Env(), tap_set_read(device.get(), b));
-  }
+  Napi::Value read(const Napi::CallbackInfo &info) { return fill_rows(info, tap_set_read); }
 
-  Napi::Value write(const Napi::CallbackInfo &info) {
-    Napi::Env env = info.Env();
-    const batch *b = get_batch(info);
-    int count = 0;
-    if (b == nullptr || !get_int(env, info[1], "count", 0, layout::OUT_ROWS, &count)) {
-      return Napi::Value();
-    }
-    return Napi::Number::New(env, tap_set_write(device.get(), b, count));
-  }
+  Napi::Value write(const Napi::CallbackInfo &info) { return take_rows(info, tap_set_write); }
 
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
@@ -442,21 +445,9 @@ class Udp : public port<Udp, udp> {
     memory = Napi::Persistent(remotes_value.As<Napi::Object>());
   }
 
-  Napi::Value receive(const Napi::CallbackInfo &info) {
-    const batch *b = get_batch(info);
-    if (b == nullptr) return Napi::Value();
-    return Napi::Number::New(info.Env(), udp_receive(device.get(), b));
-  }
+  Napi::Value receive(const Napi::CallbackInfo &info) { return fill_rows(info, udp_receive); }
 
-  Napi::Value send(const Napi::CallbackInfo &info) {
-    Napi::Env env = info.Env();
-    const batch *b = get_batch(info);
-    int count = 0;
-    if (b == nullptr || !get_int(env, info[1], "count", 0, layout::OUT_ROWS, &count)) {
-      return Napi::Value();
-    }
-    return Napi::Number::New(env, udp_send(device.get(), b, count));
-  }
+  Napi::Value send(const Napi::CallbackInfo &info) { return take_rows(info, udp_send); }
 
   Napi::Value overflows(const Napi::CallbackInfo &info) {
     if (!is_open(info.Env())) return Napi::Value();

@@ -75,7 +75,7 @@ void tap_close(tap *t) {
   t->fd = -1;
 }
 
-int tap_set_offloads(const tap *t, unsigned offloads) {
+int tap_use_offloads(const tap *t, unsigned offloads) {
   return ioctl(t->fd, TUNSETOFFLOAD, static_cast<unsigned long>(offloads)) < 0 ? -errno : 0;
 }
 

@@ -12,11 +12,11 @@ struct alignas(64) tap {
   char name[IFNAMSIZ];
   bool coalesce_tcp, coalesce_udp;  // trains are written as super-frames
   // Of the set that it is in, if any.
-  struct tap_set *set;
-  int slot;
-  int last;         // frames that it was read last
-  unsigned round;   // of the set, when that was
-  int faults;       // reads that failed since the last frame
+  struct tap_set *set = nullptr;
+  int slot = 0;
+  int last = 0;        // frames that it was read last
+  unsigned round = 0;  // of the set, when that was
+  int faults = 0;      // reads that failed since the last frame
 };
 
 // Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
@@ -30,7 +30,7 @@ void tap_close(tap *t);
 
 // What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not
 // know one of them, or not without another.
-int tap_set_offloads(const tap *t, unsigned offloads);
+int tap_use_offloads(const tap *t, unsigned offloads);
 
 // Where frames are read to: the next row, and where in the slab there is room still.
 struct read_cursor {

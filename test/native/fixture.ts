@@ -125,14 +125,17 @@ export interface Row {
   remote?: number;
   hash?: number;
   inRow?: number;
+  /** By default the one that is alone. */
+  tap?: number;
 }
 
 export function setRow(batch: Batch, row: number, fields: Row): void {
-  const { offset, length, remote = 0, hash = 0, inRow = 0 } = fields;
+  const { offset, length, remote = 0, hash = 0, inRow = 0, tap = ALONE } = fields;
   batch.outOffset[row] = offset;
   batch.outLength[row] = length;
   batch.outRow[row] = inRow;
   batch.outRemote[row] = remote;
   batch.outHash[row] = hash;
+  batch.outTap[row] = tap;
   batch.outError[row] = -1;
 }

@@ -12,7 +12,7 @@ import { addressWords, Remotes } from "../../src/remotes.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import { PORT, type Row } from "./sim.ts";
 
-/** TAPs, as a rule that of the network of index 1, or an underlay that return one burst for ever. */
+/** TAPs (that of the network of index 1), or an underlay, that return one burst for ever. */
 export class Treadmill implements Taps, Underlay {
   readonly capabilities = {
     sourcePortEntropy: true,
@@ -34,9 +34,9 @@ export class Treadmill implements Taps, Underlay {
     if (rows.length > IN_ROWS) throw new RangeError(`${rows.length} rows`);
     const batch = this.#burst;
     let offset = HEADROOM;
-    for (const [row, { bytes, tap, from, segment, flags }] of rows.entries()) {
+    for (const [row, { bytes, from, segment, flags }] of rows.entries()) {
       batch.slab.set(bytes, offset);
-      batch.inTap[row] = tap ?? 1;
+      batch.inTap[row] = 1;
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
