@@ -252,7 +252,10 @@ class Program {
   }
 }
 
+let lastSeed = randomInt(256);
+
 /** Which key stream a transfer carries: no two in a row are alike. */
 function seed(): string {
-  return `${randomInt(1, 256)}`;
+  lastSeed = (lastSeed + 1) % 256;
+  return `${lastSeed}`;
 }
