@@ -7,6 +7,7 @@
         "native/checksum.cc",
         "native/coalesce.cc",
         "native/notify.cc",
+        "native/pace.cc",
         "native/poll.cc",
         "native/pure.cc",
         "native/segment.cc",

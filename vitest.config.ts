@@ -14,6 +14,7 @@ const ALONE = [
   "floors",
   "lab",
   "offloads",
+  "pace",
   "reload",
   "service",
   "top",

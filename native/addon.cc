@@ -25,6 +25,7 @@
 #include "coalesce.h"
 #include "layout.h"
 #include "notify.h"
+#include "pace.h"
 #include "poll.h"
 #include "pure.h"
 #include "steering.h"
@@ -507,6 +508,14 @@ static Napi::Value count_tap_demotions(const Napi::CallbackInfo &info) {
   return Napi::Number::New(info.Env(), tap_demotions());
 }
 
+// paceBegin() → 0 or -errno
+static Napi::Value begin_pace(const Napi::CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), pace_begin());
+}
+
+// paceEnd()
+static void end_pace(const Napi::CallbackInfo &) { pace_end(); }
+
 // duplicate(descriptor) → another descriptor of the same file
 static Napi::Value duplicate(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
@@ -537,6 +546,8 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("duplicate", Napi::Function::New<duplicate>(env, "duplicate"));
   exports.Set("tapDemotions",
               Napi::Function::New<count_tap_demotions>(env, "tapDemotions"));
+  exports.Set("paceBegin", Napi::Function::New<begin_pace>(env, "paceBegin"));
+  exports.Set("paceEnd", Napi::Function::New<end_pace>(env, "paceEnd"));
   exports.Set("canSteer", Napi::Function::New<can_steer_flows>(env, "canSteer"));
   return exports;
 }

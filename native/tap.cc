@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "coalesce.h"
+#include "pace.h"
 #include "steering.h"
 #include "tap_set.h"
 
@@ -107,6 +108,8 @@ struct writing {
   tap *t;
   const batch *b;
   int failures;
+  int frames;
+  int64_t streamed;  // bytes of those among them that are super-frames of TCP
 };
 
 static void set_error(writing *w, int row, int error) {
@@ -135,13 +138,16 @@ static void write_train(void *owner, const frame_train *train) {
     (train->at.tcp ? w->t->coalesce_tcp : w->t->coalesce_udp) = false;
     demotions++;
   }
+  bool streams = train->rows > 1 && train->at.tcp;
+  w->frames += streams ? 1 : train->rows;
+  if (streams) w->streamed += train->total;
   for (int i = 0; i < train->rows; i++) {
     set_error(w, train->row[i], refused ? write_row(w->t, w->b, train->row[i]) : error);
   }
 }
 
 int tap_write(tap *t, const batch *b, int first, int end) {
-  writing w = {t, b, 0};
+  writing w = {t, b, 0, 0, 0};
   coalescer *c = b->trains;
   c->close = write_train;
   c->owner = &w;
@@ -154,5 +160,6 @@ int tap_write(tap *t, const batch *b, int first, int end) {
     else set_error(&w, row, EINVAL);
   }
   coalesce_end(c);
+  pace_carried(DECAP, w.frames, w.streamed);
   return w.failures;
 }

@@ -4,6 +4,8 @@
 
 #include <cerrno>
 
+#include "pace.h"
+
 int tap_set_open(tap_set *s) {
   s->fd = epoll_create1(EPOLL_CLOEXEC);
   return s->fd < 0 ? -errno : 0;
@@ -83,6 +85,19 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   return error;
 }
 
+static bool is_tcp(const virtio_net_hdr *header) {
+  int kind = header->gso_type & ~layout::VNET_GSO_ECN;
+  return kind == layout::VNET_GSO_TCPV4 || kind == layout::VNET_GSO_TCPV6;
+}
+
+static void count_read(const batch *b, int rows) {
+  int64_t streamed = 0;
+  for (int row = 0; row < rows; row++) {
+    if (is_tcp(vnet_of(b, row))) streamed += load(b->columns + layout::IN_LENGTH + row);
+  }
+  pace_carried(ENCAP, rows, streamed);
+}
+
 int tap_set_read(tap_set *s, const batch *b) {
   read_cursor to = {};
   bool asked = false;
@@ -101,6 +116,8 @@ int tap_set_read(tap_set *s, const batch *b) {
     }
     s->next++;
   }
+  if (to.row > 0) count_read(b, to.row);
+  else pace_empty(ENCAP);
   return to.row;
 }
 

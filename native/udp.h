@@ -64,6 +64,7 @@ struct udp {
   int slot_bytes, stride, slots;
   const uint8_t *slab;  // what `in` points to
   mmsghdr in[layout::IN_ROWS];
+  bool delivered;  // since it was last empty
   iovec in_part[layout::IN_ROWS];
   udp_name in_name[layout::IN_ROWS];
   // The length of a train's datagrams, and the TOS.

@@ -834,6 +834,12 @@ export class Agent implements Operations {
         "frames of a flow may overtake each other when it is first answered: give vtep CAP_BPF and bpf(2), or --workers 1",
       );
     }
+    if (this.#opened.unhurried !== undefined) {
+      this.#log.info(
+        { reason: this.#opened.unhurried },
+        "round trips beside a TCP stream take longer than they need: give vtep CAP_SYS_NICE or, as vtep.service says, LimitRTPRIO=1",
+      );
+    }
   }
 
   async #makeBridges(names: readonly string[]): Promise<void> {

@@ -74,6 +74,8 @@ export interface Opened {
   readonly fallback: string | undefined;
   /** Why a flow from a TAP may change its thread, and a few of its frames their order, as it is answered. */
   readonly unsteered: string | undefined;
+  /** Why threads wait for their turn behind other processes even while they carry streams. */
+  readonly unhurried: string | undefined;
 }
 
 /** What frames are to be shown to whom. */
@@ -126,7 +128,8 @@ export class Vtep {
     let vtep: Vtep | undefined;
     try {
       const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay);
+      const all = { ...opened, unhurried: taps.paceFault };
+      vtep = new Vtep(plan, worker, remotes, all, taps, underlay);
       for (const network of plan.networks) vtep.add(network);
       return vtep;
     } catch (error) {
@@ -310,7 +313,7 @@ async function openUnderlay(
   plan: Plan,
   worker: number,
   remotes: Remotes,
-): Promise<{ underlay: Underlay; opened: Opened }> {
+): Promise<{ underlay: Underlay; opened: Omit<Opened, "unhurried"> }> {
   const options = {
     local4: plan.local4,
     local6: plan.local6,

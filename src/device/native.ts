@@ -108,6 +108,13 @@ export interface Addon {
    * to: 0, or −errno.
    */
   canSteer(): number;
+  /**
+   * From now on the calling thread runs before other processes while it carries TCP in super-frames, and lets
+   * them gather (native/pace.h). 0, or −errno: EPERM, or EBUSY when it has a scheduling policy of its own.
+   */
+  paceBegin(): number;
+  /** The calling thread is as any other again. */
+  paceEnd(): void;
   /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
   completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;
   /** The segments of a super-frame, or −EINVAL where frame and virtio_net_hdr do not fit. */

@@ -31,7 +31,7 @@ const TUN_F_USO = 0x20 | 0x40;
 
 /** "File descriptor in bad state": the interface behind it is gone. Not among os.constants. */
 const EBADFD = 77;
-const { ENODEV } = constants.errno;
+const { ENODEV, EPERM } = constants.errno;
 
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
@@ -98,6 +98,8 @@ export class NativeTap implements Tap {
 export class NativeTaps implements Taps<NativeTap> {
   readonly #queues: TapQueues;
   readonly #busyPollUs: number;
+  /** Why this thread waits for its turn even while it carries streams; undefined: it does not, or is to. */
+  readonly paceFault: string | undefined;
   /** By index. */
   readonly #members = new Map<number, Member>();
 
@@ -105,6 +107,9 @@ export class NativeTaps implements Taps<NativeTap> {
   constructor(busyPollUs = 0) {
     this.#queues = waitable(() => new (addon().Taps)());
     this.#busyPollUs = busyPollUs;
+    // Who asks for more for a while need not be woken, and would leave the core to nobody.
+    const error = busyPollUs > 0 ? 0 : addon().paceBegin();
+    this.paceFault = error === -EPERM ? getSystemErrorName(error) : undefined;
   }
 
   add(index: number, tap: NativeTap, onLost: (error: VtepError) => void): void {
@@ -140,6 +145,7 @@ export class NativeTaps implements Taps<NativeTap> {
   close(): void {
     this.#members.clear();
     this.#queues.close();
+    addon().paceEnd();
   }
 
   #loseThose({ outError, outTap }: Batch, count: number): void {

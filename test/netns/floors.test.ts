@@ -16,8 +16,8 @@ const FLOORS = {
 };
 /** Times the kernel's. */
 const CEILINGS = {
-  wire: { "CPU per GB, whole system": 4 },
-  veth: { "CPU per GB, whole system": 8 },
+  wire: { "CPU per GB, whole system": 4, "RTT under it, median": 40 },
+  veth: { "CPU per GB, whole system": 8, "RTT under it, median": 60 },
 };
 
 const lab = await Lab.draw({ hosts: 2 });
