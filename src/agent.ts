@@ -837,7 +837,7 @@ export class Agent implements Operations {
     if (this.#opened.unhurried !== undefined) {
       this.#log.info(
         { reason: this.#opened.unhurried },
-        "round trips beside a TCP stream take longer than they need: give vtep CAP_SYS_NICE or, as vtep.service says, LimitRTPRIO=1",
+        "round trips beside a TCP stream take longer than they need: give vtep CAP_SYS_NICE or LimitRTPRIO=1 (ulimit -r 1)",
       );
     }
   }

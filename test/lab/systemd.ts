@@ -169,6 +169,9 @@ mknod -m 666 dev/tty c 5 0
 mknod -m 666 dev/kmsg c 1 11
 mknod -m 666 dev/net/tun c 10 200
 ln -s /proc/self/fd dev/fd
+# PrivateDevices=yes takes over both.
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
