@@ -513,8 +513,10 @@ static Napi::Value begin_pace(const Napi::CallbackInfo &info) {
   return Napi::Number::New(info.Env(), pace_begin());
 }
 
-// paceEnd()
-static void end_pace(const Napi::CallbackInfo &) { pace_end(); }
+// paceTick() → seconds asleep
+static Napi::Value tick_pace(const Napi::CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), pace_tick());
+}
 
 // duplicate(descriptor) → another descriptor of the same file
 static Napi::Value duplicate(const Napi::CallbackInfo &info) {
@@ -547,7 +549,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("tapDemotions",
               Napi::Function::New<count_tap_demotions>(env, "tapDemotions"));
   exports.Set("paceBegin", Napi::Function::New<begin_pace>(env, "paceBegin"));
-  exports.Set("paceEnd", Napi::Function::New<end_pace>(env, "paceEnd"));
+  exports.Set("paceTick", Napi::Function::New<tick_pace>(env, "paceTick"));
   exports.Set("canSteer", Napi::Function::New<can_steer_flows>(env, "canSteer"));
   return exports;
 }

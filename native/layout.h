@@ -92,6 +92,9 @@ inline bool in_slab(int32_t offset, int32_t length) {
          offset <= layout::SLAB_BYTES - length;
 }
 
+// The kind of super-frame, without what may be marked besides.
+inline int gso_kind(const virtio_net_hdr *header) { return header->gso_type & ~layout::VNET_GSO_ECN; }
+
 inline virtio_net_hdr *vnet_of(const batch *b, int row) {
   return reinterpret_cast<virtio_net_hdr *>(b->columns + layout::IN_VNET +
                                             row * layout::VNET_WORDS);

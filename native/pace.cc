@@ -9,47 +9,49 @@
 #include <initializer_list>
 #include <vector>
 
+static constexpr int64_t SECOND = 1'000'000'000;
 static constexpr int64_t WINDOW_NS = 10'000'000;
 // Between two looks at the clock.
 static constexpr int CALLS = 16;
-// A thread streams from so many bytes of super-frames for each frame on; acknowledgements are frames too.
+// Bytes of super-frames for each frame from which on a thread streams; acknowledgements count as frames.
 static constexpr int64_t STREAM = 8192;
-// What a thread that runs before others takes of a core at most, in hundredths.
+// What a thread that runs before others takes of its time at most, in hundredths.
 static constexpr int64_t SHARE = 90;
-static constexpr long GATHER_NS[] = {800'000, 100'000};
+static constexpr int64_t GATHER_NS[] = {800'000, 100'000};
 // Bytes that are worth a wake-up.
 static constexpr int64_t ENOUGH = 128 * 1024;
 
-struct load_of {
+struct carried {
   int64_t frames, streamed;
 };
 
 struct pace {
-  bool allowed, first;       // to run before others; does so
+  bool allowed, runs_first;
   int64_t since, cpu_since;  // the window's begin, in ns: on CLOCK_MONOTONIC, and of the thread's own time
   int calls;
-  load_of window;
-  load_of gathered[2];  // since a direction was empty
+  carried window;
+  carried gathered[2];  // since a direction was empty
+  int64_t asleep;       // ns
 };
 
 static thread_local pace own;
 static thread_local std::vector<pollfd> underlay;
 
-static bool streams(const load_of *l) { return l->streamed > STREAM * l->frames; }
+static bool streams(const carried *c) { return c->streamed > STREAM * c->frames; }
 
 static int64_t now(clockid_t clock) {
   timespec t;
   clock_gettime(clock, &t);
-  return t.tv_sec * INT64_C(1'000'000'000) + t.tv_nsec;
+  return t.tv_sec * SECOND + t.tv_nsec;
 }
 
-// What the thread starts meanwhile is as any other. To take that back would need CAP_SYS_NICE.
+// A thread that this one starts meanwhile (libuv's pool) is as any other. Without CAP_SYS_NICE the flag stays.
 static int run_first(bool first) {
   sched_param parameters = {};
   parameters.sched_priority = first ? 1 : 0;
   int policy = (first ? SCHED_FIFO : SCHED_OTHER) | SCHED_RESET_ON_FORK;
   if (sched_setscheduler(0, policy, &parameters) < 0) return -errno;
-  own.first = first;
+  own.runs_first = first;
   return 0;
 }
 
@@ -63,11 +65,6 @@ int pace_begin() {
   return error;
 }
 
-void pace_end() {
-  if (own.first) run_first(false);
-  own = {};
-}
-
 static void reconsider() {
   int64_t time = now(CLOCK_MONOTONIC);
   int64_t passed = time - own.since;
@@ -75,7 +72,7 @@ static void reconsider() {
   int64_t cpu = now(CLOCK_THREAD_CPUTIME_ID);
   bool leaves_some = (cpu - own.cpu_since) * 100 < passed * SHARE;
   bool first = leaves_some && streams(&own.window);
-  if (first != own.first) run_first(first);
+  if (first != own.runs_first) run_first(first);
   own.since = time;
   own.cpu_since = cpu;
   own.window = {};
@@ -83,9 +80,9 @@ static void reconsider() {
 
 void pace_carried(direction way, int frames, int64_t streamed) {
   if (!own.allowed) return;
-  for (load_of *l : {&own.window, &own.gathered[way]}) {
-    l->frames += frames;
-    l->streamed += streamed;
+  for (carried *c : {&own.window, &own.gathered[way]}) {
+    c->frames += frames;
+    c->streamed += streamed;
   }
   if (++own.calls < CALLS) return;
   own.calls = 0;
@@ -93,19 +90,25 @@ void pace_carried(direction way, int frames, int64_t streamed) {
 }
 
 void pace_empty(direction way) {
-  if (!own.first) return;
-  load_of gathered = own.gathered[way];
+  carried gathered = own.gathered[way];
   own.gathered[way] = {};
-  if (!streams(&gathered) || gathered.streamed >= ENOUGH) return;
+  if (!own.runs_first || !streams(&gathered) || gathered.streamed >= ENOUGH) return;
   // What is written to a TAP is answered at once, and would end it each time.
-  size_t heeded = way == ENCAP ? underlay.size() : 0;
+  size_t watched = way == ENCAP ? underlay.size() : 0;
   timespec moment = {0, GATHER_NS[way]};
-  ppoll(underlay.data(), heeded, &moment, nullptr);
+  int64_t began = now(CLOCK_MONOTONIC);
+  ppoll(underlay.data(), watched, &moment, nullptr);
+  own.asleep += now(CLOCK_MONOTONIC) - began;
 }
 
-void pace_heed(int fd) { underlay.push_back({fd, POLLIN, 0}); }
+double pace_tick() {
+  if (own.allowed) reconsider();
+  return static_cast<double>(own.asleep) / SECOND;
+}
 
-void pace_forget(int fd) {
+void pace_watch(int fd) { underlay.push_back({fd, POLLIN, 0}); }
+
+void pace_unwatch(int fd) {
   auto is_it = [fd](const pollfd &one) { return one.fd == fd; };
   underlay.erase(std::remove_if(underlay.begin(), underlay.end(), is_it), underlay.end());
 }

@@ -8,7 +8,8 @@
 // woken for each would cost more than to carry it. What arrives meanwhile from the other side ends that.
 //
 // One that carries single frames does neither. It is while it waits that batches build, without which it
-// forwards half as many. Nor does one that would leave its core to nobody else; so ksoftirqd does not.
+// forwards half as many. Nor does one that takes nearly all of its time, as ksoftirqd is an ordinary process
+// too; where several share a core it is the kernel that leaves a twentieth of it to others (sched(7)).
 //
 // bench/RESULTS.md has the figures.
 
@@ -18,19 +19,22 @@
 
 enum direction { ENCAP, DECAP };
 
-// From now on, if that is allowed. Returns 0 or -errno: EPERM without CAP_SYS_NICE and RLIMIT_RTPRIO, EBUSY
-// if somebody has given the thread a policy other than SCHED_OTHER, which is then left alone.
+// From now on, if that is allowed. Returns 0 or -errno: EPERM with neither CAP_SYS_NICE nor RLIMIT_RTPRIO, or in
+// a cgroup without real-time (CONFIG_RT_GROUP_SCHED); EBUSY if somebody has given the thread a policy other than
+// SCHED_OTHER, which is then left alone. That is asked only now.
 int pace_begin();
 
-// The thread is as any other again.
-void pace_end();
-
-// So many frames were read from TAPs or written to them, among them so many bytes of TCP super-frames.
+// So many frames were read from TAPs or written to them, among them so many bytes of TCP super-frames; or
+// datagrams came, whatever becomes of them.
 void pace_carried(direction way, int frames, int64_t streamed);
 
 // Nothing waits. Sleeps for a moment if more is worth waiting for.
 void pace_empty(direction way);
 
+// To be called about once a second, so that a thread which carries nothing is as any other. Returns for how
+// many seconds it has slept so.
+double pace_tick();
+
 // A socket of the underlay, from its opening to its closing.
-void pace_heed(int fd);
-void pace_forget(int fd);
+void pace_watch(int fd);
+void pace_unwatch(int fd);

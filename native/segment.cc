@@ -20,7 +20,7 @@ static int32_t network_offset(const uint8_t *frame, int32_t length, uint16_t *ty
 
 int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
                      const virtio_net_hdr *vnet) {
-  uint8_t kind = vnet->gso_type & static_cast<uint8_t>(~layout::VNET_GSO_ECN);
+  int kind = gso_kind(vnet);
   uint16_t type;
   headers *h = &s->at;
   h->l3 = network_offset(frame, length, &type);

@@ -85,15 +85,12 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   return error;
 }
 
-static bool is_tcp(const virtio_net_hdr *header) {
-  int kind = header->gso_type & ~layout::VNET_GSO_ECN;
-  return kind == layout::VNET_GSO_TCPV4 || kind == layout::VNET_GSO_TCPV6;
-}
-
 static void count_read(const batch *b, int rows) {
   int64_t streamed = 0;
   for (int row = 0; row < rows; row++) {
-    if (is_tcp(vnet_of(b, row))) streamed += load(b->columns + layout::IN_LENGTH + row);
+    int kind = gso_kind(vnet_of(b, row));
+    bool tcp = kind == layout::VNET_GSO_TCPV4 || kind == layout::VNET_GSO_TCPV6;
+    if (tcp) streamed += load(b->columns + layout::IN_LENGTH + row);
   }
   pace_carried(ENCAP, rows, streamed);
 }

@@ -30,8 +30,9 @@ int tap_set_add(tap_set *s, int slot, tap *t);
 void tap_set_remove(tap_set *s, int slot);
 
 // Fills in rows with what waits on any of them, each TAP in its turn, until nothing waits or there is no room.
-// Returns how many, after a moment if none, or -errno when a TAP is of no use any more: its slot is in IN_TAP of row 0. That is
-// so once its interface is gone, or so many reads in a row have failed.
+// Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or -errno when
+// a TAP is of no use any more: its slot is in IN_TAP of row 0. That is so once its interface is gone, or so
+// many reads in a row have failed.
 constexpr int LAST_STRAW = 16;
 int tap_set_read(tap_set *s, const batch *b);
 

@@ -212,13 +212,13 @@ int udp_open(udp *u, const udp_options *options, const char **syscall) {
   if (error == 0) error = open_receiver(u, options, &name, length, syscall);
   if (error == 0) error = open_fan(u, options, &name, length, syscall);
   if (error < 0) udp_close(u);
-  else pace_heed(u->fd);
+  else pace_watch(u->fd);
   return error;
 }
 
 void udp_close(udp *u) {
   if (u->fd >= 0) {
-    pace_forget(u->fd);
+    pace_unwatch(u->fd);
     close(u->fd);
   }
   u->fd = -1;
@@ -306,13 +306,15 @@ int udp_receive(udp *u, const batch *b) {
   static_assert(2 * (layout::SLAB_BYTES / MAX_SLOT) <= layout::IN_ROWS, "every slot has its rows");
   if (u->slab != b->slab) point_to(u, b->slab);
   int slots = recvmmsg(u->fd, u->in, static_cast<unsigned>(u->slots), MSG_DONTWAIT, nullptr);
-  if (slots < 0 && errno != EAGAIN && errno != EINTR) return -errno;
+  if (slots < 0 && errno == EINTR) return 0;
+  if (slots < 0 && errno != EAGAIN) return -errno;
   if (slots <= 0) {
-    // Not that of a socket which nothing comes from, in turn with one that is busy.
+    // A socket that delivers nothing is asked in turn with one that does: that it is empty says nothing.
     if (u->delivered) pace_empty(DECAP);
     u->delivered = false;
     return 0;
   }
+  pace_carried(DECAP, 0, 0);
   u->delivered = true;
   int rows = 0;
   for (int slot = 0; slot < slots; slot++) {

@@ -63,8 +63,8 @@ struct udp {
   int longest;  // datagrams that are longer are flagged as truncated
   int slot_bytes, stride, slots;
   const uint8_t *slab;  // what `in` points to
+  bool delivered;       // since it was last empty
   mmsghdr in[layout::IN_ROWS];
-  bool delivered;  // since it was last empty
   iovec in_part[layout::IN_ROWS];
   udp_name in_name[layout::IN_ROWS];
   // The length of a train's datagrams, and the TOS.
@@ -90,7 +90,8 @@ struct udp {
 int udp_open(udp *u, const udp_options *options, const char **syscall);
 void udp_close(udp *u);
 
-// Fills in rows. Returns how many, 0 if nothing waits, or -errno.
+// Fills in rows. Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or
+// -errno.
 int udp_receive(udp *u, const batch *b);
 
 // Sends those of the out rows 0 to count - 1 whose remote is of this family, sets the error of each

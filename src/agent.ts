@@ -72,7 +72,6 @@ import {
   largestFrame,
   monotonicSeconds,
   type NetworkPlan,
-  type Opened,
   type Plan,
   tapDescriptor,
 } from "./vtep.ts";
@@ -175,7 +174,7 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
   readonly #queues: ParkedQueues;
-  #opened: Opened | undefined;
+  #opened: Awaited<ReturnType<Workers["open"]>> | undefined;
   readonly #captures: Captures;
   #readyAt = 0;
   #isStopping = false;
@@ -248,6 +247,8 @@ export class Agent implements Operations {
       sourcePorts: config.sourcePorts,
       offloads: config.offloads,
       busyPollUs: config.busyPollUs,
+      // Who asks for more for a while need not be woken; and half of the cores are left to others.
+      paced: config.busyPollUs === 0 && workers <= availableParallelism() / 2,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,
@@ -834,9 +835,9 @@ export class Agent implements Operations {
         "frames of a flow may overtake each other when it is first answered: give vtep CAP_BPF and bpf(2), or --workers 1",
       );
     }
-    if (this.#opened.unhurried !== undefined) {
+    if (this.#opened.paceFault !== undefined) {
       this.#log.info(
-        { reason: this.#opened.unhurried },
+        { reason: this.#opened.paceFault },
         "round trips beside a TCP stream take longer than they need: give vtep CAP_SYS_NICE or LimitRTPRIO=1 (ulimit -r 1)",
       );
     }

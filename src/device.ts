@@ -42,7 +42,8 @@ export interface Taps<T extends Tap = Tap> {
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
    * nothing waits, the rows are used up, or the slab could not hold another frame of full size. One TAP's
    * frames are in their order, and none is asked again before all that are readable were.
-   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
+   * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
+   * belongs to the caller.
    */
   read(batch: Batch): number;
   /**
@@ -104,7 +105,8 @@ export interface Underlay {
   /**
    * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inTos,
    * inAddress).
-   * Returns the number of rows; 0 when nothing waits. The batch belongs to the caller.
+   * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
+   * belongs to the caller.
    */
   receive(batch: Batch): number;
   /**

@@ -7,7 +7,14 @@ import { Counters, Traffic } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
-import { demotions, NativeTap, NativeTaps, steeringFault } from "./device/tap.ts";
+import {
+  beginPace,
+  demotions,
+  NativeTap,
+  NativeTaps,
+  secondsAsleep,
+  steeringFault,
+} from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
@@ -53,6 +60,8 @@ export interface Plan {
   readonly offloads: Offloads;
   /** Microseconds for which a thread, once it was woken, asks for more before it sleeps. */
   readonly busyPollUs: number;
+  /** Whether a thread runs before other processes while it carries streams, if it may. */
+  readonly paced: boolean;
   readonly strict: boolean;
   readonly flowSeed: number;
   readonly dscp: number | "inherit";
@@ -74,8 +83,6 @@ export interface Opened {
   readonly fallback: string | undefined;
   /** Why a flow from a TAP may change its thread, and a few of its frames their order, as it is answered. */
   readonly unsteered: string | undefined;
-  /** Why threads wait for their turn behind other processes even while they carry streams. */
-  readonly unhurried: string | undefined;
 }
 
 /** What frames are to be shown to whom. */
@@ -87,6 +94,14 @@ export interface Mirroring {
 /** Seconds on a clock that all threads share and that never goes back. */
 export function monotonicSeconds(): number {
   return process.hrtime()[0];
+}
+
+/**
+ * Lets the calling thread, one of the plan's, run before other processes while it carries streams. Returns why it
+ * may not; undefined: it does, or is not to.
+ */
+export function pace({ paced }: Plan): string | undefined {
+  return paced ? beginPace() : undefined;
 }
 
 /** Hears of a device that went away; `index` is that of the network, if it was a network's TAP. */
@@ -128,8 +143,7 @@ export class Vtep {
     let vtep: Vtep | undefined;
     try {
       const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-      const all = { ...opened, unhurried: taps.paceFault };
-      vtep = new Vtep(plan, worker, remotes, all, taps, underlay);
+      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay);
       for (const network of plan.networks) vtep.add(network);
       return vtep;
     } catch (error) {
@@ -151,7 +165,10 @@ export class Vtep {
     this.#worker = worker;
     this.#kept = { ...plan.kept };
     const heartbeats = new Heartbeats(plan.heartbeats);
-    this.#beat = (now) => heartbeats.beat(worker, now);
+    this.#beat = (now) => {
+      const { active } = performance.eventLoopUtilization();
+      heartbeats.beat(worker, now, active / 1000 - secondsAsleep());
+    };
     this.#underlay = underlay;
     this.#counters = new Counters(plan.counters, plan.workers, worker);
     this.#remotes = remotes;
@@ -313,7 +330,7 @@ async function openUnderlay(
   plan: Plan,
   worker: number,
   remotes: Remotes,
-): Promise<{ underlay: Underlay; opened: Omit<Opened, "unhurried"> }> {
+): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
     local4: plan.local4,
     local6: plan.local6,

@@ -7,7 +7,7 @@ import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
 import { AGAIN_MS, forgetDescriptors, storeDescriptors } from "./systemd.ts";
-import { type Mirroring, type NetworkPlan, type Opened, type Plan, Vtep } from "./vtep.ts";
+import { type Mirroring, type NetworkPlan, type Opened, type Plan, pace, Vtep } from "./vtep.ts";
 
 /** What a forwarding thread is told first. */
 export interface Post {
@@ -27,7 +27,12 @@ export type Order =
 
 /** Forwarding thread → agent. An error crosses as its code and message; of the start its id is 0. */
 export type Report =
-  | { readonly event: "opened"; readonly opened: Opened }
+  | {
+      readonly event: "opened";
+      readonly opened: Opened;
+      /** Why the thread waits for its turn behind other processes even while it carries streams. */
+      readonly paceFault: string | undefined;
+    }
   | { readonly event: "done"; readonly id: number }
   | { readonly event: "offloads"; readonly inUse: Offloads }
   | {
@@ -128,6 +133,7 @@ async function main(): Promise<void> {
   try {
     const [{ plan, worker, keep }] = (await once(port, "message")) as [Post];
     const vtep = await Vtep.open(plan, worker);
+    const paceFault = pace(plan);
     if (keep) {
       recall(vtep, plan.kept);
       store(vtep);
@@ -145,7 +151,7 @@ async function main(): Promise<void> {
         report({ event: "failed", id: order.id, ...described(error) });
       }
     });
-    report({ event: "opened", opened: vtep.opened });
+    report({ event: "opened", opened: vtep.opened, paceFault });
   } catch (error) {
     report({ event: "failed", id: 0, ...described(error) });
     port.close();

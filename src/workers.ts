@@ -9,6 +9,7 @@ import { setFlagsFromString } from "node:v8";
 import { Worker } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
+import { Heartbeats } from "./heartbeats.ts";
 import type { MirrorFilter } from "./mirror.ts";
 import type { NetworkPlan, Opened, Plan } from "./vtep.ts";
 import type { Order, Post, Report } from "./worker.ts";
@@ -45,6 +46,7 @@ export class Workers {
   /** Resolves when forwarding broke down, with the reason; never when it was ended. */
   readonly lost: Promise<VtepError>;
   readonly #plan: Plan;
+  readonly #heartbeats: Heartbeats;
   readonly #keep: boolean;
   readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
@@ -60,6 +62,7 @@ export class Workers {
    */
   constructor(plan: Plan, first: Thread, unwanted: AbortSignal, keep: boolean) {
     this.#plan = plan;
+    this.#heartbeats = new Heartbeats(plan.heartbeats);
     this.#idle = first;
     this.#keep = keep;
     this.#unwanted = unwanted;
@@ -72,19 +75,19 @@ export class Workers {
     return this.#threads.length;
   }
 
-  /** How long each thread has not waited for something to do; telling costs the thread nothing. */
+  /** How long each thread has not waited for something to do, as of its last tick. */
   busySeconds(): number[] {
-    return this.#threads.map((thread) => thread.performance.eventLoopUtilization().active / 1000);
+    return this.#threads.map((_, worker) => this.#heartbeats.busySeconds(worker));
   }
 
   /** Opens the devices of the plan. Throws VtepError, or the reason of `unwanted`. */
-  async open(): Promise<Opened> {
-    const { opened } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
+  async open(): Promise<Opened & { paceFault: string | undefined }> {
+    const { opened, paceFault } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
     const more = opened.underlay === "dgram" ? 0 : this.#plan.workers - 1; // Node 20 shares no port
     const others = Array.from({ length: more }, () => this.#spawn());
     await this.#wanted(Promise.all(others.map((thread) => this.#reportOf(thread, "opened"))));
     this.#opened = true;
-    return opened;
+    return { ...opened, paceFault };
   }
 
   /**

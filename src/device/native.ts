@@ -113,8 +113,8 @@ export interface Addon {
    * them gather (native/pace.h). 0, or −errno: EPERM, or EBUSY when it has a scheduling policy of its own.
    */
   paceBegin(): number;
-  /** The calling thread is as any other again. */
-  paceEnd(): void;
+  /** To be called about once a second: for how many seconds the thread has slept so that more would gather. */
+  paceTick(): number;
   /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
   completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;
   /** The segments of a super-frame, or −EINVAL where frame and virtio_net_hdr do not fit. */

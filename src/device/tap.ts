@@ -31,7 +31,7 @@ const TUN_F_USO = 0x20 | 0x40;
 
 /** "File descriptor in bad state": the interface behind it is gone. Not among os.constants. */
 const EBADFD = 77;
-const { ENODEV, EPERM } = constants.errno;
+const { EBUSY, ENODEV } = constants.errno;
 
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
@@ -98,8 +98,6 @@ export class NativeTap implements Tap {
 export class NativeTaps implements Taps<NativeTap> {
   readonly #queues: TapQueues;
   readonly #busyPollUs: number;
-  /** Why this thread waits for its turn even while it carries streams; undefined: it does not, or is to. */
-  readonly paceFault: string | undefined;
   /** By index. */
   readonly #members = new Map<number, Member>();
 
@@ -107,9 +105,6 @@ export class NativeTaps implements Taps<NativeTap> {
   constructor(busyPollUs = 0) {
     this.#queues = waitable(() => new (addon().Taps)());
     this.#busyPollUs = busyPollUs;
-    // Who asks for more for a while need not be woken, and would leave the core to nobody.
-    const error = busyPollUs > 0 ? 0 : addon().paceBegin();
-    this.paceFault = error === -EPERM ? getSystemErrorName(error) : undefined;
   }
 
   add(index: number, tap: NativeTap, onLost: (error: VtepError) => void): void {
@@ -145,7 +140,6 @@ export class NativeTaps implements Taps<NativeTap> {
   close(): void {
     this.#members.clear();
     this.#queues.close();
-    addon().paceEnd();
   }
 
   #loseThose({ outError, outTap }: Batch, count: number): void {
@@ -196,6 +190,20 @@ export function demotions(): number {
 export function steeringFault(): string | undefined {
   const error = addon().canSteer();
   return error === 0 ? undefined : getSystemErrorName(error);
+}
+
+/**
+ * From now on this thread runs before others while it carries streams (native/pace.h). Returns why not; undefined:
+ * it does, or somebody has given it a policy of its own.
+ */
+export function beginPace(): string | undefined {
+  const error = addon().paceBegin();
+  return error === 0 || error === -EBUSY ? undefined : getSystemErrorName(error);
+}
+
+/** To be called about once a second: for how many seconds this thread has slept so that more would gather. */
+export function secondsAsleep(): number {
+  return addon().paceTick();
 }
 
 /** Asks for all that is wanted, then for less and less until the kernel agrees; returns the bits. */

@@ -51,6 +51,7 @@ beforeEach(async () => {
     sourcePorts: [49_152, 65_535],
     offloads: ALL_OFFLOADS,
     busyPollUs: 0,
+    paced: false,
     strict: false,
     flowSeed: randomInt(2 ** 31),
     dscp: 0,

@@ -1,13 +1,15 @@
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
+import { get } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, expect, test } from "vitest";
+import { text } from "node:stream/consumers";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { blast } from "../../bench/blast.ts";
-import { Lab } from "../lab/lab.ts";
-import { iperf3, reach } from "../lab/traffic.ts";
+import { type Endpoints, Lab } from "../lab/lab.ts";
+import { iperf3, reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import { cli } from "../lab/vtep.ts";
+import { cli, type Vtep } from "../lab/vtep.ts";
 
 const SCHED_OTHER = 0;
 const SCHED_FIFO = 1;
@@ -19,29 +21,71 @@ const near = await lab.host(1).container();
 const far = await lab.host(2).container();
 const args = ["--vni", "42", "--bridge", "br0", "--peer", lab.host(2).address];
 
-/** The scheduling policies of a process's threads, the main one's first: proc_pid_stat(5). */
-function policies(pid: number): number[] {
-  return readdirSync(`/proc/${pid}/task`).map((tid) => {
-    const stat = readFileSync(`/proc/${pid}/task/${tid}/stat`, "latin1");
-    return Number(stat.slice(stat.lastIndexOf(")")).split(" ")[39]);
-  });
+/** A thread's scheduling policy: proc_pid_stat(5). */
+function policy(pid: number, tid: number | string): number {
+  const stat = readFileSync(`/proc/${pid}/task/${tid}/stat`, "latin1");
+  return Number(stat.slice(stat.lastIndexOf(")")).split(" ")[39]);
 }
 
-test("a thread runs before others while it carries a stream, and in its turn with single frames", async () => {
-  await using vteps = await lab.join(["native", "native"]);
-  const pids = vteps.map((vtep) => (vtep as unknown as { pid: number }).pid);
-  await reach(near, far.address);
-  const first = () => pids.map((pid) => policies(pid).filter((is) => is === SCHED_FIFO).length);
-  expect(first()).toEqual([0, 0]);
-  const stream = iperf3(near, far, { seconds: 3 });
-  await until("both run first", () => first().every((count) => count === 1));
-  expect(pids.map((pid) => policies(pid)[0])).toEqual([SCHED_OTHER, SCHED_OTHER]);
-  await stream;
-  await blast(near, far, { size: 64, seconds: 0.3 });
-  expect(first()).toEqual([0, 0]);
+function policies(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).map((tid) => policy(pid, tid));
+}
+
+describe("between two hosts", () => {
+  let vteps: Endpoints;
+  let pids: number[];
+  beforeAll(async () => {
+    vteps = await lab.join(["native", "native"]);
+    pids = vteps.map((vtep) => (vtep as Vtep).pid);
+    await reach(near, far.address);
+  });
+  afterAll(() => vteps[Symbol.asyncDispose]());
+
+  /** How many threads of each process run before others. */
+  function first(): number[] {
+    return pids.map((pid) => policies(pid).filter((is) => is === SCHED_FIFO).length);
+  }
+
+  /** What is done beside a stream, once both threads that forward run before others. */
+  async function beside(act: () => Promise<unknown>): Promise<void> {
+    expect(first()).toEqual([0, 0]);
+    const stream = iperf3(near, far, { seconds: 2 });
+    await until("both run first", () => first().every((count) => count === 1));
+    expect(pids.map((pid) => policy(pid, pid))).toEqual([SCHED_OTHER, SCHED_OTHER]);
+    await stream;
+    await act();
+  }
+
+  test("threads run before others while they carry a stream, and then no more", async () => {
+    await beside(() => until("none does", () => first().every((count) => count === 0)));
+  });
+
+  test("threads have their turn as soon as single frames come in numbers", async () => {
+    await beside(() => blast(near, far, { size: 64, seconds: 0.3 }));
+    expect(first()).toEqual([0, 0]);
+  });
+
+  test("a thread has its turn while it does nothing but refuse", async () => {
+    const header = Buffer.from("0800000000000700", "hex"); // a VNI that is nobody's
+    const strays = Array.from({ length: 2_000 }, () => Buffer.concat([header, Buffer.alloc(60)]));
+    await beside(() => send(lab.host(2), { address: lab.host(1).address, port: 4789 }, strays));
+    expect(first()[0]).toBe(0);
+  });
+
+  test("what a thread lets gather is no work of its own", async () => {
+    const [vtep] = vteps as unknown as Vtep[];
+    const busy = async () => {
+      const [answer] = await once(get({ socketPath: vtep!.socket, path: "/metrics" }), "response");
+      const scrape = await text(answer);
+      return Number(/^vtep_worker_busy_seconds_total\S* (\S+)/m.exec(scrape)![1]);
+    };
+    const before = await busy();
+    await iperf3(near, far, { seconds: 3, args: ["--bitrate", "1G"] });
+    expect((await busy()) - before).toBeLessThan(0.6 * 3);
+  });
 });
 
-/** The agent on host 1, by way of another program, while a stream of host 2's kernel crosses it. */
+/** An agent on host 1, by way of another program, while a stream of host 2's kernel crosses it. */
 async function streamed(
   way: string[],
   ...more: string[]
@@ -74,6 +118,12 @@ async function streamed(
 }
 
 const told = "round trips beside a TCP stream take longer than they need";
+
+test("a thread that may, does", async () => {
+  const { said, policies } = await streamed(["env"]);
+  expect(said).not.toContain(told);
+  expect(policies).toContain(SCHED_FIFO);
+});
 
 test("without CAP_SYS_NICE a thread waits for its turn, and the log says what that costs", async () => {
   const { said, policies } = await streamed(["setpriv", "--bounding-set=-sys_nice"]);

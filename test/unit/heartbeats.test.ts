@@ -7,7 +7,7 @@ const NOW = 1_000_000;
 
 function threads(count: number): Heartbeats {
   const heartbeats = new Heartbeats(Heartbeats.allocate(count));
-  for (let thread = 0; thread < count; thread++) heartbeats.beat(thread, NOW);
+  for (let thread = 0; thread < count; thread++) heartbeats.beat(thread, NOW, 0);
   return heartbeats;
 }
 
@@ -20,23 +20,23 @@ describe("the threads that are silent", () => {
   it("are those that have not beaten for too long, each for itself", () => {
     const heartbeats = threads(4);
     const later = NOW + SILENT_SECONDS + 1;
-    heartbeats.beat(0, later);
-    heartbeats.beat(3, later - 1);
+    heartbeats.beat(0, later, 0);
+    heartbeats.beat(3, later - 1, 0);
     expect(heartbeats.stale(later)).toEqual([1, 2]);
-    heartbeats.beat(2, later);
+    heartbeats.beat(2, later, 0);
     expect(heartbeats.stale(later)).toEqual([1]);
   });
 
   it("are not those that never began: dgram is one thread, whatever was planned", () => {
     const heartbeats = new Heartbeats(Heartbeats.allocate(2));
-    heartbeats.beat(0, 1); // a machine that has just booted
+    heartbeats.beat(0, 1, 0); // a machine that has just booted
     expect(heartbeats.stale(1)).toEqual([]);
     expect(heartbeats.stale(100)).toEqual([0]);
   });
 
   it("are known by what another thread wrote", async () => {
     const heartbeats = new Heartbeats(Heartbeats.allocate(2));
-    const source = "new Int32Array(require('node:worker_threads').workerData)[1] = 7";
+    const source = "new Int32Array(require('node:worker_threads').workerData, 16)[1] = 7";
     await once(new Worker(source, { eval: true, workerData: heartbeats.memory }), "exit");
     expect(heartbeats.stale(7)).toEqual([]);
     expect(heartbeats.stale(7 + SILENT_SECONDS + 1)).toEqual([1]);
