@@ -1,7 +1,7 @@
 /**
  * Proof of life of the forwarding threads: two cells each, in shared memory, into which a thread writes
- * the time whenever its event loop comes round to its tick, and how long it has been busy. It is the loop that forwards, so one that
- * is stuck, stopped or gone falls silent, however well the main thread may be.
+ * the time whenever its event loop comes round to its tick, and how long it has been busy. It is the loop
+ * that forwards, so one that is stuck, stopped or gone falls silent, however well the main thread may be.
  */
 
 /** Threads tick every second; one that is silent for longer than this is not merely busy. */

@@ -34,6 +34,15 @@ describe("the threads that are silent", () => {
     expect(heartbeats.stale(100)).toEqual([0]);
   });
 
+  it("tell how long each thread was busy", () => {
+    const heartbeats = new Heartbeats(Heartbeats.allocate(3));
+    heartbeats.beat(1, NOW, 0.5);
+    heartbeats.beat(2, NOW, 1.25);
+    heartbeats.beat(1, NOW + 1, 0.75);
+    expect([0, 1, 2].map((thread) => heartbeats.busySeconds(thread))).toEqual([0, 0.75, 1.25]);
+    expect(heartbeats.stale(NOW + 1)).toEqual([]);
+  });
+
   it("are known by what another thread wrote", async () => {
     const heartbeats = new Heartbeats(Heartbeats.allocate(2));
     const source = "new Int32Array(require('node:worker_threads').workerData, 16)[1] = 7";
