@@ -3,9 +3,10 @@
 //
 // The kernel's own VXLAN runs in its sender's context and in softirqs, before any process. A thread waits
 // for the scheduler, beside a TCP stream that keeps the cores busy some milliseconds, and a round trip takes
-// four such turns. So one that streams, which is to carry TCP in super-frames, runs before other processes
-// (SCHED_FIFO), and lets super-frames gather for a moment, as a network card moderates its interrupts: to be
-// woken for each would cost more than to carry it. What arrives meanwhile from the other side ends that.
+// four such turns. So one that streams, which is to carry TCP in super-frames at more than 2 Gbit/s, runs
+// before other processes (SCHED_FIFO), and lets super-frames gather for a moment, as a network card moderates
+// its interrupts: to be woken for each would cost more than to carry it. What arrives meanwhile from the
+// other side ends that.
 //
 // One that carries single frames does neither. It is while it waits that batches build, without which it
 // forwards half as many. Nor does one that takes nearly all of its time, as ksoftirqd is an ordinary process
@@ -21,7 +22,7 @@ enum direction { ENCAP, DECAP };
 
 // From now on, if that is allowed. Returns 0 or -errno: EPERM with neither CAP_SYS_NICE nor RLIMIT_RTPRIO, or in
 // a cgroup without real-time (CONFIG_RT_GROUP_SCHED); EBUSY if somebody has given the thread a policy other than
-// SCHED_OTHER, which is then left alone. That is asked only now.
+// SCHED_OTHER, or made it nice, which is then left alone. That is asked only now.
 int pace_begin();
 
 // So many frames were read from TAPs or written to them, among them so many bytes of TCP super-frames; or
