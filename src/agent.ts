@@ -77,6 +77,7 @@ import {
 } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
+import type { Started } from "./worker.ts";
 import { type Thread, Workers } from "./workers.ts";
 
 /** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
@@ -174,7 +175,7 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
   readonly #queues: ParkedQueues;
-  #opened: Awaited<ReturnType<Workers["open"]>> | undefined;
+  #opened: Started | undefined;
   readonly #captures: Captures;
   #readyAt = 0;
   #isStopping = false;

@@ -25,14 +25,15 @@ export type Order =
   | { readonly order: "retire" | "discard"; readonly id: number; readonly index: number }
   | { readonly order: "mirror"; readonly id: number; readonly mirroring: Mirroring | undefined };
 
+/** What a forwarding thread has when it is about to forward. */
+export interface Started extends Opened {
+  /** Why it waits for its turn behind other processes even while it carries streams. */
+  readonly paceFault: string | undefined;
+}
+
 /** Forwarding thread → agent. An error crosses as its code and message; of the start its id is 0. */
 export type Report =
-  | {
-      readonly event: "opened";
-      readonly opened: Opened;
-      /** Why the thread waits for its turn behind other processes even while it carries streams. */
-      readonly paceFault: string | undefined;
-    }
+  | { readonly event: "opened"; readonly opened: Started }
   | { readonly event: "done"; readonly id: number }
   | { readonly event: "offloads"; readonly inUse: Offloads }
   | {
@@ -133,7 +134,7 @@ async function main(): Promise<void> {
   try {
     const [{ plan, worker, keep }] = (await once(port, "message")) as [Post];
     const vtep = await Vtep.open(plan, worker);
-    const paceFault = pace(plan);
+    const opened = { ...vtep.opened, paceFault: pace(plan) };
     if (keep) {
       recall(vtep, plan.kept);
       store(vtep);
@@ -151,7 +152,7 @@ async function main(): Promise<void> {
         report({ event: "failed", id: order.id, ...described(error) });
       }
     });
-    report({ event: "opened", opened: vtep.opened, paceFault });
+    report({ event: "opened", opened });
   } catch (error) {
     report({ event: "failed", id: 0, ...described(error) });
     port.close();

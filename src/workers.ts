@@ -11,8 +11,8 @@ import type { Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import type { MirrorFilter } from "./mirror.ts";
-import type { NetworkPlan, Opened, Plan } from "./vtep.ts";
-import type { Order, Post, Report } from "./worker.ts";
+import type { NetworkPlan, Plan } from "./vtep.ts";
+import type { Order, Post, Report, Started } from "./worker.ts";
 
 /** How long threads may take to close their devices before they are ended. */
 const STOP_MS = 500;
@@ -81,13 +81,13 @@ export class Workers {
   }
 
   /** Opens the devices of the plan. Throws VtepError, or the reason of `unwanted`. */
-  async open(): Promise<Opened & { paceFault: string | undefined }> {
-    const { opened, paceFault } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
+  async open(): Promise<Started> {
+    const { opened } = await this.#wanted(this.#reportOf(this.#spawn(), "opened"));
     const more = opened.underlay === "dgram" ? 0 : this.#plan.workers - 1; // Node 20 shares no port
     const others = Array.from({ length: more }, () => this.#spawn());
     await this.#wanted(Promise.all(others.map((thread) => this.#reportOf(thread, "opened"))));
     this.#opened = true;
-    return { ...opened, paceFault };
+    return opened;
   }
 
   /**

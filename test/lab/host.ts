@@ -85,6 +85,11 @@ export class Host extends Namespace {
     return new Vtep(this, args);
   }
 
+  /** Starts it by way of another program, such as setpriv. */
+  vtepBy(way: readonly string[], ...args: string[]): Vtep {
+    return new Vtep(this, args, way);
+  }
+
   /** Creates a kernel VXLAN device; `options` are further words for `ip link add … type vxlan`. */
   async kernelVxlan(membership: Membership & KernelOptions): Promise<KernelVxlan> {
     const { vni, peers, local = this.address, bridge = "br0", port = 4789 } = membership;

@@ -88,12 +88,14 @@ export class Vtep implements Endpoint {
   readonly #child: Child;
   #running = true;
 
-  constructor(host: Host, args: string[]) {
+  /** `way`: a program that runs it, and that one's arguments. */
+  constructor(host: Host, args: string[], way: readonly string[] = []) {
     const given = args.indexOf("--socket");
     this.socket =
       given < 0 ? join(sockets, `${process.pid}-${threadId}-${++started}.sock`) : args[given + 1]!;
     const place = given < 0 ? ["--socket", this.socket] : [];
-    this.#child = host.spawn("node", cli, "run", ...args, ...place);
+    const [command, ...words] = [...way, "node", cli, "run", ...args, ...place];
+    this.#child = host.spawn(command!, ...words);
     this.#child.stdin.end();
     this.#child.stderr.setEncoding("utf8").on("data", (text) => {
       this.stderr += text;
