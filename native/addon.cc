@@ -296,18 +296,21 @@ class Tap : public port<Tap, tap> {
     Napi::Env env = info.Env();
     Napi::Object options;
     std::string name;
-    bool multi_queue = false, tcp = false, udp = false;
+    tap_options wanted = {};
     int fd = -1;
+    device.reset(new tap);
     if (!get_options(info, &options) || !get_string(options, "name", IFNAMSIZ, &name) ||
         !get_int(options, "fd", -1, INT_MAX, &fd) ||
-        !get_bool(options, "multiQueue", &multi_queue) ||
-        !get_bool(options, "coalesceTcp", &tcp) || !get_bool(options, "coalesceUdp", &udp)) {
+        !get_bool(options, "multiQueue", &wanted.multi_queue) ||
+        !get_int(options, "sides", 0, MOST_SIDES, &wanted.sides) ||
+        !get_bool(options, "coalesceTcp", &device->coalesce_tcp) ||
+        !get_bool(options, "coalesceUdp", &device->coalesce_udp)) {
       return;
     }
+    wanted.name = name.c_str();
     const char *syscall;
-    device.reset(new tap{-1, {}, tcp, udp});
-    int error = fd < 0 ? tap_open(device.get(), name.c_str(), multi_queue, &syscall)
-                       : tap_adopt(device.get(), fd, name.c_str(), multi_queue, &syscall);
+    int error = fd < 0 ? tap_open(device.get(), &wanted, &syscall)
+                       : tap_adopt(device.get(), fd, &wanted, &syscall);
     if (error < 0) {
       throw_system(env, error, syscall);
       return;

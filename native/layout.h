@@ -15,6 +15,7 @@
   X(OUT_ROWS, 1024)                                 \
   X(HEADROOM, 10)                                   \
   X(SLAB_BYTES, 640 * 1024)                         \
+  X(TURN_BYTES, 256 * 1024)                         \
   X(VNET_WORDS, 4)                                  \
   X(ADDRESS_WORDS, 4)                               \
   X(TRUNCATED, 1)                                   \

@@ -19,7 +19,7 @@ static constexpr int64_t STREAM = 8192;
 // And bytes of them per ns, which are 2 Gbit/s: below that its turn comes soon enough.
 static constexpr double FAST = 0.25;
 // What a thread that runs before others takes of its time at most, in hundredths.
-static constexpr int64_t SHARE = 90;
+static constexpr int64_t SHARE = 95;
 static constexpr int64_t GATHER_NS[] = {800'000, 100'000};
 // Bytes that are worth a wake-up.
 static constexpr int64_t ENOUGH = 128 * 1024;
@@ -69,16 +69,28 @@ int pace_begin() {
   return error;
 }
 
+// Sleeps for so long, or until one of these can be read.
+static void sleep_for(int64_t ns, pollfd *those, size_t count) {
+  timespec moment = {0, ns};
+  int64_t began = now(CLOCK_MONOTONIC);
+  ppoll(those, count, &moment, nullptr);
+  own.asleep += now(CLOCK_MONOTONIC) - began;
+}
+
+static void rest(int64_t ns) {
+  if (ns > 0) sleep_for(std::min(ns, WINDOW_NS), nullptr, 0);
+}
+
 static void reconsider() {
   int64_t time = now(CLOCK_MONOTONIC);
   int64_t passed = time - own.since;
   if (passed < WINDOW_NS) return;
-  int64_t cpu = now(CLOCK_THREAD_CPUTIME_ID);
-  bool leaves_some = (cpu - own.cpu_since) * 100 < passed * SHARE;
   bool is_fast = static_cast<double>(own.window.streamed) > FAST * static_cast<double>(passed);
-  bool first = leaves_some && is_fast && streams(&own.window);
+  bool first = is_fast && streams(&own.window);
   if (first != own.runs_first) run_first(first);
-  own.since = time;
+  int64_t cpu = now(CLOCK_THREAD_CPUTIME_ID);
+  if (first) rest((cpu - own.cpu_since) * 100 / SHARE - passed);
+  own.since = now(CLOCK_MONOTONIC);
   own.cpu_since = cpu;
   own.window = {};
 }
@@ -99,11 +111,7 @@ void pace_empty(direction way) {
   own.gathered[way] = {};
   if (!own.runs_first || !streams(&gathered) || gathered.streamed >= ENOUGH) return;
   // What is written to a TAP is answered at once, and would end it each time.
-  size_t watched = way == ENCAP ? underlay.size() : 0;
-  timespec moment = {0, GATHER_NS[way]};
-  int64_t began = now(CLOCK_MONOTONIC);
-  ppoll(underlay.data(), watched, &moment, nullptr);
-  own.asleep += now(CLOCK_MONOTONIC) - began;
+  sleep_for(GATHER_NS[way], underlay.data(), way == ENCAP ? underlay.size() : 0);
 }
 
 double pace_tick() {

@@ -8,9 +8,9 @@
 // its interrupts: to be woken for each would cost more than to carry it. What arrives meanwhile from the
 // other side ends that.
 //
-// One that carries single frames does neither. It is while it waits that batches build, without which it
-// forwards half as many. Nor does one that takes nearly all of its time, as ksoftirqd is an ordinary process
-// too; where several share a core it is the kernel that leaves a twentieth of it to others (sched(7)).
+// It leaves a twentieth of its time to others, as the kernel would make it (sched(7)), but of every 10 ms instead
+// of every second. One that carries single frames has its turn as before: it is while it waits that batches
+// build, without which it forwards half as many.
 //
 // bench/RESULTS.md has the figures.
 

@@ -34,7 +34,7 @@ static int configure(tap *t, const char *name, bool multi_queue, const char **sy
   return ioctl(t->fd, TUNSETVNETHDRSZ, &header) < 0 ? -errno : 0;
 }
 
-int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall) {
+static int open_queue(tap *t, const char *name, bool multi_queue, const char **syscall) {
   *syscall = "open(/dev/net/tun)";
   t->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (t->fd < 0) return -errno;
@@ -54,7 +54,23 @@ static bool is_elsewhere(int fd) {
   return known && (its.st_ino != ours.st_ino || its.st_dev != ours.st_dev);
 }
 
-int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **syscall) {
+static void open_sides(tap *t, int sides) {
+  if (sides == 0 || can_steer() < 0 || is_elsewhere(t->fd)) return;
+  t->side = new tap[static_cast<size_t>(sides)];
+  const char *syscall;
+  while (t->sides < sides && open_queue(&t->side[t->sides], t->name, true, &syscall) == 0) t->sides++;
+}
+
+int tap_open(tap *t, const tap_options *options, const char **syscall) {
+  bool several = options->multi_queue || options->sides > 0;
+  int error = open_queue(t, options->name, several, syscall);
+  bool may_be_single = several && !options->multi_queue;  // one that somebody has made
+  if (error == -EINVAL && may_be_single) return open_queue(t, options->name, false, syscall);
+  if (error == 0) open_sides(t, options->sides);
+  return error;
+}
+
+int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) {
   t->fd = fd;
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   fcntl(fd, F_SETFL, O_NONBLOCK);  // the only flag of a file that there is here
@@ -62,16 +78,21 @@ int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **s
   *syscall = "ioctl(TUNGETIFF)";
   int error = ioctl(fd, TUNGETIFF, &found) < 0 ? -errno : 0;
   bool queues = (found.ifr_flags & IFF_MULTI_QUEUE) != 0;
-  bool named = strncmp(found.ifr_name, name, IFNAMSIZ) == 0 || is_elsewhere(fd);
-  if (error == 0 && (!named || queues != multi_queue)) error = -ENODEV;
+  bool named = strncmp(found.ifr_name, options->name, IFNAMSIZ) == 0 || is_elsewhere(fd);
+  if (error == 0 && (!named || (options->multi_queue && !queues))) error = -ENODEV;
   if (error < 0) return tap_close(t), error;
-  strncpy(t->name, name, IFNAMSIZ - 1);
-  if (multi_queue) steer_by_flow(fd);
+  strncpy(t->name, options->name, IFNAMSIZ - 1);
+  if (!queues) return 0;
+  steer_by_flow(fd);
+  open_sides(t, options->sides);
   return 0;
 }
 
 void tap_close(tap *t) {
   if (t->set != nullptr) tap_set_remove(t->set, t->slot);
+  while (t->sides > 0) tap_close(&t->side[--t->sides]);
+  delete[] t->side;
+  t->side = nullptr;
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;
 }
@@ -81,7 +102,7 @@ int tap_use_offloads(const tap *t, unsigned offloads) {
 }
 
 bool has_room(const read_cursor *to) {
-  return to->row < layout::IN_ROWS &&
+  return to->row < layout::IN_ROWS && to->offset < layout::TURN_BYTES &&
          to->offset + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES;
 }
 

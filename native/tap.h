@@ -1,4 +1,4 @@
-// One queue of a TAP device.
+// A queue of a TAP device, and side queues of the same device, which are only read.
 
 #pragma once
 
@@ -8,9 +8,11 @@
 
 // A cache line: of thousands, each is asked for anew.
 struct alignas(64) tap {
-  int fd;
-  char name[IFNAMSIZ];
-  bool coalesce_tcp, coalesce_udp;  // trains are written as super-frames
+  int fd = -1;
+  char name[IFNAMSIZ] = {};
+  bool coalesce_tcp = true, coalesce_udp = true;  // trains are written as super-frames
+  tap *side = nullptr;
+  int sides = 0;
   // Of the set that it is in, if any.
   struct tap_set *set = nullptr;
   int slot = 0;
@@ -19,13 +21,22 @@ struct alignas(64) tap {
   int faults = 0;      // reads that failed since the last frame
 };
 
-// Opens a queue of the TAP `name`, creating the device unless it exists. Returns 0, or -errno and what
-// failed in `*syscall`.
-int tap_open(tap *t, const char *name, bool multi_queue, const char **syscall);
+inline constexpr int MOST_SIDES = 255;  // MAX_TAP_QUEUES of drivers/net/tun.c, but the one
 
-// Takes a descriptor that is a queue already, opened before in the same way; ENODEV if it is of another
-// device or of none. It is closed if this fails.
-int tap_adopt(tap *t, int fd, const char *name, bool multi_queue, const char **syscall);
+struct tap_options {
+  const char *name;
+  bool multi_queue;  // whether others open queues of the device too
+  // So that not every flow waits behind the one that has most to send. There are none where the device cannot have
+  // them, where its flows would not stay each in its queue, or where it is in another network namespace.
+  int sides;
+};
+
+// Opens a queue of a TAP, creating the device unless it exists. Returns 0, or -errno and what failed in `*syscall`.
+int tap_open(tap *t, const tap_options *options, const char **syscall);
+
+// Takes a descriptor that is a queue already; ENODEV if it is of another device or of none, or if its device has one
+// where several are needed. It is closed if this fails.
+int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall);
 void tap_close(tap *t);
 
 // What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not

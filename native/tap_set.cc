@@ -24,17 +24,41 @@ static tap *member(const tap_set *s, int slot) {
   return slot >= 0 && at < s->member.size() ? s->member[at] : nullptr;
 }
 
-int tap_set_add(tap_set *s, int slot, tap *t) {
-  if (t->set != nullptr || member(s, slot) != nullptr) return -EEXIST;
+// Which side queue of which TAP, counted from 1, or 0.
+static uint64_t place_of(int slot, int side) {
+  return static_cast<uint64_t>(side) << 32 | static_cast<uint64_t>(slot);
+}
+
+static int slot_at(uint64_t place) { return static_cast<int>(place & INT32_MAX); }
+
+// Null if it has left since it was found readable, whoever has its slot now.
+static tap *queue_at(const tap_set *s, uint64_t place) {
+  tap *t = member(s, slot_at(place));
+  int side = static_cast<int>(place >> 32);
+  if (t == nullptr || side > t->sides) return nullptr;
+  return side == 0 ? t : &t->side[side - 1];
+}
+
+static int wait_for(const tap_set *s, const tap *queue, uint64_t place) {
   epoll_event event = {};
   event.events = EPOLLIN;
-  event.data.fd = slot;
-  if (epoll_ctl(s->fd, EPOLL_CTL_ADD, t->fd, &event) < 0) return -errno;
+  event.data.u64 = place;
+  return epoll_ctl(s->fd, EPOLL_CTL_ADD, queue->fd, &event) < 0 ? -errno : 0;
+}
+
+int tap_set_add(tap_set *s, int slot, tap *t) {
+  if (t->set != nullptr || member(s, slot) != nullptr) return -EEXIST;
   if (s->member.size() <= static_cast<size_t>(slot)) s->member.resize(static_cast<size_t>(slot) + 1);
   s->member[static_cast<size_t>(slot)] = t;
   t->set = s;
   t->slot = slot;
-  return 0;
+  int error = wait_for(s, t, place_of(slot, 0));
+  for (int side = 1; error == 0 && side <= t->sides; side++) {
+    t->side[side - 1].slot = slot;
+    error = wait_for(s, &t->side[side - 1], place_of(slot, side));
+  }
+  if (error < 0) tap_set_remove(s, slot);
+  return error;
 }
 
 // By name, for a descriptor that somebody has a copy of does not leave by being closed (epoll(7)).
@@ -42,6 +66,9 @@ void tap_set_remove(tap_set *s, int slot) {
   tap *t = member(s, slot);
   if (t == nullptr) return;
   epoll_ctl(s->fd, EPOLL_CTL_DEL, t->fd, nullptr);
+  for (int side = 0; side < t->sides; side++) {
+    epoll_ctl(s->fd, EPOLL_CTL_DEL, t->side[side].fd, nullptr);
+  }
   s->member[static_cast<size_t>(slot)] = nullptr;
   t->set = nullptr;
 }
@@ -70,7 +97,7 @@ static bool ask_for_ready(tap_set *s) {
   s->next = 0;
   s->end = n < 0 ? 0 : n;
   s->round++;
-  for (int i = 0; i < s->end; i++) prefetch(s, s->ready[i].data.fd);
+  for (int i = 0; i < s->end; i++) prefetch(s, slot_at(s->ready[i].data.u64));
   return s->end > 0;
 }
 
@@ -103,7 +130,7 @@ int tap_set_read(tap_set *s, const batch *b) {
       if (asked || !ask_for_ready(s)) break;
       asked = true;
     }
-    tap *t = member(s, s->ready[s->next].data.fd);
+    tap *t = queue_at(s, s->ready[s->next].data.u64);
     int error = t == nullptr ? 0 : read_member(s, t, b, &to);
     if (error < 0 && is_lost(t, -error)) {
       if (to.row > 0) break;  // first what was read; it will fail again

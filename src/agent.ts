@@ -84,6 +84,12 @@ import { type Thread, Workers } from "./workers.ts";
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
+/**
+ * Of so many networks at most a thread reads further queues of the TAP, so many each: not every flow is to wait
+ * behind the one that streams, but each queue takes a descriptor, and memory of the kernel's.
+ */
+const NETWORKS_WITH_SIDES = 32;
+const SIDES = 15;
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
 const LOOK_MS = 30_000;
 /** Until what was sent last has left the queue of the core that sent it: another core's is not to overtake it. */
@@ -799,10 +805,14 @@ export class Agent implements Operations {
     });
   }
 
-  /** With one queue each there is little to be spared. */
+  /** Those that may have many queues; with one there is little to be spared. */
   async #unqueue(links: readonly TapLink[]): Promise<void> {
-    if (this.#plan.workers === 1) return;
-    await unqueue(links).catch(({ message }: Error) => {
+    const plans = [...this.#live.values()].map(({ plan }) => plan);
+    const several = plans.filter(({ sides }) => this.#plan.workers > 1 || sides > 0);
+    const names = new Set(several.map(({ tap }) => tap));
+    const those = links.filter(({ name }) => names.has(name));
+    if (those.length === 0) return;
+    await unqueue(those).catch(({ message }: Error) => {
       const what = "TAPs keep their queueing disciplines: a restart will take longer, and memory";
       this.#log.warn({ reason: message }, what);
     });
@@ -1081,7 +1091,7 @@ export class Agent implements Operations {
     config: NetworkConfig,
     index: number,
     mtu: number,
-    { local4, local6, port }: Pick<Plan, "local4" | "local6" | "port">,
+    { local4, local6, port, paced }: Pick<Plan, "local4" | "local6" | "port" | "paced">,
   ): Live {
     const flood = new Set<number>();
     const allowed = new Set<number>();
@@ -1096,8 +1106,21 @@ export class Agent implements Operations {
     const mac = hasGateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
-    const own = { vni, index, tap, mac, hasGateway, vlan, mtu, clampMss, ageSeconds, ...remotes };
-    return { config, link, plan: own };
+    const sides = paced && index <= NETWORKS_WITH_SIDES ? SIDES : 0;
+    const plan = {
+      vni,
+      index,
+      tap,
+      sides,
+      mac,
+      hasGateway,
+      vlan,
+      mtu,
+      clampMss,
+      ageSeconds,
+      ...remotes,
+    };
+    return { config, link, plan };
   }
 
   /** The FDB's part of a network's configuration. */

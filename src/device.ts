@@ -40,8 +40,8 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, the rows are used up, or the slab could not hold another frame of full size. One TAP's
-   * frames are in their order, and none is asked again before all that are readable were.
+   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no TAP is
+   * asked again before all that are readable were.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */

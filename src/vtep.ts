@@ -30,6 +30,8 @@ export interface NetworkPlan {
   /** Row in the FDB and in the counters, from 1; a network keeps it for as long as it is. */
   readonly index: number;
   readonly tap: string;
+  /** Queues of the TAP that a thread reads besides the one that it has: `NativeTapOptions`. */
+  readonly sides: number;
   /** Address that the TAP is given. */
   readonly mac: { readonly high: number; readonly low: number };
   /** Whether that is every host's gateway's too. */
@@ -229,6 +231,7 @@ export class Vtep {
       name: own.tap,
       offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
       multiQueue: workers > 1,
+      sides: keptOnly ? 0 : own.sides,
       fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
       keptOnly,
     });

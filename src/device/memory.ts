@@ -24,7 +24,15 @@
  * send from.
  */
 import { constants, endianness } from "node:os";
-import { ADDRESS_WORDS, type Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED } from "../batch.ts";
+import {
+  ADDRESS_WORDS,
+  type Batch,
+  HEADROOM,
+  IN_ROWS,
+  SLAB_BYTES,
+  TRUNCATED,
+  TURN_BYTES,
+} from "../batch.ts";
 import type { Capabilities, Tap, Taps, Underlay, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import { addressWords, canonicalAddress, REMOTE_WORDS, type Remotes } from "../remotes.ts";
@@ -212,7 +220,7 @@ export class MemoryTap implements Tap {
     const queue = this.#port.queue;
     let rows = first;
     let offset = first === 0 ? HEADROOM : offsetAfter(batch, first - 1);
-    while (queue.rows > 0 && rows < IN_ROWS && offset + LARGEST_FRAME <= SLAB_BYTES) {
+    while (queue.rows > 0 && rows < IN_ROWS && offset < TURN_BYTES) {
       const length = queue.oldestLength;
       batch.inTap[rows] = index;
       batch.inOffset[rows] = offset;

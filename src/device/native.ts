@@ -67,6 +67,8 @@ export interface TapQueueOptions {
   /** A queue of it that is open already, or −1; it is closed if it is not. */
   fd: number;
   multiQueue: boolean;
+  /** Queues more that are read: NativeTapOptions. */
+  sides: number;
   coalesceTcp: boolean;
   coalesceUdp: boolean;
 }

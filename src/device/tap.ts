@@ -47,6 +47,12 @@ export interface NativeTapOptions {
   keptOnly?: boolean;
   /** Whether more queues of the same device may be opened; by default not. */
   multiQueue?: boolean;
+  /**
+   * Queues more that are opened to be read, so that not every flow waits behind the one that has most to send; by
+   * default none. There are none where flows cannot be told apart (`steeringFault`), or where the device exists as one
+   * that has a single queue.
+   */
+  sides?: number;
 }
 
 export class NativeTap implements Tap {
@@ -57,13 +63,14 @@ export class NativeTap implements Tap {
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
   constructor(options: NativeTapOptions) {
-    const { name, multiQueue = false } = options;
+    const { name, multiQueue = false, sides = 0 } = options;
     const wanted = options.offloads ?? {};
     const coalesceTcp = wanted["coalesce-tcp"] ?? true;
     const coalesceUdp = wanted["coalesce-udp"] ?? true;
     const native = addon();
     checkName(name);
-    const open = (fd: number) => new native.Tap({ name, fd, multiQueue, coalesceTcp, coalesceUdp });
+    const use = { name, multiQueue, sides, coalesceTcp, coalesceUdp };
+    const open = (fd: number) => new native.Tap({ ...use, fd });
     try {
       this.queue = adopted(options, open);
     } catch (error) {

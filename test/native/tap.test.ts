@@ -15,7 +15,7 @@ import {
   onTestFinished,
   vi,
 } from "vitest";
-import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import { Batch, HEADROOM, IN_ROWS, TURN_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
 import { addon } from "../../src/device/native.ts";
 import { NativeTap, NativeTaps, type TapOffloads } from "../../src/device/tap.ts";
 import type { VtepError } from "../../src/errors.ts";
@@ -60,8 +60,8 @@ describe("in a namespace of its own", () => {
   }
 
   /** Up, at 192.0.2.1/24. */
-  function open(offloads: Partial<TapOffloads>, mtu = 1500): NativeTap {
-    const tap = new NativeTap({ name: uniqueName(), offloads });
+  function open(offloads: Partial<TapOffloads>, { mtu = 1500, sides = 0 } = {}): NativeTap {
+    const tap = new NativeTap({ name: uniqueName(), offloads, sides });
     onTestFinished(() => tap.close());
     ip("link", "set", tap.name, "netns", namespace);
     within("sh", "-c", `echo 1 >/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`);
@@ -120,8 +120,8 @@ describe("in a namespace of its own", () => {
   });
 
   it("frames of 14 bytes to 64 KiB are packed at 10 modulo 16, none touching another", () => {
-    const tap = open(NONE, 65_521);
-    const sizes = [1, 2, 17, 65_000, 1000, 65_493, 65_493, 3, 64_999, 31, 100];
+    const tap = open(NONE, { mtu: 65_521 });
+    const sizes = [1, 2, 17, 65_000, 1000, 65_493, 3, 64_999, 31, 100];
     transmit(...sizes);
     expect(alone(tap).read(batch)).toBe(sizes.length);
     let end = 0;
@@ -137,11 +137,11 @@ describe("in a namespace of its own", () => {
     });
   });
 
-  it("a read stops while a frame of full size has room", () => {
-    const tap = open(NONE, 65_521);
-    transmit(...new Array(12).fill(65_493));
-    expect(alone(tap).read(batch)).toBe(9);
-    expect(batch.inOffset[8]! + batch.inLength[8]!).toBeLessThanOrEqual(SLAB_BYTES);
+  it("a read stops when it has brought a turn's bytes", () => {
+    const tap = open(NONE, { mtu: 65_521 });
+    const most = Math.ceil(TURN_BYTES / 65_536);
+    transmit(...new Array(most + 3).fill(65_493));
+    expect(alone(tap).read(batch)).toBe(most);
     expect(alone(tap).read(batch)).toBe(3);
     expect(alone(tap).read(batch)).toBe(0);
   });
@@ -214,6 +214,115 @@ describe("in a namespace of its own", () => {
     });
     expect(perQueue[0]! + perQueue[1]!).toBe(32);
     for (const frames of perQueue) expect(frames).toBeGreaterThan(4);
+  });
+
+  describe("with side queues", () => {
+    const FLOWS = 16;
+    const BULK = 300;
+
+    /** Ports of the UDP datagrams that are read until nothing waits, in their order, and a number that each carries. */
+    function readAll(tap: NativeTap): { port: number; number: number }[] {
+      const read: { port: number; number: number }[] = [];
+      const taps = alone(tap);
+      for (let rows = taps.read(batch); rows > 0; rows = taps.read(batch)) {
+        for (let row = 0; row < rows; row++) {
+          const view = new DataView(
+            batch.slab.buffer,
+            batch.slab.byteOffset + batch.inOffset[row]!,
+          );
+          if (view.getUint16(36) !== 9) continue;
+          read.push({ port: view.getUint16(34), number: view.getUint16(42) });
+        }
+      }
+      return read;
+    }
+
+    /** A flow that sends all it has, and after it one datagram each of others. */
+    function transmitFlows(): void {
+      const script = `
+        const { createSocket } = require("node:dgram");
+        const sent = async (port, count) => {
+          const socket = createSocket("udp4");
+          await new Promise((resolve) => socket.bind(port, resolve));
+          for (let number = 0; number < count; number++) {
+            const bytes = Buffer.from([number >> 8, number & 255]);
+            await new Promise((resolve) => socket.send(bytes, 9, "192.0.2.2", resolve));
+          }
+          socket.close();
+        };
+        (async () => {
+          await sent(20000, ${BULK});
+          for (let port = 20001; port <= 20000 + ${FLOWS}; port++) await sent(port, 1);
+        })();`;
+      within(process.execPath, "-e", script);
+    }
+
+    const bulk = Array.from({ length: BULK }, (_, number) => ({ port: 20_000, number }));
+    const others = Array.from({ length: FLOWS }, (_, at) => ({ port: 20_001 + at, number: 0 }));
+
+    function expectAll(read: { port: number; number: number }[]): void {
+      expect(read.filter(({ port }) => port === 20_000)).toEqual(bulk);
+      const rest = read.filter(({ port }) => port !== 20_000);
+      expect(rest.sort((a, b) => a.port - b.port)).toEqual(others);
+    }
+
+    it("a flow does not wait until another one has sent all it has", () => {
+      const tap = open(NONE, { sides: 7 });
+      transmitFlows();
+      const read = readAll(tap);
+      const last = read.findLastIndex(({ port }) => port === 20_000);
+      const before = new Set(read.slice(0, last).map(({ port }) => port));
+      expect(before.size).toBeGreaterThan(FLOWS / 2);
+      expectAll(read);
+    });
+
+    it("the one that is kept gets all when the others are closed", () => {
+      const tap = open(NONE, { sides: 7 });
+      const fd = addon().duplicate(tap.fd);
+      tap.close();
+      const kept = new NativeTap({ name: tap.name, fd, keptOnly: true });
+      onTestFinished(() => kept.close());
+      transmitFlows();
+      expectAll(readAll(kept));
+    });
+
+    it("a device that is elsewhere by now is not made anew for them", () => {
+      const tap = open(NONE, { sides: 7 });
+      const fd = addon().duplicate(tap.fd);
+      tap.close();
+      const kept = new NativeTap({ name: tap.name, fd, sides: 7 });
+      onTestFinished(() => kept.close());
+      expect(links()).not.toContain(`${tap.name}:`);
+      transmitFlows();
+      expectAll(readAll(kept));
+    });
+
+    it("a device that somebody has made with one queue does without", async () => {
+      const name = uniqueName();
+      ip("tuntap", "add", name, "mode", "tap", "vnet_hdr");
+      onTestFinished(() => ip("link", "delete", name));
+      const tap = new NativeTap({ name, sides: 7 });
+      onTestFinished(() => tap.close());
+      ip("link", "set", name, "up");
+      expect(write(tap, ARP_REQUEST)).toBe(0);
+      expect(statistic(name, "rx_packets")).toBe(1);
+    });
+
+    it("they go with the device, which is told of once", async () => {
+      const tap = open(NONE, { sides: 7 });
+      const taps = new NativeTaps();
+      onTestFinished(() => taps.close());
+      const lost: VtepError[] = [];
+      taps.add(1, tap, (error) => lost.push(error));
+      within("ip", "link", "delete", tap.name);
+      await until("it is told of", () => {
+        taps.read(batch);
+        return lost.length > 0;
+      });
+      expect(taps.read(batch)).toBe(0);
+      await pause(0);
+      expect(lost).toHaveLength(1);
+    });
   });
 
   it("gives several queues each flow by what its frames are, not by where its answers were written", async () => {

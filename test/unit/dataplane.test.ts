@@ -178,6 +178,18 @@ describe("a frame from the TAP", () => {
     expect(vtep.taps[0]!.written).toHaveLength(4);
   });
 
+  it("waits no longer than it takes to send what a turn's bytes of super-frames are", () => {
+    const vtep = script([ONE_PEER]);
+    const superFrame = { bytes: frame(B, A, { length: 64_000 }) };
+    for (let burst = 0; burst < 4; burst++) {
+      vtep.taps[0]!.bursts.push(Array(burst === 0 ? 4 : 5).fill(superFrame));
+    }
+    vtep.dataplane.encap();
+    expect(vtep.underlay.written).toHaveLength(4 + 5); // four are 256,000 bytes, some short of them
+    vtep.dataplane.encap();
+    expect(vtep.underlay.written).toHaveLength(4 + 5 + 5);
+  });
+
   it("of none is nothing to send", () => {
     const vtep = script([ONE_PEER]);
     vtep.encap([]);
