@@ -302,7 +302,7 @@ class Tap : public port<Tap, tap> {
     if (!get_options(info, &options) || !get_string(options, "name", IFNAMSIZ, &name) ||
         !get_int(options, "fd", -1, INT_MAX, &fd) ||
         !get_bool(options, "multiQueue", &wanted.multi_queue) ||
-        !get_int(options, "sides", 0, MOST_SIDES, &wanted.sides) ||
+        !get_int(options, "furtherQueues", 0, MOST_FURTHER_QUEUES, &wanted.further_queues) ||
         !get_bool(options, "coalesceTcp", &device->coalesce_tcp) ||
         !get_bool(options, "coalesceUdp", &device->coalesce_udp)) {
       return;
@@ -373,6 +373,10 @@ class Taps : public port<Taps, tap_set> {
     if (error < 0) throw_system(env, error, "epoll_ctl");
   }
 
+  void gather(const Napi::CallbackInfo &info) {
+    if (is_open(info.Env())) tap_set_gather(device.get());
+  }
+
   void remove(const Napi::CallbackInfo &info) {
     Napi::Env env = info.Env();
     int slot = 0;
@@ -388,8 +392,8 @@ class Taps : public port<Taps, tap_set> {
     return DefineClass(env, NAME,
                        {method("add", &Taps::add), method("remove", &Taps::remove),
                         method("read", &Taps::read), method("write", &Taps::write),
-                        method("watch", &Taps::watch), method("unwatch", &Taps::unwatch),
-                        method("fd", &Taps::fd), method("close", &Taps::close)});
+                        method("gather", &Taps::gather), method("watch", &Taps::watch),
+                        method("unwatch", &Taps::unwatch), method("fd", &Taps::fd), method("close", &Taps::close)});
   }
 };
 

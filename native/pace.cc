@@ -34,6 +34,7 @@ struct pace {
   int calls;
   carried window;
   carried gathered[2];  // since a direction was empty
+  int64_t owed;         // ns that it has to rest
   int64_t asleep;       // ns
 };
 
@@ -77,20 +78,16 @@ static void sleep_for(int64_t ns, pollfd *those, size_t count) {
   own.asleep += now(CLOCK_MONOTONIC) - began;
 }
 
-static void rest(int64_t ns) {
-  if (ns > 0) sleep_for(std::min(ns, WINDOW_NS), nullptr, 0);
-}
-
 static void reconsider() {
   int64_t time = now(CLOCK_MONOTONIC);
   int64_t passed = time - own.since;
   if (passed < WINDOW_NS) return;
   bool is_fast = static_cast<double>(own.window.streamed) > FAST * static_cast<double>(passed);
   bool first = is_fast && streams(&own.window);
-  if (first != own.runs_first) run_first(first);
   int64_t cpu = now(CLOCK_THREAD_CPUTIME_ID);
-  if (first) rest((cpu - own.cpu_since) * 100 / SHARE - passed);
-  own.since = now(CLOCK_MONOTONIC);
+  if (own.runs_first) own.owed = (cpu - own.cpu_since) * 100 / SHARE - passed;
+  if (first != own.runs_first) run_first(first);
+  own.since = time;
   own.cpu_since = cpu;
   own.window = {};
 }
@@ -104,6 +101,12 @@ void pace_carried(direction way, int frames, int64_t streamed) {
   if (++own.calls < CALLS) return;
   own.calls = 0;
   reconsider();
+}
+
+void pace_rest() {
+  if (own.owed <= 0) return;
+  sleep_for(std::min(own.owed, WINDOW_NS), nullptr, 0);
+  own.owed = 0;
 }
 
 void pace_empty(direction way) {

@@ -9,7 +9,7 @@
 // other side ends that.
 //
 // It leaves a twentieth of its time to others, as the kernel would make it (sched(7)), but of every 10 ms instead
-// of every second. One that carries single frames has its turn as before: it is while it waits that batches
+// of every second. One that carries single frames is as any other: it is while it waits that batches
 // build, without which it forwards half as many.
 //
 // bench/RESULTS.md has the figures.
@@ -29,11 +29,14 @@ int pace_begin();
 // datagrams came, whatever becomes of them.
 void pace_carried(direction way, int frames, int64_t streamed);
 
+// Nothing is in hand. Sleeps for as long as the thread has taken more than its share.
+void pace_rest();
+
 // Nothing waits. Sleeps for a moment if more is worth waiting for.
 void pace_empty(direction way);
 
 // To be called about once a second, so that a thread which carries nothing is as any other. Returns for how
-// many seconds it has slept so.
+// many seconds it has slept so, or rested.
 double pace_tick();
 
 // A socket of the underlay, from its opening to its closing.

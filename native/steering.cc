@@ -10,7 +10,6 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <iterator>
 
 // <linux/filter.h> of the kernel has names for instructions, but not for user space. A load from the
 // packet takes it from register 6 to register 0, in host order; one beyond its end makes the program
@@ -85,27 +84,41 @@ static constexpr bpf_insn PROGRAM[] = {
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
 
+static constexpr bpf_insn TO_FIRST[] = {
+    alu(BPF_MOV, R0, 0),
+    {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+};
+
 // Returns its descriptor, or -errno.
-static int load_program() {
+template <size_t length>
+static int load_program(const bpf_insn (&instructions)[length]) {
   bpf_attr attr = {};
   attr.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
-  attr.insns = reinterpret_cast<uint64_t>(PROGRAM);
-  attr.insn_cnt = std::size(PROGRAM);
+  attr.insns = reinterpret_cast<uint64_t>(instructions);
+  attr.insn_cnt = length;
   attr.license = reinterpret_cast<uint64_t>("MIT");
   long fd = syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);
   return fd < 0 ? -errno : static_cast<int>(fd);
 }
 
-static int program() {
-  static const int fd = load_program();
+static int by_flow() {
+  static const int fd = load_program(PROGRAM);
   return fd;
 }
 
-int can_steer() {
-  return program() < 0 ? program() : 0;
+static int to_first() {
+  static const int fd = load_program(TO_FIRST);
+  return fd;
 }
 
-void steer_by_flow(int queue) {
-  int fd = program();
-  if (fd >= 0) ioctl(queue, TUNSETSTEERINGEBPF, &fd);
+static void steer(int queue, int program) {
+  if (program >= 0) ioctl(queue, TUNSETSTEERINGEBPF, &program);
 }
+
+int can_steer() {
+  return by_flow() < 0 ? by_flow() : to_first() < 0 ? to_first() : 0;
+}
+
+void steer_by_flow(int queue) { steer(queue, by_flow()); }
+
+void steer_to_first(int queue) { steer(queue, to_first()); }

@@ -12,3 +12,6 @@ int can_steer();
 
 // Gives it to the TAP behind a queue; or else the driver goes on as it does.
 void steer_by_flow(int queue);
+
+// From now on all goes to the queue that was opened first.
+void steer_to_first(int queue);

@@ -20,11 +20,10 @@
 // because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
 static constexpr int32_t FRAME_ROOM = 65536 + 64;
 
-static int configure(tap *t, const char *name, bool multi_queue, const char **syscall) {
+static int configure(tap *t, const char *name, int flags, const char **syscall) {
   ifreq request = {};
-  strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-  request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-  if (multi_queue) request.ifr_flags |= IFF_MULTI_QUEUE;
+  memcpy(request.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
+  request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags);
   *syscall = "ioctl(TUNSETIFF)";
   if (ioctl(t->fd, TUNSETIFF, &request) < 0) return -errno;
   memcpy(t->name, request.ifr_name, IFNAMSIZ);
@@ -34,13 +33,12 @@ static int configure(tap *t, const char *name, bool multi_queue, const char **sy
   return ioctl(t->fd, TUNSETVNETHDRSZ, &header) < 0 ? -errno : 0;
 }
 
-static int open_queue(tap *t, const char *name, bool multi_queue, const char **syscall) {
+static int open_queue(tap *t, const char *name, int flags, const char **syscall) {
   *syscall = "open(/dev/net/tun)";
   t->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (t->fd < 0) return -errno;
-  int error = configure(t, name, multi_queue, syscall);
+  int error = configure(t, name, flags, syscall);
   if (error < 0) return tap_close(t), error;
-  if (multi_queue) steer_by_flow(t->fd);
   return 0;
 }
 
@@ -54,20 +52,29 @@ static bool is_elsewhere(int fd) {
   return known && (its.st_ino != ours.st_ino || its.st_dev != ours.st_dev);
 }
 
-static void open_sides(tap *t, int sides) {
-  if (sides == 0 || can_steer() < 0 || is_elsewhere(t->fd)) return;
-  t->side = new tap[static_cast<size_t>(sides)];
+void tap_open_further(tap *t) {
+  int wanted = t->wanted_queues;
+  t->wanted_queues = 0;
+  if (is_elsewhere(t->fd)) return;
+  steer_to_first(t->fd);
+  t->further = new tap[static_cast<size_t>(wanted)];
   const char *syscall;
-  while (t->sides < sides && open_queue(&t->side[t->sides], t->name, true, &syscall) == 0) t->sides++;
+  int &opened = t->further_queues;
+  while (opened < wanted && open_queue(&t->further[opened], t->name, IFF_MULTI_QUEUE, &syscall) == 0) {
+    opened++;
+  }
+  steer_by_flow(t->fd);
 }
 
 int tap_open(tap *t, const tap_options *options, const char **syscall) {
-  bool several = options->multi_queue || options->sides > 0;
-  int error = open_queue(t, options->name, several, syscall);
-  bool may_be_single = several && !options->multi_queue;  // one that somebody has made
-  if (error == -EINVAL && may_be_single) return open_queue(t, options->name, false, syscall);
-  if (error == 0) open_sides(t, options->sides);
-  return error;
+  if (options->further_queues > 0 && can_steer() == 0) t->wanted_queues = options->further_queues;
+  int flags = options->multi_queue ? IFF_MULTI_QUEUE : 0;
+  if (t->wanted_queues > 0) flags = IFF_MULTI_QUEUE | IFF_TUN_EXCL;  // nobody else is to join it
+  int error = open_queue(t, options->name, flags, syscall);
+  if (error < 0) return error;
+  if (options->multi_queue) steer_by_flow(t->fd);
+  if (t->wanted_queues > 0) tap_open_further(t);
+  return 0;
 }
 
 int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) {
@@ -82,17 +89,16 @@ int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) 
   if (error == 0 && (!named || (options->multi_queue && !queues))) error = -ENODEV;
   if (error < 0) return tap_close(t), error;
   strncpy(t->name, options->name, IFNAMSIZ - 1);
-  if (!queues) return 0;
-  steer_by_flow(fd);
-  open_sides(t, options->sides);
+  if (options->multi_queue) steer_by_flow(fd);
+  if (queues && can_steer() == 0) t->wanted_queues = options->further_queues;
   return 0;
 }
 
 void tap_close(tap *t) {
   if (t->set != nullptr) tap_set_remove(t->set, t->slot);
-  while (t->sides > 0) tap_close(&t->side[--t->sides]);
-  delete[] t->side;
-  t->side = nullptr;
+  while (t->further_queues > 0) tap_close(&t->further[--t->further_queues]);
+  delete[] t->further;
+  t->further = nullptr;
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;
 }
@@ -102,8 +108,8 @@ int tap_use_offloads(const tap *t, unsigned offloads) {
 }
 
 bool has_room(const read_cursor *to) {
-  return to->row < layout::IN_ROWS && to->offset < layout::TURN_BYTES &&
-         to->offset + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES;
+  static_assert(layout::TURN_BYTES + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES);
+  return to->row < layout::IN_ROWS && to->offset < layout::TURN_BYTES;
 }
 
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {

@@ -1,4 +1,4 @@
-// A queue of a TAP device, and side queues of the same device, which are only read.
+// A queue of a TAP device, and further ones of the same device, which are only read.
 
 #pragma once
 
@@ -11,8 +11,9 @@ struct alignas(64) tap {
   int fd = -1;
   char name[IFNAMSIZ] = {};
   bool coalesce_tcp = true, coalesce_udp = true;  // trains are written as super-frames
-  tap *side = nullptr;
-  int sides = 0;
+  tap *further = nullptr;
+  int further_queues = 0;
+  int wanted_queues = 0;  // to be opened once nothing waits
   // Of the set that it is in, if any.
   struct tap_set *set = nullptr;
   int slot = 0;
@@ -21,23 +22,29 @@ struct alignas(64) tap {
   int faults = 0;      // reads that failed since the last frame
 };
 
-inline constexpr int MOST_SIDES = 255;  // MAX_TAP_QUEUES of drivers/net/tun.c, but the one
+static_assert(sizeof(tap) == 64);
+
+inline constexpr int MOST_FURTHER_QUEUES = 255;  // MAX_TAP_QUEUES of drivers/net/tun.c, but the first
 
 struct tap_options {
   const char *name;
   bool multi_queue;  // whether others open queues of the device too
   // So that not every flow waits behind the one that has most to send. There are none where the device cannot have
-  // them, where its flows would not stay each in its queue, or where it is in another network namespace.
-  int sides;
+  // them, where its flows would not stay each in its queue, or where it is in another network namespace. Only
+  // for the one that opens queues of the device.
+  int further_queues;
 };
 
 // Opens a queue of a TAP, creating the device unless it exists. Returns 0, or -errno and what failed in `*syscall`.
 int tap_open(tap *t, const tap_options *options, const char **syscall);
 
 // Takes a descriptor that is a queue already; ENODEV if it is of another device or of none, or if its device has one
-// where several are needed. It is closed if this fails.
+// where others are to open some. It is closed if this fails.
 int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall);
 void tap_close(tap *t);
+
+// Opens those queues that are wanted: now, for what waits is not to be overtaken.
+void tap_open_further(tap *t);
 
 // What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not
 // know one of them, or not without another.
@@ -51,7 +58,7 @@ struct read_cursor {
 
 bool has_room(const read_cursor *to);
 
-// Reads up to `limit` frames, fewer if nothing waits or there is no room for another one of full size.
+// Reads up to `limit` frames, fewer if nothing waits or a turn's bytes have been read.
 // Returns 0 or -errno; frames before an error are kept.
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 

@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "pace.h"
+#include "steering.h"
 
 int tap_set_open(tap_set *s) {
   s->fd = epoll_create1(EPOLL_CLOEXEC);
@@ -24,9 +25,9 @@ static tap *member(const tap_set *s, int slot) {
   return slot >= 0 && at < s->member.size() ? s->member[at] : nullptr;
 }
 
-// Which side queue of which TAP, counted from 1, or 0.
-static uint64_t place_of(int slot, int side) {
-  return static_cast<uint64_t>(side) << 32 | static_cast<uint64_t>(slot);
+// Which queue of which TAP: 0, or a further one, counted from 1.
+static uint64_t place_of(int slot, int queue) {
+  return static_cast<uint64_t>(queue) << 32 | static_cast<uint64_t>(slot);
 }
 
 static int slot_at(uint64_t place) { return static_cast<int>(place & INT32_MAX); }
@@ -34,9 +35,9 @@ static int slot_at(uint64_t place) { return static_cast<int>(place & INT32_MAX);
 // Null if it has left since it was found readable, whoever has its slot now.
 static tap *queue_at(const tap_set *s, uint64_t place) {
   tap *t = member(s, slot_at(place));
-  int side = static_cast<int>(place >> 32);
-  if (t == nullptr || side > t->sides) return nullptr;
-  return side == 0 ? t : &t->side[side - 1];
+  int queue = static_cast<int>(place >> 32);
+  if (t == nullptr || queue > t->further_queues) return nullptr;
+  return queue == 0 ? t : &t->further[queue - 1];
 }
 
 static int wait_for(const tap_set *s, const tap *queue, uint64_t place) {
@@ -46,6 +47,15 @@ static int wait_for(const tap_set *s, const tap *queue, uint64_t place) {
   return epoll_ctl(s->fd, EPOLL_CTL_ADD, queue->fd, &event) < 0 ? -errno : 0;
 }
 
+static int wait_for_further(const tap_set *s, tap *t) {
+  int error = 0;
+  for (int queue = 1; error == 0 && queue <= t->further_queues; queue++) {
+    t->further[queue - 1].slot = t->slot;
+    error = wait_for(s, &t->further[queue - 1], place_of(t->slot, queue));
+  }
+  return error;
+}
+
 int tap_set_add(tap_set *s, int slot, tap *t) {
   if (t->set != nullptr || member(s, slot) != nullptr) return -EEXIST;
   if (s->member.size() <= static_cast<size_t>(slot)) s->member.resize(static_cast<size_t>(slot) + 1);
@@ -53,10 +63,7 @@ int tap_set_add(tap_set *s, int slot, tap *t) {
   t->set = s;
   t->slot = slot;
   int error = wait_for(s, t, place_of(slot, 0));
-  for (int side = 1; error == 0 && side <= t->sides; side++) {
-    t->side[side - 1].slot = slot;
-    error = wait_for(s, &t->side[side - 1], place_of(slot, side));
-  }
+  if (error == 0) error = wait_for_further(s, t);
   if (error < 0) tap_set_remove(s, slot);
   return error;
 }
@@ -66,8 +73,8 @@ void tap_set_remove(tap_set *s, int slot) {
   tap *t = member(s, slot);
   if (t == nullptr) return;
   epoll_ctl(s->fd, EPOLL_CTL_DEL, t->fd, nullptr);
-  for (int side = 0; side < t->sides; side++) {
-    epoll_ctl(s->fd, EPOLL_CTL_DEL, t->side[side].fd, nullptr);
+  for (int i = 0; i < t->further_queues; i++) {
+    epoll_ctl(s->fd, EPOLL_CTL_DEL, t->further[i].fd, nullptr);
   }
   s->member[static_cast<size_t>(slot)] = nullptr;
   t->set = nullptr;
@@ -104,12 +111,16 @@ static bool ask_for_ready(tap_set *s) {
 // Returns 0 or -errno.
 static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to) {
   int before = to->row;
-  int error = tap_read(t, b, to, limit_of(s, t));
+  int limit = limit_of(s, t);
+  int error = tap_read(t, b, to, limit);
   int frames = to->row - before;
   t->last = has_room(to) ? frames : layout::IN_ROWS;  // or more
   t->round = s->round;
   if (frames > 0) t->faults = 0;
-  return error;
+  bool is_empty = error == 0 && t->last < limit;
+  if (!is_empty || t->wanted_queues == 0) return error;
+  tap_open_further(t);
+  return wait_for_further(s, t);
 }
 
 static void count_read(const batch *b, int rows) {
@@ -123,6 +134,7 @@ static void count_read(const batch *b, int rows) {
 }
 
 int tap_set_read(tap_set *s, const batch *b) {
+  pace_rest();
   read_cursor to = {};
   bool asked = false;
   while (has_room(&to)) {
@@ -143,6 +155,14 @@ int tap_set_read(tap_set *s, const batch *b) {
   if (to.row > 0) count_read(b, to.row);
   else pace_empty(ENCAP);
   return to.row;
+}
+
+void tap_set_gather(const tap_set *s) {
+  for (const tap *t : s->member) {
+    if (t == nullptr || t->further_queues == 0) continue;
+    steer_to_first(t->fd);
+    epoll_ctl(s->fd, EPOLL_CTL_DEL, t->fd, nullptr);
+  }
 }
 
 int tap_set_write(tap_set *s, const batch *b, int count) {

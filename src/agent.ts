@@ -12,6 +12,7 @@
  * asked before (`survey`), and steps that were done when one fails are taken back.
  */
 import { randomInt } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
@@ -85,11 +86,15 @@ const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
 /**
- * Of so many networks at most a thread reads further queues of the TAP, so many each: not every flow is to wait
- * behind the one that streams, but each queue takes a descriptor, and memory of the kernel's.
+ * Of so many networks a thread that is the only one has more queues of the TAP, so many each: no flow is to wait behind
+ * the one that streams, but each takes a descriptor, and memory of the kernel's.
  */
-const NETWORKS_WITH_SIDES = 32;
-const SIDES = 15;
+const NETWORKS_WITH_QUEUES = 16;
+const FURTHER_QUEUES = 15;
+/** Of this process: what it must have is not to fail for want of one. */
+const MOST_DESCRIPTORS = Number(
+  /^Max open files +\S+ +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1] ?? Infinity,
+);
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
 const LOOK_MS = 30_000;
 /** Until what was sent last has left the queue of the core that sent it: another core's is not to overtake it. */
@@ -807,12 +812,13 @@ export class Agent implements Operations {
 
   /** Those that may have many queues; with one there is little to be spared. */
   async #unqueue(links: readonly TapLink[]): Promise<void> {
-    const plans = [...this.#live.values()].map(({ plan }) => plan);
-    const several = plans.filter(({ sides }) => this.#plan.workers > 1 || sides > 0);
-    const names = new Set(several.map(({ tap }) => tap));
-    const those = links.filter(({ name }) => names.has(name));
-    if (those.length === 0) return;
-    await unqueue(those).catch(({ message }: Error) => {
+    const several = new Set<string>();
+    for (const { plan } of this.#live.values()) {
+      if (this.#plan.workers > 1 || plan.furtherQueues > 0) several.add(plan.tap);
+    }
+    const names = links.map(({ name }) => name).filter((name) => several.has(name));
+    if (names.length === 0) return;
+    await unqueue(names).catch(({ message }: Error) => {
       const what = "TAPs keep their queueing disciplines: a restart will take longer, and memory";
       this.#log.warn({ reason: message }, what);
     });
@@ -1091,8 +1097,9 @@ export class Agent implements Operations {
     config: NetworkConfig,
     index: number,
     mtu: number,
-    { local4, local6, port, paced }: Pick<Plan, "local4" | "local6" | "port" | "paced">,
+    endpoint: Pick<Plan, "local4" | "local6" | "port" | "workers" | "paced">,
   ): Live {
+    const { local4, local6, port, workers, paced } = endpoint;
     const flood = new Set<number>();
     const allowed = new Set<number>();
     writeStaticRoutes(config, {
@@ -1106,12 +1113,14 @@ export class Agent implements Operations {
     const mac = hasGateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
-    const sides = paced && index <= NETWORKS_WITH_SIDES ? SIDES : 0;
+    const hasQueues =
+      paced && workers === 1 && index <= NETWORKS_WITH_QUEUES && MOST_DESCRIPTORS >= 4096;
+    const furtherQueues = hasQueues ? FURTHER_QUEUES : 0;
     const plan = {
       vni,
       index,
       tap,
-      sides,
+      furtherQueues,
       mac,
       hasGateway,
       vlan,

@@ -7,8 +7,8 @@
  * **Split horizon** needs no check: decap writes to a TAP and to nothing else, so what came from the
  * underlay cannot return to it, whatever the FDB says.
  *
- * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most, and TAPs for
- * TURN_BYTES of super-frames; then the event loop has its turn, so that no device starves another.
+ * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most, and TAPs until
+ * TURN_BYTES have come; then the event loop has its turn, so that no device starves another.
  *
  * **Rows of many.** One read fills rows from every TAP that has something, and one write empties rows to any of
  * them: a frame of one in a thousand networks costs no call of its own.
@@ -141,6 +141,7 @@ export class Dataplane {
   /** Takes what waits on the TAPs to the underlay. */
   encap(): void {
     const { inOffset, inLength } = this.#batch;
+    let bytes = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#taps.read(this.#batch);
       if (rows === 0) return;
@@ -149,7 +150,8 @@ export class Dataplane {
       this.#encapBurst(rows);
       this.#send();
       this.#mirror?.publish();
-      if (inOffset[rows - 1]! + inLength[rows - 1]! >= TURN_BYTES) return;
+      bytes += inOffset[rows - 1]! + inLength[rows - 1]!;
+      if (bytes >= TURN_BYTES) return;
     }
   }
 

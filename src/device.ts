@@ -22,7 +22,7 @@ export interface Watch {
   onUnsent?(errno: number): void;
 }
 
-/** One queue of one TAP device: the VTEP's port into the host's Layer 2, used by way of `Taps`. */
+/** The queues of one TAP device that one thread has: the VTEP's port into the host's Layer 2, used by way of `Taps`. */
 export interface Tap {
   readonly name: string;
   /** Removes the interface, unless it is persistent, and leaves its `Taps`. A second call does nothing. */
@@ -40,7 +40,7 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no TAP is
+   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no queue is
    * asked again before all that are readable were.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.

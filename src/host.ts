@@ -114,13 +114,14 @@ export async function bringUp(taps: readonly TapLink[]): Promise<void> {
 }
 
 /**
- * Takes the queueing discipline from TAPs that are new. A TAP takes every frame at once, so that none
- * waits in one; but the default one has 256 parts where the TAP may have several queues, each of which takes
- * memory for as many frames as the TAP is to keep: 90 MB a TAP over a restart.
+ * Takes the queueing discipline from TAPs that are new, or new in a namespace. A TAP takes every frame at once, so
+ * that none waits in one; but the default one has 256 parts where the TAP may have several queues, each of which
+ * takes memory for as many frames as the TAP is to keep: 90 MB a TAP over a restart.
  */
-export async function unqueue(taps: readonly TapLink[]): Promise<void> {
-  const lines = taps.map(({ name }) => `qdisc replace dev ${name} root noqueue\n`).join("");
-  const { code, refusal } = await command(["tc", "-batch", "-"], lines, "iproute2");
+export async function unqueue(taps: readonly string[], namespace?: string): Promise<void> {
+  const lines = taps.map((name) => `qdisc replace dev ${name} root noqueue\n`).join("");
+  const within = namespace === undefined ? [] : ["nsenter", `--net=${namespace}`];
+  const { code, refusal } = await command([...within, "tc", "-batch", "-"], lines, "iproute2");
   if (code !== 0) throw refused("taking the queueing discipline from TAPs", refusal);
 }
 
@@ -329,7 +330,7 @@ export async function plugDirect(tap: DirectLink): Promise<void> {
     announcementOf(tap),
   ];
   const failed = await batch(changes, { inside: { namespace, ifname } });
-  if (failed === undefined) return;
+  if (failed === undefined) return unqueue([ifname], namespace).catch(() => undefined); // it takes memory
   await unplugDirect(namespace, failed.at === 0 ? name : ifname);
   throw failed.error;
 }

@@ -30,8 +30,8 @@ export interface NetworkPlan {
   /** Row in the FDB and in the counters, from 1; a network keeps it for as long as it is. */
   readonly index: number;
   readonly tap: string;
-  /** Queues of the TAP that a thread reads besides the one that it has: `NativeTapOptions`. */
-  readonly sides: number;
+  /** `NativeTapOptions`. */
+  readonly furtherQueues: number;
   /** Address that the TAP is given. */
   readonly mac: { readonly high: number; readonly low: number };
   /** Whether that is every host's gateway's too. */
@@ -47,7 +47,7 @@ export interface NetworkPlan {
 }
 
 export interface Plan {
-  /** Threads that forward, each with a queue of every TAP and sockets of its own. */
+  /** Threads that forward, each with queues of every TAP and sockets of its own. */
   readonly workers: number;
   readonly fdb: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
@@ -222,7 +222,7 @@ export class Vtep {
     this.#taps.watch(() => dataplane.encap());
   }
 
-  /** Opens a queue of a network's TAP and joins it to what is forwarded. Throws VtepError. */
+  /** Opens the queues of a network's TAP and joins it to what is forwarded. Throws VtepError. */
   add(own: NetworkPlan): void {
     const { offloads, workers, keptOnly } = this.#plan;
     const whole = this.opened.capabilities.cutsSuperFrames;
@@ -231,7 +231,7 @@ export class Vtep {
       name: own.tap,
       offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
       multiQueue: workers > 1,
-      sides: keptOnly ? 0 : own.sides,
+      furtherQueues: keptOnly ? 0 : own.furtherQueues,
       fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
       keptOnly,
     });
@@ -292,7 +292,12 @@ export class Vtep {
     this.#dataplane.mirrorTo(new Mirror(ring, filter, this.#remotes, clock));
   }
 
+  /** What is for the TAPs waits in descriptors that are kept from now on. */
   close(): void {
+    if (this.#ticking !== undefined) {
+      this.#taps.gather();
+      this.#dataplane.encap();
+    }
     clearInterval(this.#ticking);
     this.#taps.close();
     for (const { tap } of this.#networks.values()) tap.close();

@@ -48,6 +48,7 @@ export interface TapQueues extends WatchedPort {
   read(batch: BatchHandle): number;
   /** Rows that failed: ENODEV for want of a queue. */
   write(batch: BatchHandle, count: number): number;
+  gather(): void;
 }
 
 export interface UdpFamily extends WatchedPort {
@@ -67,8 +68,7 @@ export interface TapQueueOptions {
   /** A queue of it that is open already, or −1; it is closed if it is not. */
   fd: number;
   multiQueue: boolean;
-  /** Queues more that are read: NativeTapOptions. */
-  sides: number;
+  furtherQueues: number;
   coalesceTcp: boolean;
   coalesceUdp: boolean;
 }

@@ -49,10 +49,10 @@ export interface NativeTapOptions {
   multiQueue?: boolean;
   /**
    * Queues more that are opened to be read, so that not every flow waits behind the one that has most to send; by
-   * default none. There are none where flows cannot be told apart (`steeringFault`), or where the device exists as one
-   * that has a single queue.
+   * default none. The device is nobody else's then. There are none where flows cannot be told apart
+   * (`steeringFault`), where the descriptor's device has a single queue, or is in another network namespace.
    */
-  sides?: number;
+  furtherQueues?: number;
 }
 
 export class NativeTap implements Tap {
@@ -63,13 +63,13 @@ export class NativeTap implements Tap {
 
   /** Throws VtepError ADDON, PERMISSION, TUN_MISSING, NAME_IN_USE or SYSTEM. */
   constructor(options: NativeTapOptions) {
-    const { name, multiQueue = false, sides = 0 } = options;
+    const { name, multiQueue = false, furtherQueues = 0 } = options;
     const wanted = options.offloads ?? {};
     const coalesceTcp = wanted["coalesce-tcp"] ?? true;
     const coalesceUdp = wanted["coalesce-udp"] ?? true;
     const native = addon();
     checkName(name);
-    const use = { name, multiQueue, sides, coalesceTcp, coalesceUdp };
+    const use = { name, multiQueue, furtherQueues, coalesceTcp, coalesceUdp };
     const open = (fd: number) => new native.Tap({ ...use, fd });
     try {
       this.queue = adopted(options, open);
@@ -137,6 +137,11 @@ export class NativeTaps implements Taps<NativeTap> {
     const failures = this.#queues.write(handleOf(batch), count);
     if (failures > 0) this.#loseThose(batch, count);
     return failures;
+  }
+
+  /** What comes from now on waits in the queues that have a descriptor; of TAPs with further ones only those are read. */
+  gather(): void {
+    this.#queues.gather();
   }
 
   watch(onReadable: () => void): void {

@@ -63,7 +63,7 @@ beforeEach(async () => {
         vni: VNI,
         index: 1,
         tap: uniqueName(),
-        sides: 0,
+        furtherQueues: 0,
         mac: { high: 0x0200, low: 1 },
         hasGateway: false,
         vlan: 0,

@@ -37,7 +37,7 @@ describe("10,000 times opened and closed", () => {
       name: uniqueName(),
       fd: -1,
       multiQueue: true,
-      sides: 0,
+      furtherQueues: 0,
       coalesceTcp: true,
       coalesceUdp: true,
     };
@@ -53,7 +53,7 @@ describe("10,000 times opened and closed", () => {
       name: uniqueName(),
       fd: -1,
       multiQueue: false,
-      sides: 0,
+      furtherQueues: 0,
       coalesceTcp: true,
       coalesceUdp: true,
     };
@@ -65,7 +65,7 @@ describe("10,000 times opened and closed", () => {
       name: uniqueName(),
       fd: -1,
       multiQueue: true,
-      sides: 0,
+      furtherQueues: 0,
       coalesceTcp: true,
       coalesceUdp: true,
     };
@@ -103,7 +103,7 @@ describe("when nobody closes", () => {
       `
       const fds = () => fs.readdirSync("/proc/self/fd").length;
       const remotes = new Int32Array(new SharedArrayBuffer(65536 * 36));
-      const options = { name: "vt" + process.pid, fd: -1, multiQueue: true, sides: 0, coalesceTcp: true, coalesceUdp: true };
+      const options = { name: "vt" + process.pid, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true };
       const first = new addon.Tap(options);
       process.stdout.write(""); // opens a descriptor of its own
       const before = fds();
@@ -146,9 +146,9 @@ describe("a worker that is terminated", () => {
     const remotes = new Int32Array(new SharedArrayBuffer(65536 * 36));
     const udp = new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
       fd: -1, sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
-    const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, sides: 0, coalesceTcp: true, coalesceUdp: true });
-    const unwatched = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, sides: 0, coalesceTcp: true, coalesceUdp: true });
-    const stopped = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, sides: 0, coalesceTcp: true, coalesceUdp: true });
+    const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
+    const unwatched = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
+    const stopped = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
     const taps = new addon.Taps(), stoppedTaps = new addon.Taps();
     taps.add(1, tap);
     stoppedTaps.add(1, stopped);
@@ -170,7 +170,7 @@ describe("a worker that is terminated", () => {
       const { Worker } = require("node:worker_threads");
       const fds = () => fs.readdirSync("/proc/self/fd").length;
       const name = "vt" + process.pid;
-      const stay = new addon.Tap({ name, fd: -1, multiQueue: true, sides: 0, coalesceTcp: true, coalesceUdp: true });
+      const stay = new addon.Tap({ name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
       require("node:child_process").execFileSync("ip", ["link", "set", name, "up"]);
       const modes = ["terminate", "exit", "throw", "close"];
       async function run(mode) {

@@ -42,7 +42,7 @@ function openTap(): TapQueue {
     name: uniqueName(),
     fd: -1,
     multiQueue: false,
-    sides: 0,
+    furtherQueues: 0,
     coalesceTcp: true,
     coalesceUdp: true,
   });
@@ -128,7 +128,7 @@ describe("constructors", () => {
     name: uniqueName(),
     fd: -1,
     multiQueue: false,
-    sides: 0,
+    furtherQueues: 0,
     coalesceTcp: true,
     coalesceUdp: true,
   };
@@ -136,8 +136,8 @@ describe("constructors", () => {
     ["name", [undefined, 1, {}, null], INVALID],
     ["name", ["", "a".repeat(16), "a\0b", "é".repeat(8)], RANGE],
     ["multiQueue", [undefined, 1, 0, "true", null], INVALID],
-    ["sides", NOT_NUMBERS, INVALID],
-    ["sides", [...NOT_COUNTS, 256], RANGE],
+    ["furtherQueues", NOT_NUMBERS, INVALID],
+    ["furtherQueues", [...NOT_COUNTS, 256], RANGE],
     ["coalesceTcp", [undefined, 1, 0, "true", null], INVALID],
     ["coalesceUdp", [undefined, 1, 0, "true", null], INVALID],
   ] as const)("Tap checks %s", (key, values, wanted) => {
@@ -414,7 +414,7 @@ describe("rows", () => {
 
 describe("in a process of its own", () => {
   const setUp = `
-    const name = "vt" + process.pid, options = { name, fd: -1, multiQueue: false, sides: 0, coalesceTcp: true, coalesceUdp: true };
+    const name = "vt" + process.pid, options = { name, fd: -1, multiQueue: false, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true };
     const sab = (bytes) => new SharedArrayBuffer(bytes);
     const batch = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES})));
     const { execFileSync } = require("node:child_process");

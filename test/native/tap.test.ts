@@ -3,6 +3,7 @@
  * namespace of the test's own (its queue stays with us), so that addresses and frames disturb nobody.
  */
 import { execFileSync } from "node:child_process";
+import { readdirSync, readlinkSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import {
   afterAll,
@@ -60,8 +61,8 @@ describe("in a namespace of its own", () => {
   }
 
   /** Up, at 192.0.2.1/24. */
-  function open(offloads: Partial<TapOffloads>, { mtu = 1500, sides = 0 } = {}): NativeTap {
-    const tap = new NativeTap({ name: uniqueName(), offloads, sides });
+  function open(offloads: Partial<TapOffloads>, { mtu = 1500, furtherQueues = 0 } = {}): NativeTap {
+    const tap = new NativeTap({ name: uniqueName(), offloads, furtherQueues });
     onTestFinished(() => tap.close());
     ip("link", "set", tap.name, "netns", namespace);
     within("sh", "-c", `echo 1 >/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`);
@@ -216,9 +217,9 @@ describe("in a namespace of its own", () => {
     for (const frames of perQueue) expect(frames).toBeGreaterThan(4);
   });
 
-  describe("with side queues", () => {
+  describe("with further queues", () => {
     const FLOWS = 16;
-    const BULK = 300;
+    const BULK = IN_ROWS + 44; // more than one read returns
 
     /** Ports of the UDP datagrams that are read until nothing waits, in their order, and a number that each carries. */
     function readAll(tap: NativeTap): { port: number; number: number }[] {
@@ -267,7 +268,7 @@ describe("in a namespace of its own", () => {
     }
 
     it("a flow does not wait until another one has sent all it has", () => {
-      const tap = open(NONE, { sides: 7 });
+      const tap = open(NONE, { furtherQueues: 7 });
       transmitFlows();
       const read = readAll(tap);
       const last = read.findLastIndex(({ port }) => port === 20_000);
@@ -277,7 +278,7 @@ describe("in a namespace of its own", () => {
     });
 
     it("the one that is kept gets all when the others are closed", () => {
-      const tap = open(NONE, { sides: 7 });
+      const tap = open(NONE, { furtherQueues: 7 });
       const fd = addon().duplicate(tap.fd);
       tap.close();
       const kept = new NativeTap({ name: tap.name, fd, keptOnly: true });
@@ -287,29 +288,68 @@ describe("in a namespace of its own", () => {
     });
 
     it("a device that is elsewhere by now is not made anew for them", () => {
-      const tap = open(NONE, { sides: 7 });
+      const tap = open(NONE, { furtherQueues: 7 });
       const fd = addon().duplicate(tap.fd);
       tap.close();
-      const kept = new NativeTap({ name: tap.name, fd, sides: 7 });
+      const kept = new NativeTap({ name: tap.name, fd, furtherQueues: 7 });
       onTestFinished(() => kept.close());
       expect(links()).not.toContain(`${tap.name}:`);
       transmitFlows();
       expectAll(readAll(kept));
     });
 
-    it("a device that somebody has made with one queue does without", async () => {
+    it("what waits in them when the one is left to somebody else comes before what is sent then", () => {
+      const tap = open(NONE, { furtherQueues: 7 });
+      const fd = addon().duplicate(tap.fd);
+      transmitFlows();
+      alone(tap).gather();
+      transmitFlows();
+      const before = readAll(tap);
+      expect(before.length).toBeGreaterThan(FLOWS / 2);
+      tap.close();
+      const kept = new NativeTap({ name: tap.name, fd, keptOnly: true });
+      onTestFinished(() => kept.close());
+      const read = [...before, ...readAll(kept)];
+      for (const { port } of [bulk[0]!, ...others]) {
+        const numbers = read
+          .filter((datagram) => datagram.port === port)
+          .map(({ number }) => number);
+        const sent = port === 20_000 ? bulk.map(({ number }) => number) : [0];
+        expect(numbers, `port ${port}`).toEqual([...sent, ...sent]);
+        const early = before.filter((datagram) => datagram.port === port);
+        expect([0, sent.length], `port ${port}`).toContain(early.length);
+      }
+    });
+
+    it("are nobody else's", () => {
       const name = uniqueName();
-      ip("tuntap", "add", name, "mode", "tap", "vnet_hdr");
-      onTestFinished(() => ip("link", "delete", name));
-      const tap = new NativeTap({ name, sides: 7 });
+      const tap = new NativeTap({ name, furtherQueues: 7 });
       onTestFinished(() => tap.close());
+      for (const furtherQueues of [0, 7]) {
+        expect(() => new NativeTap({ name, furtherQueues })).toThrow(/is in use/);
+      }
+    });
+
+    it("of a device that is kept are opened when what waits there has been read", async () => {
+      const name = uniqueName();
+      const tap = new NativeTap({ name, furtherQueues: 7 });
+      const before = descriptorsOf("/dev/net/tun") - 8;
+      const queues = () => descriptorsOf("/dev/net/tun") - before;
+      expect(queues()).toBe(8);
+      const fd = addon().duplicate(tap.fd);
+      tap.close();
+      expect(queues()).toBe(1);
+      const kept = new NativeTap({ name, fd, furtherQueues: 7 });
+      onTestFinished(() => kept.close());
+      const taps = alone(kept);
+      expect(queues()).toBe(1);
       ip("link", "set", name, "up");
-      expect(write(tap, ARP_REQUEST)).toBe(0);
-      expect(statistic(name, "rx_packets")).toBe(1);
+      await until("what the kernel sends by itself", () => taps.read(batch) > 0);
+      expect(queues()).toBe(8);
     });
 
     it("they go with the device, which is told of once", async () => {
-      const tap = open(NONE, { sides: 7 });
+      const tap = open(NONE, { furtherQueues: 7 });
       const taps = new NativeTaps();
       onTestFinished(() => taps.close());
       const lost: VtepError[] = [];
@@ -637,6 +677,17 @@ describe("what cannot be opened", () => {
 
 function links(): string {
   return execFileSync("ip", ["-brief", "link"], { encoding: "utf8" }).replaceAll(/ +/g, ": ");
+}
+
+function descriptorsOf(file: string): number {
+  const folder = "/proc/self/fd";
+  return readdirSync(folder).filter((fd) => {
+    try {
+      return readlinkSync(`${folder}/${fd}`) === file;
+    } catch {
+      return false; // the one that reads the folder
+    }
+  }).length;
 }
 
 function statistic(name: string, counter: string): number {

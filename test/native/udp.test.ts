@@ -528,7 +528,7 @@ describe("in a namespace of its own", () => {
     import { Batch } from "./src/batch.ts";
     import { addon, handleOf } from "./src/device/native.ts";
     import { Remotes } from "./src/remotes.ts";
-    const tap = new (addon().Tap)({ name: "vtep7", fd: -1, multiQueue: false, sides: 0, coalesceTcp: true, coalesceUdp: true });
+    const tap = new (addon().Tap)({ name: "vtep7", fd: -1, multiQueue: false, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
     const taps = new (addon().Taps)();
     taps.add(1, tap);
     tap.setOffloads(0x61); // TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
