@@ -94,11 +94,15 @@ int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) 
   return 0;
 }
 
-void tap_close(tap *t) {
-  if (t->set != nullptr) tap_set_remove(t->set, t->slot);
+void tap_close_further(tap *t) {
   while (t->further_queues > 0) tap_close(&t->further[--t->further_queues]);
   delete[] t->further;
   t->further = nullptr;
+}
+
+void tap_close(tap *t) {
+  if (t->set != nullptr) tap_set_remove(t->set, t->slot);
+  tap_close_further(t);
   if (t->fd >= 0) close(t->fd);
   t->fd = -1;
 }

@@ -46,6 +46,9 @@ void tap_close(tap *t);
 // Opens those queues that are wanted: now, for what waits is not to be overtaken.
 void tap_open_further(tap *t);
 
+// What waits in them is lost.
+void tap_close_further(tap *t);
+
 // What the host may leave to us, as TUN_F_ bits. Returns 0, or -errno: EINVAL when this kernel does not
 // know one of them, or not without another.
 int tap_use_offloads(const tap *t, unsigned offloads);

@@ -120,7 +120,8 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   bool is_empty = error == 0 && t->last < limit;
   if (!is_empty || t->wanted_queues == 0) return error;
   tap_open_further(t);
-  return wait_for_further(s, t);
+  if (wait_for_further(s, t) < 0) tap_close_further(t);
+  return 0;
 }
 
 static void count_read(const batch *b, int rows) {
