@@ -40,7 +40,7 @@ static constexpr bpf_insn jump(uint8_t when, uint8_t reg, int value, int16_t ove
 static constexpr bpf_insn MIX_IN = alu_register(BPF_XOR, SUM, R0);
 static constexpr bpf_insn MIX = alu(BPF_MUL, SUM, static_cast<int>(0x9e3779b1));
 
-static constexpr bpf_insn PROGRAM[] = {
+static constexpr bpf_insn BY_FLOW[] = {
     {BPF_ALU64 | BPF_MOV | BPF_X, PACKET, R1, 0, 0},
     alu(BPF_MOV, SUM, 0),
     alu(BPF_MOV, AT, ETH_HLEN),
@@ -102,7 +102,7 @@ static int load_program(const bpf_insn (&instructions)[length]) {
 }
 
 static int by_flow() {
-  static const int fd = load_program(PROGRAM);
+  static const int fd = load_program(BY_FLOW);
   return fd;
 }
 

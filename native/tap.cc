@@ -38,8 +38,8 @@ static int open_queue(tap *t, const char *name, int flags, const char **syscall)
   t->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (t->fd < 0) return -errno;
   int error = configure(t, name, flags, syscall);
-  if (error < 0) return tap_close(t), error;
-  return 0;
+  if (error < 0) tap_close(t);
+  return error;
 }
 
 // Whether a device has been moved to another network namespace, where it may have another name.

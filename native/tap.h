@@ -43,7 +43,7 @@ int tap_open(tap *t, const tap_options *options, const char **syscall);
 int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall);
 void tap_close(tap *t);
 
-// Opens those queues that are wanted: now, for what waits is not to be overtaken.
+// Opens the queues that are wanted. To be called when nothing waits, or what is sent then would overtake it.
 void tap_open_further(tap *t);
 
 // What waits in them is lost.

@@ -91,10 +91,8 @@ const SMALLEST_FDB = 2 ** 18;
  */
 const NETWORKS_WITH_QUEUES = 16;
 const FURTHER_QUEUES = 15;
-/** Of this process: what it must have is not to fail for want of one. */
-const MOST_DESCRIPTORS = Number(
-  /^Max open files +\S+ +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1] ?? Infinity,
-);
+/** Where a process may have fewer descriptors, none is for what it can do without. */
+const MANY_DESCRIPTORS = 4096;
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
 const LOOK_MS = 30_000;
 /** Until what was sent last has left the queue of the core that sent it: another core's is not to overtake it. */
@@ -186,6 +184,8 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
   readonly #queues: ParkedQueues;
+  /** Of a TAP, if its network is one of the first. */
+  readonly #furtherQueues: number;
   #opened: Started | undefined;
   readonly #captures: Captures;
   #readyAt = 0;
@@ -270,6 +270,8 @@ export class Agent implements Operations {
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
+    const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
+    this.#furtherQueues = canHaveQueues ? FURTHER_QUEUES : 0;
     for (const [at, network] of config.networks.entries()) {
       const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
       this.#live.set(network.name, live);
@@ -1097,9 +1099,8 @@ export class Agent implements Operations {
     config: NetworkConfig,
     index: number,
     mtu: number,
-    endpoint: Pick<Plan, "local4" | "local6" | "port" | "workers" | "paced">,
+    { local4, local6, port }: Pick<Plan, "local4" | "local6" | "port">,
   ): Live {
-    const { local4, local6, port, workers, paced } = endpoint;
     const flood = new Set<number>();
     const allowed = new Set<number>();
     writeStaticRoutes(config, {
@@ -1113,9 +1114,7 @@ export class Agent implements Operations {
     const mac = hasGateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
     const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
     const remotes = { flood: [...flood], allowed: [...allowed] };
-    const hasQueues =
-      paced && workers === 1 && index <= NETWORKS_WITH_QUEUES && MOST_DESCRIPTORS >= 4096;
-    const furtherQueues = hasQueues ? FURTHER_QUEUES : 0;
+    const furtherQueues = index <= NETWORKS_WITH_QUEUES ? this.#furtherQueues : 0;
     const plan = {
       vni,
       index,
@@ -1252,6 +1251,12 @@ async function explainHeldPort(error: unknown, port: number): Promise<unknown> {
 /** As many again are left to what sends and receives the frames: iperf3, containers, the kernel. */
 function suggestedWorkers(): number {
   return Math.max(1, Math.floor(availableParallelism() / 2));
+}
+
+/** Descriptors that this process may have: Node has raised its soft limit to the hard one. */
+function mostDescriptors(): number {
+  const limits = readFileSync("/proc/self/limits", "utf8");
+  return Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? Infinity);
 }
 
 function keyOf(text: string): Pick<FdbEntry, "macHigh" | "macLow"> {

@@ -115,7 +115,7 @@ export interface Addon {
    * them gather (native/pace.h). 0, or −errno: EPERM, or EBUSY when it has a scheduling policy of its own.
    */
   paceBegin(): number;
-  /** To be called about once a second: for how many seconds the thread has slept so that more would gather. */
+  /** To be called about once a second: for how many seconds the thread has slept so that more would gather, or rested. */
   paceTick(): number;
   /** As a NIC does for VNET_NEEDS_CSUM: 0, or −EINVAL if the field is not within the frame. */
   completeChecksum(frame: Uint8Array, csumStart: number, csumOffset: number): number;

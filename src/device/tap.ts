@@ -213,7 +213,7 @@ export function beginPace(): string | undefined {
   return error === 0 || error === -EBUSY ? undefined : getSystemErrorName(error);
 }
 
-/** To be called about once a second: for how many seconds this thread has slept so that more would gather. */
+/** To be called about once a second: for how many seconds this thread has slept so that more would gather, or rested. */
 export function secondsAsleep(): number {
   return addon().paceTick();
 }
