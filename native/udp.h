@@ -77,6 +77,7 @@ struct udp {
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
   int out_fd, messages, parts, headers;
+  int run_end, run_most;  // super-frames that continue each other: the row behind them, the length of their trains
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];

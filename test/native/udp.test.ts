@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { Batch, IN_ROWS, SLAB_BYTES, TRUNCATED } from "../../src/batch.ts";
+import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED, VNET_WORDS } from "../../src/batch.ts";
 import { addon, handleOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import type { VtepError } from "../../src/errors.ts";
@@ -21,6 +21,7 @@ import {
   udpOptions,
   uniqueName,
 } from "./fixture.ts";
+import { frameOf, vnetOf } from "./segments.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
 
@@ -291,6 +292,81 @@ u.sendto(b"zero", ("${address}", ${port}))`,
     expect(udp.overflows()).toBeGreaterThan(0);
     expect(received).toBeGreaterThan(0);
     expect(received + udp.overflows()).toBeLessThanOrEqual(sent);
+  });
+});
+
+describe("super-frames", () => {
+  const MSS = 1398;
+
+  /** Fills a row in and a row out with a frame of TCP in so many segments of MSS and a rest. */
+  function fillSuperFrame(row: number, segments: number, rest: number, remote: number) {
+    const given = { payload: new Uint8Array(segments * MSS + rest).fill(row + 1) };
+    const frame = frameOf(given, "partial");
+    const offset = row === 0 ? HEADROOM : batch.inOffset[row - 1]! + batch.inLength[row - 1]! + 64;
+    batch.slab.set(frame, offset);
+    const vnet = vnetOf(given, MSS);
+    for (const [at, byte] of vnet.entries()) batch.inVnet.setUint8(row * VNET_WORDS * 4 + at, byte);
+    batch.inOffset[row] = offset;
+    batch.inLength[row] = frame.length;
+    setRow(batch, row, { offset: offset - 8, length: frame.length + 8, remote });
+    batch.outRow[row] = row;
+    return addon().segment(frame, vnet) as Buffer[];
+  }
+
+  /** How many datagrams each had that they came in, in order. */
+  function trainsOf(arrived: Arrived[]): number[] {
+    const sizes: number[] = [];
+    for (let at = 0; at < arrived.length; at += sizes.at(-1)!) {
+      const { length, segment } = arrived[at]!.row;
+      sizes.push(Math.ceil(length / segment));
+    }
+    return sizes;
+  }
+
+  it.each([
+    ["one", [[46, 0]], [23, 23]],
+    [
+      "128 KiB of TCP",
+      [
+        [46, 0],
+        [46, 0],
+        [1, 1058],
+      ],
+      [32, 32, 30],
+    ],
+    [
+      "one behind a short end",
+      [
+        [20, 5],
+        [30, 0],
+      ],
+      [21, 30],
+    ],
+  ])("leave in equal trains: %s", async (_, frames, expected) => {
+    const { udp, toItself } = await open();
+    const remote = toItself();
+    const segments = frames.flatMap(([whole, rest], row) =>
+      fillSuperFrame(row, whole!, rest!, remote),
+    );
+    expect(udp.send(handleOf(batch), frames.length)).toBe(frames.length);
+    const arrived = await collect(udp, segments.length);
+    expect(arrived.map(({ payload }) => payload.subarray(8))).toEqual(
+      segments.map((s) => new Uint8Array(s)),
+    );
+    expect(trainsOf(arrived)).toEqual(expected);
+  });
+
+  it("to several remotes leave in trains of each", async () => {
+    const { udp, toItself } = await open();
+    const other = await listener("127.0.0.2"); // an address has one port
+    const remote = toItself();
+    fillSuperFrame(0, 4, 0, remote);
+    fillSuperFrame(1, 4, 0, other.remote);
+    fillSuperFrame(2, 4, 0, remote);
+    expect(udp.send(handleOf(batch), 3)).toBe(3);
+    const arrived = await collect(udp, 8);
+    expect(trainsOf(arrived)).toEqual([4, 4]);
+    await until("what went to the other", () => other.got.length >= 4);
   });
 });
 
