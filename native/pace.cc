@@ -20,7 +20,7 @@ static constexpr int64_t STREAM = 8192;
 static constexpr double FAST = 0.25;
 // What a thread that runs before others takes of its time at most, in hundredths.
 static constexpr int64_t SHARE = 95;
-static constexpr int64_t GATHER_NS[] = {800'000, 100'000};
+static constexpr int64_t GATHER_TAPS_NS = 800'000, GATHER_UNDERLAY_NS = 500'000;
 // Bytes that are worth a wake-up.
 static constexpr int64_t ENOUGH = 128 * 1024;
 
@@ -34,6 +34,8 @@ struct pace {
   int calls;
   carried window;
   carried gathered[2];  // since a direction was empty
+  int gathering;        // the socket on which datagrams are to gather
+  int64_t until;        // a moment on CLOCK_MONOTONIC; 0: none
   int64_t owed;         // ns that it has to rest
   int64_t asleep;       // ns
 };
@@ -109,12 +111,29 @@ void pace_rest() {
   own.owed = 0;
 }
 
-void pace_empty(direction way) {
+// Whether more is worth waiting for.
+static bool is_little(direction way) {
   carried gathered = own.gathered[way];
   own.gathered[way] = {};
-  if (!own.runs_first || !streams(&gathered) || gathered.streamed >= ENOUGH) return;
-  // What is written to a TAP is answered at once, and would end it each time.
-  sleep_for(GATHER_NS[way], underlay.data(), way == ENCAP ? underlay.size() : 0);
+  return own.runs_first && streams(&gathered) && gathered.streamed < ENOUGH;
+}
+
+void pace_taps_empty() {
+  if (is_little(ENCAP)) sleep_for(GATHER_TAPS_NS, underlay.data(), underlay.size());
+}
+
+void pace_socket_empty(int fd) {
+  if (!is_little(DECAP)) return;
+  own.gathering = fd;
+  own.until = now(CLOCK_MONOTONIC) + GATHER_UNDERLAY_NS;
+}
+
+// Nothing ends it: what is written to a TAP is answered at once, and would do so each time.
+void pace_socket(int fd) {
+  if (own.until == 0 || fd != own.gathering) return;
+  int64_t left = own.until - now(CLOCK_MONOTONIC);
+  own.until = 0;
+  if (left > 0) sleep_for(left, nullptr, 0);
 }
 
 double pace_tick() {

@@ -32,8 +32,13 @@ void pace_carried(direction way, int frames, int64_t streamed);
 // Nothing is in hand. Sleeps for as long as the thread has taken more than its share.
 void pace_rest();
 
-// Nothing waits. Sleeps for a moment if more is worth waiting for.
-void pace_empty(direction way);
+// Nothing waits on the TAPs. Sleeps for a moment if more is worth waiting for.
+void pace_taps_empty();
+
+// Nothing waits on a socket of the underlay, or it is about to be read. If more is worth waiting for the sleep is
+// before that read, so that first what was written to the TAPs is answered.
+void pace_socket_empty(int fd);
+void pace_socket(int fd);
 
 // To be called about once a second, so that a thread which carries nothing is as any other. Returns for how
 // many seconds it has slept so, or rested.

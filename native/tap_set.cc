@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "pace.h"
@@ -98,6 +99,15 @@ static void prefetch(const tap_set *s, int slot) {
   if (t != nullptr) __builtin_prefetch(t);
 }
 
+// Of those that had more than a turn, the one first that has waited longest.
+static bool comes_before(const tap_set *s, const epoll_event *one, const epoll_event *other) {
+  const tap *a = queue_at(s, one->data.u64), *b = queue_at(s, other->data.u64);
+  if (a == nullptr || b == nullptr) return false;
+  bool fills = a->last == layout::IN_ROWS, other_fills = b->last == layout::IN_ROWS;
+  if (fills != other_fills) return other_fills;
+  return fills && static_cast<int>(a->round - b->round) < 0;
+}
+
 // Whether there are any.
 static bool ask_for_ready(tap_set *s) {
   int n = epoll_wait(s->fd, s->ready, sizeof s->ready / sizeof *s->ready, 0);
@@ -105,6 +115,11 @@ static bool ask_for_ready(tap_set *s) {
   s->end = n < 0 ? 0 : n;
   s->round++;
   for (int i = 0; i < s->end; i++) prefetch(s, slot_at(s->ready[i].data.u64));
+  if (s->filled) {
+    std::sort(s->ready, s->ready + s->end, [s](const epoll_event &one, const epoll_event &other) {
+      return comes_before(s, &one, &other);
+    });
+  }
   return s->end > 0;
 }
 
@@ -138,6 +153,7 @@ int tap_set_read(tap_set *s, const batch *b) {
   pace_rest();
   read_cursor to = {};
   bool asked = false;
+  if (s->filled) s->next = s->end;  // what has come since may be little
   while (has_room(&to)) {
     if (s->next == s->end) {
       if (asked || !ask_for_ready(s)) break;
@@ -153,8 +169,9 @@ int tap_set_read(tap_set *s, const batch *b) {
     }
     s->next++;
   }
+  s->filled = !has_room(&to);
   if (to.row > 0) count_read(b, to.row);
-  else pace_empty(ENCAP);
+  else pace_taps_empty();
   return to.row;
 }
 

@@ -303,6 +303,7 @@ static int store_slot(const udp *u, const batch *b, int row, int slot) {
 
 int udp_receive(udp *u, const batch *b) {
   pace_rest();
+  pace_socket(u->fd);
   // Without trains a slot is a row, with them two at most.
   static_assert(2 * (layout::SLAB_BYTES / MAX_SLOT) <= layout::IN_ROWS, "every slot has its rows");
   if (u->slab != b->slab) point_to(u, b->slab);
@@ -311,7 +312,7 @@ int udp_receive(udp *u, const batch *b) {
   if (slots < 0 && errno != EAGAIN) return -errno;
   if (slots <= 0) {
     // A socket that delivers nothing is asked in turn with one that does: that it is empty says nothing.
-    if (u->delivered) pace_empty(DECAP);
+    if (u->delivered) pace_socket_empty(u->fd);
     u->delivered = false;
     return 0;
   }

@@ -14,8 +14,10 @@
 
 #include <netinet/udp.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 
 #include "checksum.h"
 #include "segment.h"
@@ -45,8 +47,8 @@ static const int32_t *remote_of(const udp *u, const batch *b, int row) {
 }
 
 // Groups the rows by the socket they go to, in their order (a counting sort): those of socket s are
-// order[begin[s]] to order[begin[s + 1] - 1].
-static void sort_rows(udp *u, const batch *b, int count, int *begin) {
+// order[begin[s]] to order[begin[s + 1] - 1], and so many bytes.
+static void sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *bytes) {
   int next[MAX_FAN + 1] = {};
   for (int row = 0; row < count; row++) {
     u->choice[row] = NO_SOCKET;
@@ -54,6 +56,7 @@ static void sort_rows(udp *u, const batch *b, int count, int *begin) {
     int s = choose(u, load(b->columns + layout::OUT_HASH + row));
     u->choice[row] = static_cast<uint8_t>(s);
     next[s + 1]++;
+    bytes[s] += load(b->columns + layout::OUT_LENGTH + row);
   }
   for (int s = 0; s < u->fan; s++) next[s + 1] += next[s];
   memcpy(begin, next, sizeof next);
@@ -352,10 +355,15 @@ static int add_row(udp *u, const batch *b, int at, int end) {
 }
 
 int udp_send(udp *u, const batch *b, int count) {
-  int begin[MAX_FAN + 1];
-  sort_rows(u, b, count, begin);
+  int begin[MAX_FAN + 1], turn[MAX_FAN];
+  int64_t bytes[MAX_FAN] = {};
+  sort_rows(u, b, count, begin, bytes);
+  std::iota(turn, turn + u->fan, 0);
+  // A quarter of a megabyte takes its time, and what is sent is also received.
+  std::sort(turn, turn + u->fan, [&bytes](int one, int other) { return bytes[one] < bytes[other]; });
   u->messages = u->parts = u->headers = 0;
-  for (int s = 0; s < u->fan; s++) {
+  for (int t = 0; t < u->fan; t++) {
+    int s = turn[t];
     u->out_fd = u->fan_fd[s];
     u->run_end = begin[s];
     for (int i = begin[s]; i < begin[s + 1]; i++) {

@@ -7,8 +7,8 @@
  * **Split horizon** needs no check: decap writes to a TAP and to nothing else, so what came from the
  * underlay cannot return to it, whatever the FDB says.
  *
- * **Bursts.** A device that is readable is read until nothing waits, for BURSTS reads at most, and TAPs until
- * TURN_BYTES have come; then the event loop has its turn, so that no device starves another.
+ * **Turns.** A device that is readable is read until nothing waits, for BURSTS reads at most, and until TURN_BYTES
+ * have come; then the other way has its turn, and the event loop.
  *
  * **Rows of many.** One read fills rows from every TAP that has something, and one write empties rows to any of
  * them: a frame of one in a thousand networks costs no call of its own.
@@ -57,7 +57,7 @@ import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
 
-/** Reads of one device before the event loop has its turn. */
+/** Reads of one device in a turn. */
 const BURSTS = 4;
 /** Entries of one network that may age out in one tick. */
 const AGED_PER_TICK = 4096;
@@ -138,32 +138,38 @@ export class Dataplane {
     this.#byIndex[network.index] = undefined;
   }
 
-  /** Takes what waits on the TAPs to the underlay. */
-  encap(): void {
+  /** Takes what waits on the TAPs to the underlay, for one turn. Whether that ended before nothing waited. */
+  encap(): boolean {
     const { inOffset, inLength } = this.#batch;
     let bytes = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#taps.read(this.#batch);
-      if (rows === 0) return;
+      if (rows === 0) return false;
       this.#answered = NO_ROW;
       this.#countRead(rows);
       this.#encapBurst(rows);
       this.#send();
       this.#mirror?.publish();
       bytes += inOffset[rows - 1]! + inLength[rows - 1]!;
-      if (bytes >= TURN_BYTES) return;
+      if (bytes >= TURN_BYTES) return true;
     }
+    return true;
   }
 
-  /** Takes what waits on the underlay to the TAPs. */
-  decap(): void {
+  /** Takes what waits on the underlay to the TAPs, as `encap`. */
+  decap(): boolean {
+    const { inLength } = this.#batch;
+    let bytes = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#underlay.receive(this.#batch);
-      if (rows === 0) return;
+      if (rows === 0) return false;
       this.#countReceived(rows);
       if (this.#mirror === undefined) this.#decapBurst(rows);
       else this.#mirrorDecap(rows, this.#mirror);
+      for (let row = 0; row < rows; row++) bytes += inLength[row]!;
+      if (bytes >= TURN_BYTES) return true;
     }
+    return true;
   }
 
   /** Shows every frame to a mirror from now on, or to none. */

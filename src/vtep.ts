@@ -213,13 +213,18 @@ export class Vtep {
       last = now;
       tick();
     }, TICK_MS);
+    // After a whole turn the event loop might well ask for another one of the same way.
     this.#underlay.watch({
-      onReadable: () => dataplane.decap(),
+      onReadable: () => {
+        if (dataplane.decap()) dataplane.encap();
+      },
       onUnsent: (errno) => dataplane.unsent(errno),
       onLost: (error) => onLost(error),
     });
     this.#onLost = onLost;
-    this.#taps.watch(() => dataplane.encap());
+    this.#taps.watch(() => {
+      if (dataplane.encap()) dataplane.decap();
+    });
   }
 
   /** Opens the queues of a network's TAP and joins it to what is forwarded. Throws VtepError. */

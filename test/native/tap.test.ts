@@ -221,25 +221,25 @@ describe("in a namespace of its own", () => {
     const FLOWS = 16;
     const BULK = IN_ROWS + 44; // more than one read returns
 
-    /** Ports of the UDP datagrams that are read until nothing waits, in their order, and a number that each carries. */
+    /** The ports of UDP datagrams that one read returns, in their order, and a number that each carries. */
+    function readOnce(tap: NativeTap): { port: number; number: number }[] {
+      const rows = Array.from({ length: alone(tap).read(batch) }, (_, row) => {
+        return new DataView(batch.slab.buffer, batch.slab.byteOffset + batch.inOffset[row]!);
+      });
+      return rows
+        .filter((view) => view.getUint16(36) === 9)
+        .map((view) => ({ port: view.getUint16(34), number: view.getUint16(42) }));
+    }
+
+    /** As much of that as waits. */
     function readAll(tap: NativeTap): { port: number; number: number }[] {
-      const read: { port: number; number: number }[] = [];
-      const taps = alone(tap);
-      for (let rows = taps.read(batch); rows > 0; rows = taps.read(batch)) {
-        for (let row = 0; row < rows; row++) {
-          const view = new DataView(
-            batch.slab.buffer,
-            batch.slab.byteOffset + batch.inOffset[row]!,
-          );
-          if (view.getUint16(36) !== 9) continue;
-          read.push({ port: view.getUint16(34), number: view.getUint16(42) });
-        }
-      }
-      return read;
+      const read = [readOnce(tap)];
+      while (read.at(-1)!.length > 0) read.push(readOnce(tap));
+      return read.flat();
     }
 
     /** A flow that sends all it has, and after it one datagram each of others. */
-    function transmitFlows(): void {
+    function transmitFlows(bulk = BULK, flows = FLOWS): void {
       const script = `
         const { createSocket } = require("node:dgram");
         const sent = async (port, count) => {
@@ -252,8 +252,8 @@ describe("in a namespace of its own", () => {
           socket.close();
         };
         (async () => {
-          await sent(20000, ${BULK});
-          for (let port = 20001; port <= 20000 + ${FLOWS}; port++) await sent(port, 1);
+          await sent(20000, ${bulk});
+          for (let port = 20001; port <= 20000 + ${flows}; port++) await sent(port, 1);
         })();`;
       within(process.execPath, "-e", script);
     }
@@ -275,6 +275,16 @@ describe("in a namespace of its own", () => {
       const before = new Set(read.slice(0, last).map(({ port }) => port));
       expect(before.size).toBeGreaterThan(FLOWS / 2);
       expectAll(read);
+    });
+
+    it("what has come meanwhile is read before more of a flow that had more than a turn", () => {
+      const tap = open(NONE, { furtherQueues: 7 });
+      transmitFlows(3 * IN_ROWS, 0);
+      expect(readOnce(tap)).toHaveLength(IN_ROWS);
+      transmitFlows(0);
+      const read = readOnce(tap).map(({ port }) => port);
+      expect(read.indexOf(20_000)).toBeGreaterThan(FLOWS / 2); // some of them share its queue
+      expect(read.lastIndexOf(20_000)).toBe(IN_ROWS - 1);
     });
 
     it("the one that is kept gets all when the others are closed", () => {

@@ -148,6 +148,26 @@ describe.each([
     }
   });
 
+  it("flows that have little to send leave before those that have much", async () => {
+    const { udp } = await open({ ...family, fan: 2 });
+    const { got, remote } = await listener(family === IPV6 ? "::1" : "127.0.0.1");
+    const send = async (hashes: number[], length: number, sent: number) => {
+      for (const [row, hash] of hashes.entries()) {
+        setRow(batch, row, { offset: row, length: row === 0 ? length : 1, remote, hash });
+      }
+      expect(udp.send(handleOf(batch), hashes.length)).toBe(hashes.length);
+      await until("them", () => got.length === sent);
+    };
+    const hashes = Array.from({ length: 16 }, (_, hash) => hash);
+    batch.slab.set(hashes);
+    await send(hashes, 1, 16);
+    const portOf = new Map(got.map(({ payload, port }) => [payload[0]!, port]));
+    const other = hashes.find((hash) => portOf.get(hash) !== portOf.get(0))!;
+    await send([0, other], 1000, 18);
+    await send([other, 0], 1000, 20);
+    expect(got.slice(16).map(({ payload }) => payload.length)).toEqual([1, 1000, 1, 1000]);
+  });
+
   it("order is kept within a hash", async () => {
     const { udp } = await open(family);
     const { got, remote } = await listener(family === IPV6 ? "::1" : "127.0.0.1");

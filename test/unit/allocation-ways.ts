@@ -131,9 +131,10 @@ function captured(made: Mill): Mill {
   const filter = { vni: undefined, mac: undefined, remote: undefined, snaplen: 96 };
   made.dataplane.mirrorTo(new Mirror(memory, filter, made.remotes, () => 0));
   const positions = new Int32Array(memory, 0, 2);
-  const emptying = (run: () => void) => () => {
-    run();
+  const emptying = (run: () => boolean) => () => {
+    const isOver = run();
     positions[1] = positions[0]!;
+    return isOver;
   };
   return { ...made, encap: emptying(made.encap), decap: emptying(made.decap) };
 }

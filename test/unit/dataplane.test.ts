@@ -169,25 +169,30 @@ describe("a frame from the TAP", () => {
   it("waits no longer than four bursts take, so that other devices have their turn", () => {
     const vtep = script([ONE_PEER]);
     for (let burst = 0; burst < 10; burst++) vtep.taps[0]!.bursts.push([{ bytes: frame(B, A) }]);
-    vtep.dataplane.encap();
+    expect(vtep.dataplane.encap()).toBe(true); // it is not over for want of frames
     expect(vtep.underlay.written).toHaveLength(4);
     for (let burst = 0; burst < 10; burst++) {
       vtep.underlay.bursts.push([{ bytes: vxlan(VNI, frame(A, B)), from: PEER }]);
     }
-    vtep.dataplane.decap();
+    expect(vtep.dataplane.decap()).toBe(true);
     expect(vtep.taps[0]!.written).toHaveLength(4);
   });
 
-  it("waits no longer than it takes to send what a turn's bytes of super-frames are", () => {
+  it("waits no longer than it takes to pass on what a turn's bytes are", () => {
     const vtep = script([ONE_PEER]);
     const superFrame = { bytes: frame(B, A, { length: 64_000 }) };
+    const train = { bytes: vxlan(VNI, frame(A, B, { length: 64_000 })), from: PEER };
     for (let burst = 0; burst < 4; burst++) {
       vtep.taps[0]!.bursts.push(Array(3).fill(superFrame));
+      vtep.underlay.bursts.push(Array(3).fill(train));
     }
-    vtep.dataplane.encap();
-    expect(vtep.underlay.written).toHaveLength(6); // of three it is short
-    vtep.dataplane.encap();
-    expect(vtep.underlay.written).toHaveLength(12);
+    for (const passed of [6, 12]) {
+      expect(vtep.dataplane.encap()).toBe(true);
+      expect(vtep.underlay.written).toHaveLength(passed); // of three it is short
+      expect(vtep.dataplane.decap()).toBe(true);
+      expect(vtep.taps[0]!.written).toHaveLength(passed);
+    }
+    expect([vtep.dataplane.encap(), vtep.dataplane.decap()]).toEqual([false, false]);
   });
 
   it("of none is nothing to send", () => {
