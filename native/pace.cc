@@ -129,12 +129,14 @@ void pace_socket_empty(int fd) {
 }
 
 // Nothing ends it: what is written to a TAP is answered at once, and would do so each time.
-void pace_socket(int fd) {
+void pace_before_receive(int fd) {
   if (own.until == 0 || fd != own.gathering) return;
   int64_t left = own.until - now(CLOCK_MONOTONIC);
   own.until = 0;
-  if (left > 0) sleep_for(left, nullptr, 0);
+  if (own.runs_first && left > 0) sleep_for(left, nullptr, 0);
 }
+
+void pace_taps_filled() { own.until = 0; }
 
 double pace_tick() {
   if (own.allowed) reconsider();
@@ -144,6 +146,7 @@ double pace_tick() {
 void pace_watch(int fd) { underlay.push_back({fd, POLLIN, 0}); }
 
 void pace_unwatch(int fd) {
+  if (fd == own.gathering) own.until = 0;
   auto is_it = [fd](const pollfd &one) { return one.fd == fd; };
   underlay.erase(std::remove_if(underlay.begin(), underlay.end(), is_it), underlay.end());
 }

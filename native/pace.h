@@ -6,7 +6,7 @@
 // four such turns. So one that streams, which is to carry TCP in super-frames at more than 2 Gbit/s, runs
 // before other processes (SCHED_FIFO), and lets super-frames gather for a moment, as a network card moderates
 // its interrupts: to be woken for each would cost more than to carry it. What arrives meanwhile from the
-// other side ends that.
+// underlay ends that at the TAPs.
 //
 // It leaves a twentieth of its time to others, as the kernel would make it (sched(7)), but of every 10 ms instead
 // of every second. One that carries single frames is as any other: it is while it waits that batches
@@ -35,10 +35,15 @@ void pace_rest();
 // Nothing waits on the TAPs. Sleeps for a moment if more is worth waiting for.
 void pace_taps_empty();
 
-// Nothing waits on a socket of the underlay, or it is about to be read. If more is worth waiting for the sleep is
-// before that read, so that first what was written to the TAPs is answered.
+// More waits on the TAPs than a turn takes: nothing is let gather meanwhile.
+void pace_taps_filled();
+
+// Nothing waits on this socket of the underlay. If more is worth waiting for, the thread is to sleep, but only before
+// the next read, so that first what was written to the TAPs is answered.
 void pace_socket_empty(int fd);
-void pace_socket(int fd);
+
+// This socket is about to be read. Sleeps for what is left of that moment.
+void pace_before_receive(int fd);
 
 // To be called about once a second, so that a thread which carries nothing is as any other. Returns for how
 // many seconds it has slept so, or rested.

@@ -11,6 +11,7 @@ struct alignas(64) tap {
   int fd = -1;
   char name[IFNAMSIZ] = {};
   bool coalesce_tcp = true, coalesce_udp = true;  // trains are written as super-frames
+  bool fills = false;  // most of a turn was its, and more may wait, when it was read last
   tap *further = nullptr;
   int further_queues = 0;
   int wanted_queues = 0;  // to be opened once nothing waits

@@ -87,9 +87,10 @@ static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
 static bool is_lost(tap *t, int error) { return is_gone(error) || ++t->faults >= LAST_STRAW; }
 
 // Where several are readable, one that had a single frame last time is asked for one: asking again would
-// cost as much as reading it did. If it was readable the time before as well, more wait there than that.
+// cost as much as reading it did. If it was readable the time before as well, more wait there than that; after a turn
+// that was filled it may have been, unread.
 static int limit_of(const tap_set *s, const tap *t) {
-  bool rare = t->last == 1 && t->round + 1 != s->round;
+  bool rare = !s->filled && t->last == 1 && t->round + 1 != s->round;
   return s->end > 1 && rare ? 1 : layout::IN_ROWS;
 }
 
@@ -99,13 +100,26 @@ static void prefetch(const tap_set *s, int slot) {
   if (t != nullptr) __builtin_prefetch(t);
 }
 
-// Of those that had more than a turn, the one first that has waited longest.
-static bool comes_before(const tap_set *s, const epoll_event *one, const epoll_event *other) {
-  const tap *a = queue_at(s, one->data.u64), *b = queue_at(s, other->data.u64);
-  if (a == nullptr || b == nullptr) return false;
-  bool fills = a->last == layout::IN_ROWS, other_fills = b->last == layout::IN_ROWS;
-  if (fills != other_fills) return other_fills;
-  return fills && static_cast<int>(a->round - b->round) < 0;
+// Turns for which a queue that fills them lets others pass before it.
+static constexpr unsigned PATIENCE = 16;
+
+// Less for what is to be read sooner: what has waited longest, but those that fill turns last.
+static uint64_t order_of(const tap_set *s, uint64_t place) {
+  const tap *t = queue_at(s, place);
+  if (t == nullptr) return 0;
+  unsigned waited = s->round - t->round;
+  bool comes_last = t->fills && waited < PATIENCE;
+  return static_cast<uint64_t>(comes_last) << 32 | (UINT32_MAX - waited);
+}
+
+static void order_ready(tap_set *s) {
+  struct {
+    uint64_t order;
+    epoll_event event;
+  } sorted[layout::IN_ROWS];
+  for (int i = 0; i < s->end; i++) sorted[i] = {order_of(s, s->ready[i].data.u64), s->ready[i]};
+  std::sort(sorted, sorted + s->end, [](const auto &a, const auto &b) { return a.order < b.order; });
+  for (int i = 0; i < s->end; i++) s->ready[i] = sorted[i].event;
 }
 
 // Whether there are any.
@@ -115,21 +129,19 @@ static bool ask_for_ready(tap_set *s) {
   s->end = n < 0 ? 0 : n;
   s->round++;
   for (int i = 0; i < s->end; i++) prefetch(s, slot_at(s->ready[i].data.u64));
-  if (s->filled) {
-    std::sort(s->ready, s->ready + s->end, [s](const epoll_event &one, const epoll_event &other) {
-      return comes_before(s, &one, &other);
-    });
-  }
+  if (s->filled) order_ready(s);
   return s->end > 0;
 }
 
 // Returns 0 or -errno.
 static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to) {
   int before = to->row;
+  int32_t begin = to->offset;
   int limit = limit_of(s, t);
   int error = tap_read(t, b, to, limit);
   int frames = to->row - before;
   t->last = has_room(to) ? frames : layout::IN_ROWS;  // or more
+  t->fills = !has_room(to) && (2 * frames > layout::IN_ROWS || 2 * (to->offset - begin) > layout::TURN_BYTES);
   t->round = s->round;
   if (frames > 0) t->faults = 0;
   bool is_empty = error == 0 && t->last < limit;
@@ -170,6 +182,7 @@ int tap_set_read(tap_set *s, const batch *b) {
     s->next++;
   }
   s->filled = !has_room(&to);
+  if (s->filled) pace_taps_filled();
   if (to.row > 0) count_read(b, to.row);
   else pace_taps_empty();
   return to.row;

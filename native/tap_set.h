@@ -19,7 +19,7 @@ struct tap_set {
   epoll_event ready[layout::IN_ROWS];
   int next, end;
   unsigned round;
-  bool filled;  // the turn's bytes or rows had been read when the last call returned: more waits, most likely
+  bool filled;  // the last call ended for want of room: more waits, most likely
 };
 
 // Returns 0 or -errno.
@@ -31,7 +31,8 @@ int tap_set_add(tap_set *s, int slot, tap *t);
 void tap_set_remove(tap_set *s, int slot);
 
 // Fills in rows with what waits on any of them, each queue in its turn, until nothing waits or a turn's bytes have been
-// read. Queues that have more than a turn come last, so that nothing waits behind more than one turn of them.
+// read. After that, queues that filled most of a turn come last, so that nothing waits behind more than one turn of them,
+// but for no longer than some turns.
 // Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or -errno when
 // a TAP is of no use any more: its slot is in IN_TAP of row 0. That is so once its interface is gone, or so
 // many reads in a row have failed.

@@ -303,7 +303,7 @@ static int store_slot(const udp *u, const batch *b, int row, int slot) {
 
 int udp_receive(udp *u, const batch *b) {
   pace_rest();
-  pace_socket(u->fd);
+  pace_before_receive(u->fd);
   // Without trains a slot is a row, with them two at most.
   static_assert(2 * (layout::SLAB_BYTES / MAX_SLOT) <= layout::IN_ROWS, "every slot has its rows");
   if (u->slab != b->slab) point_to(u, b->slab);

@@ -77,7 +77,7 @@ struct udp {
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
   int out_fd, messages, parts, headers;
-  int run_end, run_most;  // super-frames that continue each other: the row behind them, the length of their trains
+  int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];
@@ -91,7 +91,7 @@ struct udp {
 int udp_open(udp *u, const udp_options *options, const char **syscall);
 void udp_close(udp *u);
 
-// Fills in rows. Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or
+// Fills in rows, after a moment if the thread lets datagrams gather (pace.h). Returns how many, 0 if nothing waits, or
 // -errno.
 int udp_receive(udp *u, const batch *b);
 

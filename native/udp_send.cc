@@ -1,7 +1,7 @@
 // Sending: which socket a datagram leaves by, and with which others.
 //
 // A frame leaves as one datagram, a super-frame as one for each segment: its headers are written anew,
-// its payload is sent from where it lies. Super-frames that continue each other are cut as if they were one.
+// its payload is sent from where it lies. Neighbours that can share trains are cut as if they were one.
 //
 // Neighbours that go from one socket to one remote and are equally long (the last may be shorter) leave
 // as a train: one message that carries their length, cut into datagrams by the network card, or by the
@@ -264,7 +264,7 @@ static int read_row(const udp *u, const batch *b, int row, outgoing *o) {
 }
 
 // Whether the segments of both can ride in one train. A short one ends it.
-static bool continues(const outgoing *o, const outgoing *before) {
+static bool shares_trains(const outgoing *o, const outgoing *before) {
   const super_frame *s = &o->cut, *t = &before->cut;
   bool whole = t->length == t->at.payload + t->segments * t->size;
   return whole && o->is_super && s->size == t->size && s->at.payload == t->at.payload &&
@@ -282,12 +282,12 @@ static int32_t train_of(int32_t segments, int32_t bytes) {
 
 // The run that begins with order[at], before order[end]: how far it goes, and the datagrams of its trains. TCP that is
 // written 128 KiB at a time comes as two super-frames of 46 segments and one of two, and leaves as three trains of
-// 32, 31 and 31; cut each by itself they would make five.
+// 32, 32 and 30; cut each by itself they would make five.
 static void measure_run(udp *u, const batch *b, const outgoing *first, int at, int end) {
   const super_frame *s = &first->cut;
   int32_t segments = s->segments;
   outgoing before = *first, next;
-  while (++at < end && read_row(u, b, u->order[at], &next) == 0 && continues(&next, &before)) {
+  while (++at < end && read_row(u, b, u->order[at], &next) == 0 && shares_trains(&next, &before)) {
     segments += next.cut.segments;
     before = next;
   }
@@ -355,21 +355,21 @@ static int add_row(udp *u, const batch *b, int at, int end) {
 }
 
 int udp_send(udp *u, const batch *b, int count) {
-  int begin[MAX_FAN + 1], turn[MAX_FAN];
+  int begin[MAX_FAN + 1], sequence[MAX_FAN];
   int64_t bytes[MAX_FAN] = {};
   sort_rows(u, b, count, begin, bytes);
-  std::iota(turn, turn + u->fan, 0);
-  // A quarter of a megabyte takes its time, and what is sent is also received.
-  std::sort(turn, turn + u->fan, [&bytes](int one, int other) { return bytes[one] < bytes[other]; });
+  // A stream's quarter of a megabyte takes the kernel a third of a millisecond: what is little leaves before it.
+  std::iota(sequence, sequence + u->fan, 0);
+  std::sort(sequence, sequence + u->fan, [&bytes](int one, int other) { return bytes[one] < bytes[other]; });
   u->messages = u->parts = u->headers = 0;
-  for (int t = 0; t < u->fan; t++) {
-    int s = turn[t];
+  for (int i = 0; i < u->fan; i++) {
+    int s = sequence[i];
     u->out_fd = u->fan_fd[s];
     u->run_end = begin[s];
-    for (int i = begin[s]; i < begin[s + 1]; i++) {
-      int32_t *result = b->columns + layout::OUT_ERROR + u->order[i];
+    for (int at = begin[s]; at < begin[s + 1]; at++) {
+      int32_t *result = b->columns + layout::OUT_ERROR + u->order[at];
       *result = 0;
-      int error = add_row(u, b, i, begin[s + 1]);  // which may send what it has gathered, and set the result
+      int error = add_row(u, b, at, begin[s + 1]);  // which may send what it has gathered, and set the result
       if (error < 0) *result = -error;
     }
     if (u->messages > 0) flush(u, b);

@@ -32,7 +32,7 @@ export const OUT_ROWS = 1024;
 export const HEADROOM = 10;
 /** Room for nine 64 KiB slots: a working set that stays in a second-level cache. */
 export const SLAB_BYTES = 640 * 1024;
-/** When a read of TAPs ends, and when their turn does: the underlay is not to wait for more. */
+/** When a read of TAPs ends, and when a turn of either way does: the other one is not to wait for more. */
 export const TURN_BYTES = 256 * 1024;
 /** Words of a virtio_net_hdr's row; the header itself takes the first 10 bytes. */
 export const VNET_WORDS = 4;

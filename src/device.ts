@@ -40,8 +40,8 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no queue is
-   * asked again before all that are readable were.
+   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no queue
+   * waits for ever behind others.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */
@@ -105,8 +105,8 @@ export interface Underlay {
   /**
    * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inTos,
    * inAddress).
-   * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
-   * belongs to the caller.
+   * Returns the number of rows; 0 when nothing waits. A device that lets datagrams gather takes a moment before it looks.
+   * The batch belongs to the caller.
    */
   receive(batch: Batch): number;
   /**

@@ -287,6 +287,18 @@ describe("in a namespace of its own", () => {
       expect(read.lastIndexOf(20_000)).toBe(IN_ROWS - 1);
     });
 
+    it("a flow that had more than a turn does not wait for ever behind those that have little", () => {
+      const tap = open(NONE, { furtherQueues: 255 });
+      transmitFlows(3 * IN_ROWS, 0);
+      expect(readOnce(tap)).toHaveLength(IN_ROWS);
+      const ports: number[] = [];
+      for (let turn = 0; turn < 20 && !ports.includes(20_000); turn++) {
+        transmitFlows(0, 30 * FLOWS); // more than a turn of them
+        ports.push(...readOnce(tap).map(({ port }) => port));
+      }
+      expect(ports).toContain(20_000);
+    });
+
     it("the one that is kept gets all when the others are closed", () => {
       const tap = open(NONE, { furtherQueues: 7 });
       const fd = addon().duplicate(tap.fd);
