@@ -111,7 +111,7 @@ void pace_rest() {
   own.owed = 0;
 }
 
-// Whether more is worth waiting for.
+// Whether more is worth waiting for than has come this way since the last time.
 static bool is_little(direction way) {
   carried gathered = own.gathered[way];
   own.gathered[way] = {};

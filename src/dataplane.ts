@@ -158,15 +158,13 @@ export class Dataplane {
 
   /** Takes what waits on the underlay to the TAPs, as `encap`. */
   decap(): boolean {
-    const { inLength } = this.#batch;
     let bytes = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#underlay.receive(this.#batch);
       if (rows === 0) return false;
-      this.#countReceived(rows);
+      bytes += this.#countReceived(rows);
       if (this.#mirror === undefined) this.#decapBurst(rows);
       else this.#mirrorDecap(rows, this.#mirror);
-      for (let row = 0; row < rows; row++) bytes += inLength[row]!;
       if (bytes >= TURN_BYTES) return true;
     }
     return true;
@@ -371,20 +369,24 @@ export class Dataplane {
 
   // decap
 
-  #countReceived(rows: number): void {
+  /** Returns how many bytes it is. */
+  #countReceived(rows: number): number {
     const { inLength, inSegment } = this.#batch;
     this.#counters.add(NO_NETWORK, Work.decapBatches, 1);
     this.#counters.add(NO_NETWORK, Work.decapRows, rows);
+    let bytes = 0;
     let trains = 0;
     let datagrams = 0;
     for (let row = 0; row < rows; row++) {
+      bytes += inLength[row]!;
       if (inLength[row]! <= inSegment[row]!) continue;
       trains++;
       datagrams += this.#datagramsIn(row);
     }
-    if (trains === 0) return;
+    if (trains === 0) return bytes;
     this.#counters.add(NO_NETWORK, Work.trains, trains);
     this.#counters.add(NO_NETWORK, Work.datagrams, datagrams);
+    return bytes;
   }
 
   #decapBurst(rows: number): void {

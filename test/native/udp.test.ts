@@ -328,8 +328,7 @@ describe("super-frames", () => {
     for (const [at, byte] of vnet.entries()) batch.inVnet.setUint8(row * VNET_WORDS * 4 + at, byte);
     batch.inOffset[row] = offset;
     batch.inLength[row] = frame.length;
-    setRow(batch, row, { offset: offset - 8, length: frame.length + 8, remote });
-    batch.outRow[row] = row;
+    setRow(batch, row, { offset: offset - 8, length: frame.length + 8, remote, inRow: row });
     return addon().segment(frame, vnet) as Buffer[];
   }
 

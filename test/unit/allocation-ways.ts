@@ -132,9 +132,9 @@ function captured(made: Mill): Mill {
   made.dataplane.mirrorTo(new Mirror(memory, filter, made.remotes, () => 0));
   const positions = new Int32Array(memory, 0, 2);
   const emptying = (run: () => boolean) => () => {
-    const isOver = run();
+    const more = run();
     positions[1] = positions[0]!;
-    return isOver;
+    return more;
   };
   return { ...made, encap: emptying(made.encap), decap: emptying(made.decap) };
 }
