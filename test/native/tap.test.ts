@@ -231,12 +231,6 @@ describe("in a namespace of its own", () => {
         .map((view) => ({ port: view.getUint16(34), number: view.getUint16(42) }));
     }
 
-    function kindOf(offset: number): string {
-      const { slab } = batch;
-      if (slab[offset + 12] === 8 && slab[offset + 13] === 6) return "ARP";
-      return { 1: "ICMP", 17: "UDP" }[slab[offset + 23]!] ?? "other";
-    }
-
     /** As much of that as waits. */
     function readAll(tap: NativeTap): { port: number; number: number }[] {
       const read = [readOnce(tap)];
@@ -281,24 +275,6 @@ describe("in a namespace of its own", () => {
       const before = new Set(read.slice(0, last).map(({ port }) => port));
       expect(before.size).toBeGreaterThan(FLOWS / 2);
       expectAll(read);
-    });
-
-    it("ARP and ICMP do not wait behind any flow", () => {
-      const tap = open(NONE, { furtherQueues: 1 });
-      transmitFlows();
-      const target = within("ip", "neighbour", "show", "192.0.2.2");
-      within("sh", "-c", "ping -n -c 1 -W 0.01 192.0.2.2 || true");
-      within("sh", "-c", "ping -n -c 1 -W 0.01 192.0.2.3 || true"); // which nobody knows
-      expect(target).toContain("PERMANENT");
-      const kinds: string[] = [];
-      for (let rows = alone(tap).read(batch); rows > 0; rows = alone(tap).read(batch)) {
-        for (let row = 0; row < rows; row++) kinds.push(kindOf(batch.inOffset[row]!));
-      }
-      expect(kinds.filter((kind) => kind === "UDP")).toHaveLength(BULK + FLOWS);
-      for (const kind of ["ARP", "ICMP"]) {
-        expect(kinds).toContain(kind);
-        expect(kinds.lastIndexOf(kind)).toBeLessThan(kinds.lastIndexOf("UDP"));
-      }
     });
 
     it("what has come meanwhile is read before more of a flow that had more than a turn", () => {
