@@ -10,6 +10,8 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 // <linux/filter.h> of the kernel has names for instructions, but not for user space. A load from the
 // packet takes it from register 6 to register 0, in host order; one beyond its end makes the program
@@ -49,15 +51,16 @@ static constexpr bpf_insn BY_FLOW[] = {
     jump(BPF_JNE, R0, ETH_P_8021AD, 2),
     at(BPF_H, 16),
     alu(BPF_MOV, AT, ETH_HLEN + 4),
-    jump(BPF_JEQ, R0, ETH_P_IP, 7),
-    jump(BPF_JEQ, R0, ETH_P_IPV6, 21),
+    jump(BPF_JEQ, R0, ETH_P_IP, 8),
+    jump(BPF_JEQ, R0, ETH_P_IPV6, 22),
+    jump(BPF_JEQ, R0, ETH_P_ARP, 0),
     // Anything else by its stations.
     at(BPF_W, 2), MIX_IN, MIX, at(BPF_W, 8), MIX_IN,
-    jump(BPF_JA, 0, 0, 47),
+    jump(BPF_JA, 0, 0, 49),
     // IPv4. Fragments but the first have no ports, so none of them is looked at.
     from_at(BPF_W, 12), MIX_IN, MIX, from_at(BPF_W, 16), MIX_IN, MIX,
     from_at(BPF_H, 6),
-    jump(BPF_JSET, R0, 0x3fff, 39),
+    jump(BPF_JSET, R0, 0x3fff, 41),
     from_at(BPF_B, 9),
     alu_register(BPF_MOV, PROTOCOL, R0),
     from_at(BPF_B, 0),
@@ -73,6 +76,8 @@ static constexpr bpf_insn BY_FLOW[] = {
     from_at(BPF_B, 6),
     alu_register(BPF_MOV, PROTOCOL, R0),
     alu(BPF_ADD, AT, 40),
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMP, 0),
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMPV6, 0),
     // Ports.
     jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 2),
     jump(BPF_JEQ, PROTOCOL, IPPROTO_UDP, 1),
@@ -81,6 +86,7 @@ static constexpr bpf_insn BY_FLOW[] = {
     MIX,
     alu(BPF_RSH, SUM, 16),
     alu_register(BPF_MOV, R0, SUM),
+    alu(BPF_MOD, R0, 1 << 16), alu(BPF_ADD, R0, 0),
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
 
@@ -88,6 +94,13 @@ static constexpr bpf_insn TO_FIRST[] = {
     alu(BPF_MOV, R0, 0),
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
+
+// Those that change nothing above, and do where the first queue is no flow's: then the one program is
+// behind the other. (Where it cannot be reached it may not be: the kernel refuses such a program.)
+static constexpr int16_t LENGTH = sizeof BY_FLOW / sizeof *BY_FLOW;
+static constexpr int16_t IS_ARP = 10, IS_ICMP = 59, IS_ICMPV6 = 60, MODULUS = LENGTH - 3, ADDEND = LENGTH - 2;
+static_assert(BY_FLOW[IS_ARP].imm == ETH_P_ARP && BY_FLOW[IS_ICMP].imm == IPPROTO_ICMP &&
+              BY_FLOW[IS_ICMPV6].imm == IPPROTO_ICMPV6, "their places");
 
 // Returns its descriptor, or -errno.
 template <size_t length>
@@ -120,5 +133,17 @@ int can_steer() {
 }
 
 void steer_by_flow(int queue) { steer(queue, by_flow()); }
+
+void steer_past_first(int queue, int others) {
+  bpf_insn program[LENGTH + sizeof TO_FIRST / sizeof *TO_FIRST];
+  memcpy(program, BY_FLOW, sizeof BY_FLOW);
+  memcpy(program + LENGTH, TO_FIRST, sizeof TO_FIRST);
+  for (int16_t at : {IS_ARP, IS_ICMP, IS_ICMPV6}) program[at].off = static_cast<int16_t>(LENGTH - 1 - at);
+  program[MODULUS].imm = others;
+  program[ADDEND].imm = 1;
+  int fd = load_program(program);
+  steer(queue, fd < 0 ? by_flow() : fd);
+  if (fd >= 0) close(fd);  // the TAP has it
+}
 
 void steer_to_first(int queue) { steer(queue, to_first()); }

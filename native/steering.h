@@ -13,5 +13,9 @@ int can_steer();
 // Gives it to the TAP behind a queue; or else the driver goes on as it does.
 void steer_by_flow(int queue);
 
+// So many queues were opened after the first: flows are for those, and ARP, ICMP and ICMPv6, with it
+// neighbour discovery, have the first for themselves.
+void steer_past_first(int queue, int others);
+
 // From now on all goes to the queue that was opened first.
 void steer_to_first(int queue);

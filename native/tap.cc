@@ -63,7 +63,8 @@ void tap_open_further(tap *t) {
   while (opened < wanted && open_queue(&t->further[opened], t->name, IFF_MULTI_QUEUE, &syscall) == 0) {
     opened++;
   }
-  steer_by_flow(t->fd);
+  if (opened > 0) steer_past_first(t->fd, opened);
+  else steer_by_flow(t->fd);
 }
 
 int tap_open(tap *t, const tap_options *options, const char **syscall) {

@@ -231,6 +231,14 @@ describe("in a namespace of its own", () => {
         .map((view) => ({ port: view.getUint16(34), number: view.getUint16(42) }));
     }
 
+    function kindOf(offset: number): string {
+      const view = new DataView(batch.slab.buffer, batch.slab.byteOffset + offset);
+      const type = view.getUint16(12);
+      if (type === 0x0806) return "ARP";
+      if (type === 0x86dd) return view.getUint8(20) === 58 ? "ICMPv6" : "other";
+      return { 1: "ICMP", 17: "UDP" }[view.getUint8(23)] ?? "other";
+    }
+
     /** As much of that as waits. */
     function readAll(tap: NativeTap): { port: number; number: number }[] {
       const read = [readOnce(tap)];
@@ -275,6 +283,26 @@ describe("in a namespace of its own", () => {
       const before = new Set(read.slice(0, last).map(({ port }) => port));
       expect(before.size).toBeGreaterThan(FLOWS / 2);
       expectAll(read);
+    });
+
+    it("ARP, ICMP and ICMPv6 do not wait behind any flow", () => {
+      const tap = open(NONE, { furtherQueues: 1 });
+      transmitFlows();
+      within("sh", "-c", `echo 0 >/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`);
+      within("ip", "address", "add", "2001:db8::1/64", "dev", tap.name, "nodad");
+      const [known, unresolved, unresolved6] = ["192.0.2.2", "192.0.2.3", "2001:db8::3"];
+      for (const target of [known, unresolved, unresolved6]) {
+        within("sh", "-c", `ping -n -c 1 -W 0.01 ${target} || true`);
+      }
+      const kinds: string[] = [];
+      for (let rows = alone(tap).read(batch); rows > 0; rows = alone(tap).read(batch)) {
+        for (let row = 0; row < rows; row++) kinds.push(kindOf(batch.inOffset[row]!));
+      }
+      expect(kinds.filter((kind) => kind === "UDP")).toHaveLength(BULK + FLOWS);
+      for (const kind of ["ARP", "ICMP", "ICMPv6"]) {
+        expect(kinds).toContain(kind);
+        expect(kinds.lastIndexOf(kind)).toBeLessThan(kinds.lastIndexOf("UDP"));
+      }
     });
 
     it("what has come meanwhile is read before more of a flow that had more than a turn", () => {
