@@ -12,12 +12,9 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
-import { Command, InvalidArgumentError, Option } from "commander";
+import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
-import type { Container } from "../test/lab/host.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { reach } from "../test/lab/traffic.ts";
-import { until } from "../test/lab/until.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
 import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
@@ -29,8 +26,9 @@ import {
   type Scene,
 } from "./measurements.ts";
 import { beside, type Trial, tableOf } from "./report.ts";
-import { type Subject, subjects, type Tunnel } from "./subjects.ts";
+import { type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
+import { aboveZero, note, progress, say, wholeNumber } from "./terminal.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -92,17 +90,6 @@ function some(flags: string, help: string, choices: string[]): Option {
 
 function names(things: { name: string }[]): string[] {
   return things.map(({ name }) => name);
-}
-
-function wholeNumber(text: string): number {
-  if (!/^[1-9]\d*$/.test(text))
-    throw new InvalidArgumentError("It must be a whole number above 0.");
-  return Number(text);
-}
-
-function aboveZero(text: string): number {
-  if (!(Number(text) > 0)) throw new InvalidArgumentError("It must be above 0.");
-  return Number(text);
 }
 
 function options(): Options {
@@ -266,28 +253,6 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
   return { trials, descriptions, shares };
 }
 
-/** Starts a tunnel and waits until a ping is answered through it. */
-async function started(
-  subject: Subject,
-  lab: Lab,
-  near: Container,
-  far: Container,
-): Promise<Tunnel & Pick<Scene, "startedInMs">> {
-  // Open vSwitch takes the underlay over, and for seconds after it the hosts do not find each other.
-  await reach(lab.host(1), lab.host(2).address, 15_000);
-  const began = performance.now();
-  const tunnel = await subject.start(lab);
-  try {
-    const ping = ["ping", "-n", "-c", "1", "-W", "0.1", far.address];
-    const answered = async () => (await near.finish(ping)).code === 0;
-    await until(`an answer through ${subject.name}`, answered, 15_000);
-  } catch (error) {
-    await tunnel[Symbol.asyncDispose]();
-    throw error;
-  }
-  return { ...tunnel, startedInMs: performance.now() - began };
-}
-
 /** A measurement that fails leaves a gap in the table: the others are worth having. */
 async function take(
   measurement: Measurement,
@@ -316,22 +281,6 @@ function show(trials: Trial[], { subjects, measurements }: Chosen): void {
 function sentence(name: string, share: JavaScriptShare): string {
   const parts = Object.entries(share).map(([load, percent]) => `${load} ${percent.toFixed(1)} %`);
   return `  ${name}: CPU time in compiled JavaScript: ${parts.join("; ")}`;
-}
-
-function say(text: string): void {
-  process.stdout.write(`${text}\n`);
-}
-
-/** A line of its own, between those of the progress. */
-function note(text: string): void {
-  progress("");
-  process.stderr.write(`${text}\n`);
-}
-
-/** One line that is written over, or a line each where that cannot be done. */
-function progress(text: string): void {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
-  else if (text) process.stderr.write(`${text}\n`);
 }
 
 // The lab's own listeners, which were added first, have removed it by the time that these are called.

@@ -1,8 +1,10 @@
 import { readFileSync } from "node:fs";
 import { Container, type Host, type Kind } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
-import { cli, Vtep } from "../test/lab/vtep.ts";
-import { prepare } from "./measurements.ts";
+import { reach } from "../test/lab/traffic.ts";
+import { until } from "../test/lab/until.ts";
+import { Vtep } from "../test/lab/vtep.ts";
+import { prepare, type Scene } from "./measurements.ts";
 import { packaged } from "./tunnels.ts";
 
 /** A tunnel that can be compared: it joins the bridges of hosts 1 and 2 of a lab. */
@@ -77,7 +79,7 @@ function direct(): Subject {
           const { name, address, mac } = container;
           const agent = ["--network", "blue", "--socket", vtep.socket];
           const own = ["--direct", "--ip", `${address}/24`, "--mac", mac];
-          await host.run("node", cli, "attach", name, ...agent, ...own);
+          await host.run("node", host.cli, "attach", name, ...agent, ...own);
           await prepare(container);
         }
         const description = await ofProcess(hosts[0]!, pids[0]!);
@@ -88,6 +90,28 @@ function direct(): Subject {
       }
     },
   };
+}
+
+/** Starts a tunnel and waits until a ping is answered through it. */
+export async function started(
+  subject: Subject,
+  lab: Lab,
+  near: Container,
+  far: Container,
+): Promise<Tunnel & Pick<Scene, "startedInMs">> {
+  // Open vSwitch takes the underlay over, and for seconds after it the hosts do not find each other.
+  await reach(lab.host(1), lab.host(2).address, 15_000);
+  const began = performance.now();
+  const tunnel = await subject.start(lab);
+  try {
+    const ping = ["ping", "-n", "-c", "1", "-W", "0.1", far.address];
+    const answered = async () => (await near.finish(ping)).code === 0;
+    await until(`an answer through ${subject.name}`, answered, 15_000);
+  } catch (error) {
+    await tunnel[Symbol.asyncDispose]();
+    throw error;
+  }
+  return { ...tunnel, startedInMs: performance.now() - began };
 }
 
 async function ofProcess(host: Host, pid: number): Promise<string> {

@@ -1,5 +1,5 @@
 import { create, Namespace } from "./namespace.ts";
-import { Vtep } from "./vtep.ts";
+import { cli, Vtep } from "./vtep.ts";
 
 /** Which tunnel endpoint a host runs: the kernel's, or ours on one of its underlays. */
 export type Kind = "kernel" | "native" | "dgram";
@@ -31,6 +31,8 @@ export class Host extends Namespace {
   readonly address6: string;
   /** The namespaces behind its bridges, which go with it. */
   readonly guests: Namespace[] = [];
+  /** The `vtep` that is installed here. */
+  cli = cli;
 
   constructor(prefix: string, number: number) {
     super(`${prefix}h${number}`);

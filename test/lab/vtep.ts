@@ -94,7 +94,7 @@ export class Vtep implements Endpoint {
     this.socket =
       given < 0 ? join(sockets, `${process.pid}-${threadId}-${++started}.sock`) : args[given + 1]!;
     const place = given < 0 ? ["--socket", this.socket] : [];
-    const [command, ...words] = [...way, "node", cli, "run", ...args, ...place];
+    const [command, ...words] = [...way, "node", host.cli, "run", ...args, ...place];
     this.#child = host.spawn(command!, ...words);
     this.#child.stdin.end();
     this.#child.stderr.setEncoding("utf8").on("data", (text) => {

@@ -1,0 +1,29 @@
+/** What a benchmark is told in numbers; results on standard output, progress on standard error. */
+import { InvalidArgumentError } from "commander";
+
+export function wholeNumber(text: string): number {
+  if (!/^[1-9]\d*$/.test(text))
+    throw new InvalidArgumentError("It must be a whole number above 0.");
+  return Number(text);
+}
+
+export function aboveZero(text: string): number {
+  if (!(Number(text) > 0)) throw new InvalidArgumentError("It must be above 0.");
+  return Number(text);
+}
+
+export function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+/** A line of its own, between those of the progress. */
+export function note(text: string): void {
+  progress("");
+  process.stderr.write(`${text}\n`);
+}
+
+/** One line that is written over, or a line each where that cannot be done. */
+export function progress(text: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
+  else if (text) process.stderr.write(`${text}\n`);
+}
