@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <map>
+#include <mutex>
 
 // <linux/filter.h> of the kernel has names for instructions, but not for user space. A load from the
 // packet takes it from register 6 to register 0, in host order; one beyond its end makes the program
@@ -95,12 +97,17 @@ static constexpr bpf_insn TO_FIRST[] = {
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
 
-// Those that change nothing above, and do where the first queue is no flow's: then the one program is
-// behind the other. (Where it cannot be reached it may not be: the kernel refuses such a program.)
+// Five of BY_FLOW do nothing. Where the first queue is no flow's, three are jumps to TO_FIRST behind it, and two
+// the range of the others. (Behind it only then: the kernel refuses a program in which something cannot be reached.)
 static constexpr int16_t LENGTH = sizeof BY_FLOW / sizeof *BY_FLOW;
 static constexpr int16_t IS_ARP = 10, IS_ICMP = 59, IS_ICMPV6 = 60, MODULUS = LENGTH - 3, ADDEND = LENGTH - 2;
-static_assert(BY_FLOW[IS_ARP].imm == ETH_P_ARP && BY_FLOW[IS_ICMP].imm == IPPROTO_ICMP &&
-              BY_FLOW[IS_ICMPV6].imm == IPPROTO_ICMPV6, "their places");
+static constexpr bool jumps_if(int16_t at, int value) {
+  return BY_FLOW[at].code == (BPF_JMP | BPF_JEQ | BPF_K) && BY_FLOW[at].imm == value && BY_FLOW[at].off == 0;
+}
+static_assert(jumps_if(IS_ARP, ETH_P_ARP) && jumps_if(IS_ICMP, IPPROTO_ICMP) && jumps_if(IS_ICMPV6, IPPROTO_ICMPV6) &&
+                  BY_FLOW[MODULUS].code == (BPF_ALU | BPF_MOD | BPF_K) &&
+                  BY_FLOW[ADDEND].code == (BPF_ALU | BPF_ADD | BPF_K),
+              "their places");
 
 // Returns its descriptor, or -errno.
 template <size_t length>
@@ -134,16 +141,30 @@ int can_steer() {
 
 void steer_by_flow(int queue) { steer(queue, by_flow()); }
 
-void steer_past_first(int queue, int others) {
+static int load_past_first(int others) {
   bpf_insn program[LENGTH + sizeof TO_FIRST / sizeof *TO_FIRST];
   memcpy(program, BY_FLOW, sizeof BY_FLOW);
   memcpy(program + LENGTH, TO_FIRST, sizeof TO_FIRST);
   for (int16_t at : {IS_ARP, IS_ICMP, IS_ICMPV6}) program[at].off = static_cast<int16_t>(LENGTH - 1 - at);
   program[MODULUS].imm = others;
   program[ADDEND].imm = 1;
-  int fd = load_program(program);
+  return load_program(program);
+}
+
+static int past_first(int others) {
+  static std::mutex one_by_one;
+  static std::map<int, int> loaded;
+  std::lock_guard<std::mutex> hold(one_by_one);
+  int &fd = loaded.try_emplace(others, -1).first->second;
+  if (fd < 0) fd = load_past_first(others);
+  return fd;
+}
+
+void prepare_to_steer_past_first(int others) { past_first(others); }
+
+void steer_past_first(int queue, int others) {
+  int fd = past_first(others);
   steer(queue, fd < 0 ? by_flow() : fd);
-  if (fd >= 0) close(fd);  // the TAP has it
 }
 
 void steer_to_first(int queue) { steer(queue, to_first()); }

@@ -57,12 +57,14 @@ void tap_open_further(tap *t) {
   t->wanted_queues = 0;
   if (is_elsewhere(t->fd)) return;
   steer_to_first(t->fd);
+  prepare_to_steer_past_first(wanted);
   t->further = new tap[static_cast<size_t>(wanted)];
   const char *syscall;
   int &opened = t->further_queues;
   while (opened < wanted && open_queue(&t->further[opened], t->name, IFF_MULTI_QUEUE, &syscall) == 0) {
     opened++;
   }
+  t->drains = opened > 0 ? UINT8_MAX : 0;  // a queue of 1,000 super-frames is no longer
   if (opened > 0) steer_past_first(t->fd, opened);
   else steer_by_flow(t->fd);
 }

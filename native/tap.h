@@ -1,4 +1,5 @@
-// A queue of a TAP device, and further ones of the same device, which are only read.
+// A queue of a TAP device, and further ones of the same device, which are only read: those have its flows then, and
+// what the first is for, steering.h says.
 
 #pragma once
 
@@ -12,6 +13,7 @@ struct alignas(64) tap {
   char name[IFNAMSIZ] = {};
   bool coalesce_tcp = true, coalesce_udp = true;  // trains are written as super-frames
   bool fills = false;  // most of a turn was its, and more may wait, when it was read last
+  uint8_t drains = 0;  // turns for which it comes first: what waits may be older than what waits in further queues
   tap *further = nullptr;
   int further_queues = 0;
   int wanted_queues = 0;  // to be opened once nothing waits

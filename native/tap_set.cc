@@ -88,9 +88,9 @@ static bool is_lost(tap *t, int error) { return is_gone(error) || ++t->faults >=
 
 // Where several are readable, one that had a single frame last time is asked for one: asking again would
 // cost as much as reading it did. If it was readable the time before as well, more wait there than that; after a turn
-// that was filled it may have been, unread.
+// that was filled it may have been, unread. One that is to be drained is read until nothing waits.
 static int limit_of(const tap_set *s, const tap *t) {
-  bool rare = !s->filled && t->last == 1 && t->round + 1 != s->round;
+  bool rare = !s->filled && t->drains == 0 && t->last == 1 && t->round + 1 != s->round;
   return s->end > 1 && rare ? 1 : layout::IN_ROWS;
 }
 
@@ -103,10 +103,11 @@ static void prefetch(const tap_set *s, int slot) {
 // Turns for which a queue that fills them lets others pass before it.
 static constexpr unsigned PATIENCE = 16;
 
-// Less for what is to be read sooner: what has waited longest, but those that fill turns last.
+// Less for what is to be read sooner: what has waited longest, but those that fill turns last, and what is to be
+// drained before all.
 static uint64_t order_of(const tap_set *s, uint64_t place) {
   const tap *t = queue_at(s, place);
-  if (t == nullptr) return 0;
+  if (t == nullptr || t->drains > 0) return 0;
   unsigned waited = s->round - t->round;
   bool comes_last = t->fills && waited < PATIENCE;
   return static_cast<uint64_t>(comes_last) << 32 | (UINT32_MAX - waited);
@@ -144,8 +145,11 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   t->fills = !has_room(to) && (2 * frames > layout::IN_ROWS || 2 * (to->offset - begin) > layout::TURN_BYTES);
   t->round = s->round;
   if (frames > 0) t->faults = 0;
+  if (t->drains > 0) t->drains--;
   bool is_empty = error == 0 && t->last < limit;
-  if (!is_empty || t->wanted_queues == 0) return error;
+  if (!is_empty) return error;
+  t->drains = 0;
+  if (t->wanted_queues == 0) return 0;
   tap_open_further(t);
   if (wait_for_further(s, t) < 0) tap_close_further(t);
   return 0;

@@ -72,16 +72,21 @@ export function child(code: string, ...flags: string[]): Ended {
   return ended(process.execPath, [...flags, "-e", `${prelude}\n${code}`]);
 }
 
-/** Runs TypeScript modules of this package, as ES module code; relative to its root. */
-export function moduleChild(code: string, prefix: string[] = []): Ended {
+/** Runs TypeScript modules of this package, as ES module code; relative to its root. It has these descriptors from 3 on. */
+export function moduleChild(
+  code: string,
+  prefix: string[] = [],
+  descriptors: number[] = [],
+): Ended {
   const node = [process.execPath, "--import", "tsx", "--input-type=module", "-e", code];
   const [command, ...words] = [...prefix, ...node];
-  return ended(command!, words);
+  return ended(command!, words, descriptors);
 }
 
-function ended(command: string, words: string[]): Ended {
+function ended(command: string, words: string[], descriptors: number[] = []): Ended {
   const { status, signal, stdout, stderr, error } = spawnSync(command, words, {
     cwd: ROOT,
+    stdio: ["pipe", "pipe", "pipe", ...descriptors],
     encoding: "utf8",
     timeout: 120_000,
   });
