@@ -1,23 +1,23 @@
 /**
- * `npm run bench:builds -- BUILD...`: builds of this project beside each other, for a change of a few percent.
+ * `npm run bench:builds -- BUILD BUILD...`: builds of this project beside each other, for a change of some percent.
  *
  * A pair of agents keeps its luck, some 5 %, for as long as it lives, and the machine drifts by more than
  * that within minutes. So there are several pairs of each build, all of them alive at once, each in a lab
- * of its own, and measured in turn for a second; a ratio is taken between neighbours. The same build named
- * twice shows what this cannot tell apart.
+ * of its own, and measured in turn; a ratio is taken within a turn. Look at what each pair says: where they
+ * differ, the median of all has shown little. The same build named twice shows what this cannot tell apart.
  */
-import { existsSync } from "node:fs";
+import { statSync } from "node:fs";
 import { constants } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { measurements, prepare, type Scene } from "./measurements.ts";
-import { type Named, type Trial, valuesOf } from "./report.ts";
-import { percentile, ratios } from "./statistics.ts";
+import { note, progress, say, wholeNumber } from "./command-line.ts";
+import { commitOf, conditions } from "./conditions.ts";
+import { type Measurement, measurements, prepare, type Scene } from "./measurements.ts";
+import { betweenBuilds, type Trial } from "./report.ts";
 import { started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
-import { aboveZero, note, progress, say, wholeNumber } from "./terminal.ts";
 
 const KERNEL = "kernel";
 
@@ -30,52 +30,57 @@ interface Options {
   seconds: number;
 }
 
-interface Build extends Named {
+interface Build {
+  name: string;
   /** What `vtep` is in it; undefined for the kernel's VXLAN. */
   cli?: string;
+  commit: string;
 }
 
-const ours = subjects.filter(({ family }) => family === "vtep").map(({ name }) => name);
+const tunnels = subjects.filter(({ family }) => family === "vtep").map(({ name }) => name);
 const measures = measurements.map(({ name }) => name);
+const some = (flags: string, help: string, choices: string[]) =>
+  new Option(flags, help).choices(choices);
 const command = new Command("npm run bench:builds --")
   .description("Compares builds with the first of them, all alive at once and measured in turn")
-  .argument("<BUILD...>", `directories in which \`npm run build\` has run, or "${KERNEL}"`)
-  .addOption(
-    new Option("--mode <NAME>", "of the underlay").choices(["wire", "veth"]).default("wire"),
-  )
-  .addOption(new Option("--tunnel <NAME>", "which of ours").choices(ours).default("native"))
-  .addOption(
-    new Option("--measure <NAME...>", "what to measure").choices(measures).default(["tcp1"]),
-  )
-  .option("--pairs <N>", "of agents of each build", wholeNumber, 3)
-  .option("--turns <N>", "of each pair", wholeNumber, 6)
-  .option("--seconds <N>", "how long each measurement takes", aboveZero, 1)
+  .usage("BUILD BUILD... [options]")
+  .argument("<BUILD>", `a directory in which \`npm run build\` has run, or "${KERNEL}"`)
+  .argument("<BUILD...>", "others, which are compared with it")
+  .addOption(some("--mode <NAME>", "of the underlay", ["wire", "veth"]).default("wire"))
+  .addOption(some("--tunnel <NAME>", "which of ours", tunnels).default("native"))
+  .addOption(some("--measure <NAME...>", "what to measure", measures).default(["tcp1"]))
+  .option("--pairs <N>", "of agents of each build", wholeNumber, 4)
+  .option("--turns <N>", "of each pair", wholeNumber, 5)
+  .option("--seconds <N>", "how long each measurement takes", wholeNumber, 1)
   .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 
 /** Numbered, since names of directories may be alike. */
-function buildsOf(places: string[]): Build[] {
-  return places.map((place, at) => {
-    const name = `${at + 1} ${place === KERNEL ? KERNEL : basename(resolve(place))}`;
-    if (place === KERNEL) return { name, family: "kernel" };
-    const cli = join(resolve(place), "dist/cli.js");
-    if (!existsSync(cli)) {
-      throw new Error(`there is no ${cli}: run \`npm ci && npm run build\` in ${place}`);
-    }
-    return { name, family: "vtep", cli };
-  });
+function buildOf(place: string, at: number): Build {
+  const name = `${at + 1} ${place === KERNEL ? KERNEL : basename(resolve(place))}`;
+  if (place === KERNEL) return { name, commit: "the kernel's VXLAN" };
+  const isDirectory = statSync(place, { throwIfNoEntry: false })?.isDirectory();
+  if (!isDirectory)
+    command.error(`there is no directory ${JSON.stringify(place)}: name a checkout`);
+  const cli = join(resolve(place), "dist/cli.js");
+  if (!statSync(cli, { throwIfNoEntry: false })?.isFile()) {
+    command.error(`${place} is not built: run \`npm ci && npm run build\` there`);
+  }
+  try {
+    return { name, cli, commit: commitOf(place) };
+  } catch {
+    return { name, cli, commit: "of no checkout" };
+  }
 }
 
-/** Two agents, in a lab of their own. */
+/** Two agents of a build, in a lab of their own. */
 interface Pair {
   build: Build;
   scene: Scene;
 }
 
-async function start(
-  done: AsyncDisposable[],
-  build: Build,
-  { mode, tunnel, seconds }: Options,
-): Promise<Pair> {
+/** What is to be removed again is added to `done`, also when it fails. */
+async function start(done: AsyncDisposable[], build: Build, options: Options): Promise<Pair> {
+  const { mode, tunnel, seconds } = options;
   const lab = await Lab.draw({ hosts: 2, mode });
   done.push(lab);
   const near = await lab.host(1).container();
@@ -83,82 +88,74 @@ async function start(
   for (const end of [near, far]) await prepare(end);
   for (const host of lab.hosts) if (build.cli) host.cli = build.cli;
   const subject = subjects.find(({ name }) => name === (build.cli ? tunnel : KERNEL))!;
-  const running = await started(subject, lab, near, far);
+  const running = await started(subject, lab, near, far).catch((error: Error) => {
+    throw new Error(`${build.name} does not start: ${error.message.trim()}`);
+  });
   done.push(running);
   return { build, scene: { near, far, seconds, ...running } };
 }
 
-async function compare(builds: Build[], options: Options): Promise<Trial[]> {
+async function compare(builds: Build[], chosen: Measurement[], options: Options): Promise<Trial[]> {
   const done: AsyncDisposable[] = [];
-  const trials: Trial[] = [];
-  const chosen = measurements.filter(({ name }) => options.measure.includes(name));
   try {
-    const sets: Pair[][] = [];
+    const pairs: Pair[][] = [];
     for (let pair = 0; pair < options.pairs; pair++) {
-      sets.push([]);
+      const one: Pair[] = [];
       for (const build of builds) {
         progress(`starting pair ${pair + 1}/${options.pairs} of ${build.name}`);
-        sets[pair]!.push(await start(done, build, options));
+        one.push(await start(done, build, options));
       }
+      pairs.push(one);
     }
-    for (let turn = 0; turn < options.turns; turn++) {
-      for (const [pair, set] of sets.entries()) {
+    const trials: Trial[] = [];
+    for (let round = 0; round < options.turns * options.pairs; round++) {
+      const pair = round % options.pairs;
+      const turn = Math.floor(round / options.pairs);
+      for (const measurement of chosen) {
         // To and fro, so that what drifts favours none of them.
-        for (const { build, scene } of turn % 2 === 0 ? set : set.toReversed()) {
+        for (const { build, scene } of turn % 2 === 0 ? pairs[pair]! : pairs[pair]!.toReversed()) {
           const where = `turn ${turn + 1}/${options.turns}, pair ${pair + 1}, ${build.name}`;
-          for (const { name: measurement, figures, take } of chosen) {
-            progress(`${where}: ${measurement}`);
-            const reading = await take(scene).catch((error: Error) => {
-              note(`${where}: no figure for ${measurement}: ${error.message}`);
-            });
-            const values = Object.fromEntries(
-              figures.map(({ name }, at) => [name, reading?.values[at] ?? Number.NaN]),
-            );
-            trials.push({
-              ...{ mode: options.mode, round: turn * options.pairs + pair },
-              ...{ subject: build.name, measurement, values },
-            });
-          }
+          progress(`${where}: ${measurement.name}`);
+          const reading = await measurement.take(scene).catch((error: Error) => {
+            note(`${where}: no figure for ${measurement.name}: ${error.message}`);
+          });
+          const values = Object.fromEntries(
+            measurement.figures.map(({ name }, at) => [name, reading?.values[at] ?? Number.NaN]),
+          );
+          const of = { mode: options.mode, round, subject: build.name };
+          trials.push({ ...of, measurement: measurement.name, values });
         }
       }
     }
     return trials;
   } finally {
     progress("");
-    for (const one of done.reverse()) await one[Symbol.asyncDispose]();
+    for (const one of done.reverse()) {
+      await Promise.resolve(one[Symbol.asyncDispose]()).catch(({ message }: Error) =>
+        note(message),
+      );
+    }
   }
-}
-
-/** Medians, and of each ratio the quarters too: what lies between is half of the turns. */
-function show(trials: Trial[], builds: Build[], { measure }: Options): void {
-  const [first, ...others] = builds as [Build, ...Build[]];
-  const heading = ["", "", first.name, ...others.map(({ name }) => `${name} ÷ ${first.name}`)];
-  const rows = measurements
-    .filter(({ name }) => measure.includes(name))
-    .flatMap((measurement) =>
-      measurement.figures.map((figure) => {
-        const of = (build: Build) => valuesOf(trials, build, measurement, figure);
-        const ratioOf = (build: Build) => {
-          const all = ratios(of(build), of(first));
-          const [low, middle, high] = [25, 50, 75].map((part) => percentile(all, part).toFixed(2));
-          return `${middle} (${low}–${high})`;
-        };
-        const median = percentile(of(first), 50).toFixed(figure.digits);
-        const ratio = figure.better ? others.map(ratioOf) : others.map(() => "");
-        return [figure.name, figure.unit, median, ...ratio];
-      }),
-    );
-  say(table(heading, rows));
 }
 
 async function main(): Promise<void> {
   command.parse();
   const options = command.opts<Options>();
-  const builds = buildsOf(command.args);
-  show(await compare(builds, options), builds, options);
   const { pairs, turns, seconds } = options;
-  say(`
-  ${pairs} pairs of each, ${turns} turns of ${seconds} s each; medians, of ratios between neighbours with quarters.`);
+  const builds = command.args.map(buildOf);
+  const chosen = measurements.filter(({ name }) => options.measure.includes(name));
+  const { system, cpu, node, "load before": load } = conditions("npm run bench:builds --");
+  say(`${system}, ${cpu}, Node ${node}, load before: ${load}`);
+  say(`${options.mode} mode, ${options.tunnel}`);
+  for (const { name, commit } of builds) say(`${name}: ${commit}`);
+  const trials = await compare(builds, chosen, options);
+  const pairOf = (round: number) => round % pairs;
+  const { heading, rows } = betweenBuilds(trials, builds, chosen, { pairs, pairOf });
+  say(`\n${table(heading, rows)}`);
+  const counted = `pairs of each: ${pairs}, turns of each pair: ${turns}, seconds of each: ${seconds}`;
+  say(
+    `\n  Medians (${counted}); ↑ more is better, ↓ less. Behind a ratio the quarters, and each pair's own.`,
+  );
 }
 
 // The lab's own listeners, which were added first, have removed it by the time that these are called.
@@ -170,5 +167,5 @@ try {
   await main();
 } catch (error) {
   note(`bench: ${(error as Error).message}`);
-  process.exitCode = 1;
+  process.exit(1);
 }

@@ -15,6 +15,7 @@ import { constants } from "node:os";
 import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
+import { aboveZero, note, progress, say, wholeNumber } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
 import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
@@ -28,7 +29,6 @@ import {
 import { beside, type Trial, tableOf } from "./report.ts";
 import { type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
-import { aboveZero, note, progress, say, wholeNumber } from "./terminal.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -110,7 +110,7 @@ async function main(options: Options): Promise<void> {
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
     profile: options.profile && canProfile(),
   };
-  const circumstances = conditions();
+  const circumstances = conditions("npm run bench --");
   for (const [name, value] of Object.entries(circumstances)) say(`${name.padEnd(WORDS)} ${value}`);
   const trials: Trial[] = [];
   const shares: Shares = {};

@@ -2,16 +2,16 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
 
-/** What a figure holds for, beside its mode: name → value. */
-export function conditions(): Record<string, string> {
+/** What a figure of a command holds for, beside its mode: name → value. */
+export function conditions(command: string): Record<string, string> {
   const [cpu] = cpus();
   return {
     date: new Date().toISOString(),
     system: `Linux ${release()}`,
     cpu: `${cpus().length} × ${cpu?.model}`,
     node: process.version,
-    commit: commit(),
-    "command line": ["npm run bench --", ...process.argv.slice(2)].join(" "),
+    commit: commitOf("."),
+    "command line": [command, ...process.argv.slice(2)].join(" "),
     MTU: "1500 underlay, 1450 overlay",
     "socket buffers": ["rmem_max", "wmem_max", "rmem_default", "wmem_default"]
       .map((name) => `net.core.${name} ${sysctl(`core/${name}`)}`)
@@ -25,8 +25,10 @@ export function conditions(): Record<string, string> {
   };
 }
 
-function commit(): string {
-  const git = (...args: string[]) => execFileSync("git", args, { encoding: "utf8" }).trim();
+/** Of a checkout, and whether it has been changed since; throws where there is none. */
+export function commitOf(cwd: string): string {
+  const git = (...args: string[]) =>
+    execFileSync("git", args, { cwd, encoding: "utf8", stdio: "pipe" }).trim();
   const changed = git("status", "--porcelain") !== "";
   return git("rev-parse", "--short", "HEAD") + (changed ? " with changes" : "");
 }

@@ -17,6 +17,7 @@ import { type Endpoints, Lab } from "../test/lab/lab.ts";
 import type { Namespace } from "../test/lab/namespace.ts";
 import { iperf3, ping } from "../test/lab/traffic.ts";
 import { Vtep } from "../test/lab/vtep.ts";
+import { say } from "./command-line.ts";
 import { table } from "./table.ts";
 
 /** What the hosts run, in their order. */
@@ -263,10 +264,6 @@ let steps = 0;
 function step(title: string, explanation?: string): void {
   say(`\n${paint("bold", `${++steps}. ${title}`)}`);
   if (explanation) say(paint("dim", `  ${explanation}`));
-}
-
-function say(text: string): void {
-  process.stdout.write(`${text}\n`);
 }
 
 /** `what` completes "… did not cross". */

@@ -1,6 +1,6 @@
 import type { Mode } from "../test/lab/lab.ts";
 import type { Figure, Measurement } from "./measurements.ts";
-import { ratios, summary } from "./statistics.ts";
+import { percentile, ratios, summary } from "./statistics.ts";
 import type { Subject } from "./subjects.ts";
 import { table } from "./table.ts";
 
@@ -54,6 +54,56 @@ export function comparison(trials: Trial[], subjects: Named[], measurements: Mea
 }
 
 /**
+ * One row for each figure of builds, of which several pairs of agents were measured in turn: medians, and ratios
+ * to the first build, each taken within a turn, their median with the quarters, and behind it that of each pair.
+ * `pairOf` tells to which of `pairs` a round belongs.
+ */
+export function betweenBuilds(
+  trials: Trial[],
+  builds: Pick<Named, "name">[],
+  measurements: Measured[],
+  { pairs, pairOf }: { pairs: number; pairOf: (round: number) => number },
+): Rows {
+  const [first, ...others] = builds as [Pick<Named, "name">, ...Pick<Named, "name">[]];
+  const heading = ["", "", first.name];
+  for (const { name } of others) heading.push(name, `÷ ${first.name}`, "by pair");
+  const rows = eachFigure(measurements, (figure, measurement, label) => {
+    const median = (of: Trial[], { name }: Pick<Named, "name">) => {
+      const value = summary(valuesOf(of, { name }, measurement, figure))?.median ?? Number.NaN;
+      return number(value, figure.digits);
+    };
+    const row = [label, unitOf(figure), median(trials, first)];
+    for (const other of others) {
+      const ratiosIn = (of: Trial[]) => {
+        const [own, reference] = [other, first].map((build) =>
+          valuesOf(of, build, measurement, figure),
+        );
+        return ratios(own!, reference!);
+      };
+      row.push(median(trials, other));
+      if (!figure.better) row.push("", "");
+      else {
+        const byPair = Array.from({ length: pairs }, (_, pair) =>
+          summary(ratiosIn(trials.filter(({ round }) => pairOf(round) === pair))),
+        );
+        row.push(quarters(ratiosIn(trials)));
+        row.push(byPair.map((of) => number(of?.median ?? Number.NaN, 2)).join(" "));
+      }
+    }
+    return row;
+  });
+  return { heading, rows };
+}
+
+/** Median (between the quarters lies half of them). */
+function quarters(values: number[]): string {
+  const of = summary(values);
+  if (!of) return "–";
+  const [low, high] = [25, 75].map((part) => percentile(values, part).toFixed(2));
+  return `${of.median.toFixed(2)} (${low}–${high})`;
+}
+
+/**
  * Medians of the packaged tunnels, and beside them how `ours` compares with the best of them, which is
  * another one for each figure.
  */
@@ -95,7 +145,7 @@ function eachFigure(
 /** One for each round, NaN where there is none. */
 export function valuesOf(
   trials: Trial[],
-  subject: Named,
+  subject: Pick<Named, "name">,
   measurement: Measured,
   figure: Figure,
 ): number[] {

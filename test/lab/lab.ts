@@ -148,9 +148,13 @@ export class Lab implements AsyncDisposable {
       const peers = members.filter((member) => member !== host).map(address);
       return host.join(kinds[i]!, { vni, peers, local: address(host), finished, ...membership });
     });
+    const settled = await Promise.allSettled(joining);
     const endpoints = new Endpoints();
-    for (const endpoint of joining) endpoints.push(await endpoint);
-    return endpoints;
+    for (const one of settled) if (one.status === "fulfilled") endpoints.push(one.value);
+    const failed = settled.find((one) => one.status === "rejected");
+    if (failed === undefined) return endpoints;
+    await endpoints[Symbol.asyncDispose]();
+    throw failed.reason;
   }
 
   /** Switches the underlay's offloads; the hosts need not be idle. */

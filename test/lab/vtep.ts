@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -15,6 +15,14 @@ export const cli = fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
 const sockets = join(tmpdir(), "vtep-lab");
 mkdirSync(sockets, { recursive: true });
 let started = 0;
+/** What is killed when this process ends leaves its socket. */
+process.on("exit", () => {
+  for (let one = 1; one <= started; one++) rmSync(socketOf(one), { force: true });
+});
+
+function socketOf(agent: number): string {
+  return join(sockets, `${process.pid}-${threadId}-${agent}.sock`);
+}
 
 /** One line of the log. */
 export interface LogLine {
@@ -91,8 +99,7 @@ export class Vtep implements Endpoint {
   /** `way`: a program that runs it, and that one's arguments. */
   constructor(host: Host, args: string[], way: readonly string[] = []) {
     const given = args.indexOf("--socket");
-    this.socket =
-      given < 0 ? join(sockets, `${process.pid}-${threadId}-${++started}.sock`) : args[given + 1]!;
+    this.socket = given < 0 ? socketOf(++started) : args[given + 1]!;
     const place = given < 0 ? ["--socket", this.socket] : [];
     const [command, ...words] = [...way, "node", host.cli, "run", ...args, ...place];
     this.#child = host.spawn(command!, ...words);

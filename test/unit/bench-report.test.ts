@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { htmlReport, type Report, ticks } from "../../bench/html.ts";
 import { percentInMaps } from "../../bench/javascript.ts";
-import { beside, comparison, type Trial, tableOf } from "../../bench/report.ts";
+import { beside, betweenBuilds, comparison, type Trial, tableOf } from "../../bench/report.ts";
 import { percentile, ratios, summary } from "../../bench/statistics.ts";
 import { table } from "../../bench/table.ts";
 
@@ -56,6 +56,47 @@ function trials(): Trial[] {
     }),
   );
 }
+
+describe("builds, of which two pairs were measured in turn", () => {
+  const measured = [measurements[0]!, measurements[2]!];
+  /** The second build is by 1.1, 1.2, 1.3 and 1.6 times as fast, its pairs in turn; one trial of each failed. */
+  const ofBuilds = [1.1, 1.2, 1.3, 1.6, Number.NaN].flatMap((factor, round): Trial[] => {
+    const drift = 1 + round;
+    return ["1 old", "2 new"].flatMap((subject, at): Trial[] => {
+      const speed = drift * (at === 0 ? 4 : 4 * factor);
+      const of = { mode: "wire" as const, round, subject };
+      const values = { "TCP 1 stream": speed, retransmits: 3 * at + round };
+      return [
+        { ...of, measurement: "tcp1", values },
+        { ...of, measurement: "udp64", values: {} },
+      ];
+    });
+  });
+  const { heading, rows } = betweenBuilds(
+    ofBuilds,
+    [{ name: "1 old" }, { name: "2 new" }],
+    measured,
+    {
+      pairs: 2,
+      pairOf: (round) => round % 2,
+    },
+  );
+
+  it("have the median of ratios within a turn, its quarters, and each pair's own", () => {
+    expect(heading).toEqual(["", "", "1 old", "2 new", "÷ 1 old", "by pair"]);
+    expect(rows[0]).toEqual([
+      ...["TCP 1 stream", "Gbit/s ↑", "12.00", "12.60"],
+      ...["1.25 (1.10–1.30)", "1.20 1.40"],
+    ]);
+  });
+
+  it("have no ratio of what is neither better nor worse, and a dash for what was not measured", () => {
+    expect(rows[1]).toEqual(["  retransmits", "", "2", "5", "", ""]);
+    expect(rows.at(-1)).toEqual([
+      ...["UDP 64 B, one unpaced sender", "kpps ↑", "–", "–", "–", "– –"],
+    ]);
+  });
+});
 
 describe("statistics", () => {
   it("leave out what is not a number", () => {

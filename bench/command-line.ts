@@ -1,4 +1,4 @@
-/** What a benchmark is told in numbers; results on standard output, progress on standard error. */
+/** A benchmark's command line: numbers it is told; results on standard output, progress on standard error. */
 import { InvalidArgumentError } from "commander";
 
 export function wholeNumber(text: string): number {
@@ -8,7 +8,8 @@ export function wholeNumber(text: string): number {
 }
 
 export function aboveZero(text: string): number {
-  if (!(Number(text) > 0)) throw new InvalidArgumentError("It must be above 0.");
+  if (!(Number(text) > 0 && Number.isFinite(Number(text))))
+    throw new InvalidArgumentError("It must be above 0.");
   return Number(text);
 }
 
