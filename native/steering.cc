@@ -58,11 +58,11 @@ static constexpr bpf_insn BY_FLOW[] = {
     jump(BPF_JEQ, R0, ETH_P_ARP, 0),
     // Anything else by its stations.
     at(BPF_W, 2), MIX_IN, MIX, at(BPF_W, 8), MIX_IN,
-    jump(BPF_JA, 0, 0, 49),
+    jump(BPF_JA, 0, 0, 48),
     // IPv4. Fragments but the first have no ports, so none of them is looked at.
     from_at(BPF_W, 12), MIX_IN, MIX, from_at(BPF_W, 16), MIX_IN, MIX,
     from_at(BPF_H, 6),
-    jump(BPF_JSET, R0, 0x3fff, 41),
+    jump(BPF_JSET, R0, 0x3fff, 40),
     from_at(BPF_B, 9),
     alu_register(BPF_MOV, PROTOCOL, R0),
     from_at(BPF_B, 0),
@@ -80,9 +80,9 @@ static constexpr bpf_insn BY_FLOW[] = {
     alu(BPF_ADD, AT, 40),
     jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMP, 0),
     jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMPV6, 0),
-    // Ports.
-    jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 2),
-    jump(BPF_JEQ, PROTOCOL, IPPROTO_UDP, 1),
+    // Ports, but not of UDP: its fragments have none, and are to stay behind what was not fragmented. Network
+    // cards spread it so too, unless told otherwise.
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 1),
     jump(BPF_JNE, PROTOCOL, IPPROTO_SCTP, 2),
     from_at(BPF_W, 0), MIX_IN,
     MIX,

@@ -2,7 +2,8 @@
 //
 // Left alone, the driver follows what we write: a flow goes to the queue that its last answer was written
 // to, also while frames of it wait in another (tun_flow_update in drivers/net/tun.c), so that two threads
-// may send them out of order. A program in its place looks at nothing but the frame.
+// may send them out of order. A program in its place looks at nothing but the frame: TCP and SCTP go by addresses
+// and ports, UDP and other IP by addresses, all else by stations.
 
 #pragma once
 

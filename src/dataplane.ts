@@ -52,7 +52,7 @@ import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
-import { continuesFlow, flowHash, sameWords, tellsOfFlow } from "./wire/flow.ts";
+import { continuesFlow, Fragments, flowHash, sameWords, tellsOfFlow } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -80,6 +80,7 @@ export class Dataplane {
   readonly #byIndex: (Network | undefined)[] = [];
   readonly #strict: boolean;
   readonly #flowSeed: number;
+  readonly #fragments = new Fragments();
   /** Of the inner TOS, what the outer one takes over; and what is added to that. */
   readonly #tosMask: number;
   readonly #tosBits: number;
@@ -277,7 +278,7 @@ export class Dataplane {
       return false;
     }
     this.#learn(network, sourceHigh, sourceLow, LOCAL);
-    this.#decidedHash = flowHash(view, offset, length, this.#flowSeed);
+    this.#decidedHash = flowHash(view, offset, length, this.#flowSeed, this.#fragments);
     this.#decidedTos = (innerTos(view, offset, length) & this.#tosMask) | this.#tosBits;
     this.#decidedDestination = this.#fdb.lookup(
       network.index,

@@ -4,8 +4,8 @@
  * section 5, RFC 6335 for the range).
  *
  *     IPv4, IPv6    addresses, protocol, and ports of TCP, UDP and SCTP
- *     fragments     addresses and protocol: only the first fragment has ports, and a datagram
- *                   must take one path
+ *     fragments     as the whole datagram would be, where the first fragment has been seen lately; else
+ *                   addresses and protocol, for only the first has ports
  *     all else      MAC addresses and ethertype
  *
  * VLAN tags are skipped and do not count. What is malformed is hashed by what can be read safely.
@@ -21,21 +21,51 @@ import * as ip from "./ip.ts";
 /** Bytes that TCP, UDP and SCTP alike begin with: source port, destination port. */
 const PORTS = 4;
 
+/** Datagrams whose fragments are on their way at once: more forget each other. */
+const DATAGRAMS = 256;
+
+/**
+ * The hashes of datagrams by what all of their fragments have in common, so that these stay with datagrams of the same
+ * flow that were not fragmented. Who sends fragments out of order (the first is not first) is not helped.
+ */
+export class Fragments {
+  readonly #keys = new Int32Array(DATAGRAMS);
+  readonly #hashes = new Int32Array(DATAGRAMS);
+
+  /** `key`: a hash of addresses, protocol and the datagram's identification. */
+  remember(key: number, hash: number): number {
+    this.#keys[key & (DATAGRAMS - 1)] = key;
+    this.#hashes[key & (DATAGRAMS - 1)] = hash;
+    return hash;
+  }
+
+  find(key: number, otherwise: number): number {
+    const at = key & (DATAGRAMS - 1);
+    return this.#keys[at] === key ? this.#hashes[at]! : otherwise;
+  }
+}
+
 /**
  * Hashes the flow that the frame in [offset, offset + length) belongs to, to a signed int32.
  * Reads nothing outside of the frame, whatever is in it. `seed` is any int32.
  */
-export function flowHash(view: DataView, offset: number, length: number, seed: number): number {
+export function flowHash(
+  view: DataView,
+  offset: number,
+  length: number,
+  seed: number,
+  fragments: Fragments,
+): number {
   if (length < ethernet.HEADER) return finish(seed);
   const network = ethernet.networkOffset(view, offset, length);
   if (network < 0) return linkHash(view, offset, 0, seed);
   const type = ethernet.etherType(view, network);
   const rest = offset + length - network;
   if (type === ethernet.ETHERTYPE_IPV4 && ip.isIpv4(view, network, rest)) {
-    return ipv4Hash(view, network, rest, seed);
+    return ipv4Hash(view, network, rest, seed, fragments);
   }
   if (type === ethernet.ETHERTYPE_IPV6 && ip.isIpv6(view, network, rest)) {
-    return ipv6Hash(view, network, rest, seed);
+    return ipv6Hash(view, network, rest, seed, fragments);
   }
   return linkHash(view, offset, type, seed);
 }
@@ -96,22 +126,51 @@ export function sameWords(
   return true;
 }
 
-function ipv4Hash(view: DataView, header: number, length: number, seed: number): number {
+function ipv4Hash(
+  view: DataView,
+  header: number,
+  length: number,
+  seed: number,
+  fragments: Fragments,
+): number {
   const protocol = ip.ipv4Protocol(view, header);
   let hash = mix(seed, ip.ipv4Source(view, header));
   hash = mix(hash, ip.ipv4Destination(view, header));
-  if (ip.ipv4IsFragment(view, header)) return finish(mix(hash, protocol));
-  return upperHash(view, header, ip.ipv4HeaderLength(view, header), length, protocol, hash);
+  const upper = ip.ipv4HeaderLength(view, header);
+  if (!ip.ipv4IsFragment(view, header)) {
+    return upperHash(view, header, upper, length, protocol, hash);
+  }
+  const key = finish(mix(mix(hash, protocol), ip.ipv4Identification(view, header)));
+  if (!ip.ipv4IsFirst(view, header)) return fragments.find(key, finish(mix(hash, protocol)));
+  return fragments.remember(key, upperHash(view, header, upper, length, protocol, hash));
 }
 
-function ipv6Hash(view: DataView, header: number, length: number, seed: number): number {
+function ipv6Hash(
+  view: DataView,
+  header: number,
+  length: number,
+  seed: number,
+  fragments: Fragments,
+): number {
   let hash = seed;
   for (let at = ip.IPV6_SOURCE; at < ip.IPV6_HEADER; at += 4) {
     hash = mix(hash, view.getInt32(header + at));
   }
   const upper = ip.ipv6UpperLayer(view, header, length);
   if (upper === ip.NO_UPPER_LAYER) return finish(hash);
-  return upperHash(view, header, ip.upperOffset(upper), length, ip.upperProtocol(upper), hash);
+  const offset = ip.upperOffset(upper);
+  const protocol = ip.upperProtocol(upper);
+  if (protocol !== ip.IPV6_FRAGMENT || offset + ip.IPV6_FRAGMENT_HEADER > length) {
+    return upperHash(view, header, offset, length, protocol, hash);
+  }
+  const fragment = header + offset;
+  const key = finish(mix(hash, ip.ipv6Identification(view, fragment)));
+  if (!ip.ipv6IsFirst(view, fragment)) return fragments.find(key, finish(mix(hash, protocol)));
+  const behind = offset + ip.IPV6_FRAGMENT_HEADER;
+  return fragments.remember(
+    key,
+    upperHash(view, header, behind, length, ip.ipv6Behind(view, fragment), hash),
+  );
 }
 
 function upperHash(

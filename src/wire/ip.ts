@@ -75,6 +75,16 @@ export function ipv4IsFragment(view: DataView, ip: number): boolean {
   return (view.getUint16(ip + 6) & 0x3fff) !== 0;
 }
 
+/** Whether a fragment is the first, or this is none. */
+export function ipv4IsFirst(view: DataView, ip: number): boolean {
+  return (view.getUint16(ip + 6) & 0x1fff) === 0;
+}
+
+/** What the fragments of a datagram have in common. */
+export function ipv4Identification(view: DataView, ip: number): number {
+  return view.getUint16(ip + 4);
+}
+
 /** The source address as a signed int32. */
 export function ipv4Source(view: DataView, ip: number): number {
   return view.getInt32(ip + IPV4_SOURCE);
@@ -108,6 +118,8 @@ const HOP_BY_HOP = 0;
 const ROUTING = 43;
 /** What `upperProtocol` is for a fragment. */
 export const IPV6_FRAGMENT = 44;
+/** Bytes of a fragment header. */
+export const IPV6_FRAGMENT_HEADER = 8;
 const AUTHENTICATION = 51;
 const DESTINATION_OPTIONS = 60;
 const MOBILITY = 135;
@@ -176,6 +188,19 @@ function isExtension(protocol: number): boolean {
     default:
       return false;
   }
+}
+
+/** Of a fragment header: whether its fragment is the first, what is behind it then, and the datagram's identification. */
+export function ipv6IsFirst(view: DataView, fragmentHeader: number): boolean {
+  return (view.getUint16(fragmentHeader + 2) & 0xfff8) === 0;
+}
+
+export function ipv6Behind(view: DataView, fragmentHeader: number): number {
+  return view.getUint8(fragmentHeader);
+}
+
+export function ipv6Identification(view: DataView, fragmentHeader: number): number {
+  return view.getInt32(fragmentHeader + 4);
 }
 
 function isAtomic(view: DataView, fragmentHeader: number): boolean {

@@ -4,7 +4,7 @@
 //   tcp-receive                                prints {"port"}, then {"bytes","sha256"}
 //   tcp-send ADDRESS PORT BYTES SEED           prints {"bytes","sha256"}
 //   udp-receive                                prints {"port"}, then {"received",…} once the sender has said it ends
-//   udp-send ADDRESS PORT COUNT SIZE SEED      prints {"sent"}
+//   udp-send ADDRESS PORT COUNT SIZES SEED     prints {"sent"}; sizes in turn, separated by commas
 //
 // The content is an AES key stream: no two places in it are alike, so that what arrives in the wrong
 // place is as wrong as what arrives altered. A datagram is
@@ -96,11 +96,12 @@ async function udpReceive() {
   print(result);
 }
 
-async function udpSend(address, port, count, size, seed) {
+async function udpSend(address, port, count, sizes, seed) {
   const socket = createSocket(isIPv6(address) ? "udp6" : "udp4");
   const next = keyStream(seed);
+  const inTurn = sizes.split(",").map(Number);
   const datagram = (sequence) => {
-    const bytes = Buffer.from(next(Number(size)));
+    const bytes = Buffer.from(next(inTurn[sequence % inTurn.length]));
     bytes.writeUInt32BE(sequence, 0);
     bytes.writeUInt32BE(checksum(bytes), 4);
     return bytes;

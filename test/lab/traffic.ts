@@ -115,7 +115,11 @@ export interface UdpTransfer {
 export async function transferUdp(
   from: Container,
   to: Container,
-  { count, size, address = to.address }: { count: number; size: number; address?: string },
+  {
+    count,
+    size,
+    address = to.address,
+  }: { count: number; size: number | number[]; address?: string },
 ): Promise<UdpTransfer> {
   const receiver = new Program(to, stream, "udp-receive");
   const { port } = (await receiver.next()) as { port: number };

@@ -196,15 +196,15 @@ describe("in a namespace of its own", () => {
   });
 
   it.each([
-    ["IPv4", "udp4", "192.0.2.1/24", "192.0.2.2"],
-    ["IPv6", "udp6", "2001:db8::1/64", "2001:db8::2"],
-  ])("spreads flows of %s over several queues by their ports", async (_, type, own, other) => {
+    ["IPv4", "192.0.2.1/24", "192.0.2.2"],
+    ["IPv6", "2001:db8::1/64", "2001:db8::2"],
+  ])("spreads TCP over %s over several queues by its ports", async (_, own, other) => {
     const { name, queues } = openTwo(own);
     within("ip", "neighbour", "add", other, "lladdr", mac(STATION), "dev", name);
-    const script = `for (let port = 20000; port < 20032; port++) {
-      const socket = require("node:dgram").createSocket("${type}");
-      socket.bind(port, () => socket.send("x", 9, "${other}", () => socket.close()));
-    }`;
+    const script = `for (let localPort = 20000; localPort < 20032; localPort++) {
+      require("node:net").connect({ host: "${other}", port: 9, localPort }).on("error", () => {});
+    }
+    setTimeout(() => process.exit(), 200);`; // before any is sent again
     within(process.execPath, "-e", script);
     const perQueue = queues.map((queue) => {
       const rows = alone(queue).read(batch);
@@ -246,13 +246,15 @@ describe("in a namespace of its own", () => {
       return read.flat();
     }
 
-    /** A flow that sends all it has, and after it one datagram each of others. */
+    /** A flow that sends all it has, and after it one datagram each of others; each has an address, and a port to tell. */
     function transmitFlows(bulk = BULK, flows = FLOWS): void {
+      within("ip", "route", "replace", "local", "198.18.0.0/16", "dev", "lo");
       const script = `
         const { createSocket } = require("node:dgram");
         const sent = async (port, count) => {
           const socket = createSocket("udp4");
-          await new Promise((resolve) => socket.bind(port, resolve));
+          const own = "198.18." + (port >> 8) + "." + (port & 255);
+          await new Promise((resolve) => socket.bind(port, own, resolve));
           for (let number = 0; number < count; number++) {
             const bytes = Buffer.from([number >> 8, number & 255]);
             await new Promise((resolve) => socket.send(bytes, 9, "192.0.2.2", resolve));

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { innerTos } from "../../../src/wire/ecn.ts";
-import { continuesFlow, flowHash, tellsOfFlow } from "../../../src/wire/flow.ts";
+import { continuesFlow, Fragments, flowHash, tellsOfFlow } from "../../../src/wire/flow.ts";
 import {
   anyInt32,
   anyIpv4,
@@ -32,16 +32,24 @@ const SEED = 0x5eed;
 const UDP = 17;
 const anyWithPorts = fc.constantFrom(6, 17, 132);
 
-function hash(frame: Uint8Array, seed = SEED): number {
-  return flowHash(fence(frame), 0, frame.length, seed);
+function hash(frame: Uint8Array, seed = SEED, fragments = new Fragments()): number {
+  return flowHash(fence(frame), 0, frame.length, seed, fragments);
 }
 
-function hash4(packet: Parameters<typeof ipv4Packet>[0], tags: number[][] = []): number {
-  return hash(ethernetFrame({ tags, type: 0x0800, payload: ipv4Packet(packet) }));
+function hash4(
+  packet: Parameters<typeof ipv4Packet>[0],
+  tags: number[][] = [],
+  fragments?: Fragments,
+): number {
+  return hash(ethernetFrame({ tags, type: 0x0800, payload: ipv4Packet(packet) }), SEED, fragments);
 }
 
-function hash6(packet: Parameters<typeof ipv6Packet>[0], tags: number[][] = []): number {
-  return hash(ethernetFrame({ tags, type: 0x86dd, payload: ipv6Packet(packet) }));
+function hash6(
+  packet: Parameters<typeof ipv6Packet>[0],
+  tags: number[][] = [],
+  fragments?: Fragments,
+): number {
+  return hash(ethernetFrame({ tags, type: 0x86dd, payload: ipv6Packet(packet) }), SEED, fragments);
 }
 
 describe("frames of one flow", () => {
@@ -198,7 +206,7 @@ describe("frames of different flows", () => {
     const view = fence(frame);
     for (let port = 0; port < flows; port++) {
       view.setUint16(14 + 20, port);
-      const value = flowHash(view, 0, frame.length, SEED);
+      const value = flowHash(view, 0, frame.length, SEED, new Fragments());
       low[value & 63]!++;
       high[value >>> 26]!++;
     }
@@ -291,29 +299,51 @@ describe("the mixing", () => {
 });
 
 describe("fragments of one datagram", () => {
-  it("hash the same over IPv4, though only the first has ports", () => {
+  it("hash as the whole one would over IPv4, though only the first has ports", () => {
     fc.assert(
       fc.property(anyWithPorts, anyPort, anyPort, anyTags, (protocol, from, to, tags) => {
-        const first = hash4({ protocol, fragment: 0x2000, payload: ports(from, to) }, tags);
-        const middle = hash4({ protocol, fragment: 0x2003, payload: ports(1, 2) }, tags);
-        const last = hash4({ protocol, fragment: 0x0006, payload: bytes(9) }, tags);
-        expect([middle, last]).toEqual([first, first]);
+        const fragments = new Fragments();
+        const packet = (fragment: number, payload: Uint8Array) =>
+          hash4({ protocol, fragment, payload }, tags, fragments);
+        const whole = packet(0x4000, ports(from, to));
+        expect(packet(0x2000, ports(from, to))).toBe(whole);
+        expect(packet(0x2003, ports(1, 2))).toBe(whole);
+        expect(packet(0x0006, bytes(9))).toBe(whole);
       }),
     );
   });
 
-  it("hash the same over IPv6, even where their next headers differ (RFC 8200 section 4.5)", () => {
+  it("are told from those of others on their way by their identification", () => {
+    const fragments = new Fragments();
+    const packet = (id: number, fragment: number, payload: Uint8Array) =>
+      hash4({ protocol: UDP, id, fragment, payload }, [], fragments);
+    const [one, other] = [1, 2].map((id) => packet(id, 0x2000, ports(id, id)));
+    expect(one).not.toBe(other);
+    expect([packet(1, 3, bytes(9)), packet(2, 3, bytes(9))]).toEqual([one, other]);
+  });
+
+  it("hash so over IPv6, even where their next headers differ (RFC 8200 section 4.5)", () => {
     fc.assert(
       fc.property(anyWithPorts, anyPort, anyPort, anyTags, (protocol, from, to, tags) => {
+        const fragments = new Fragments();
+        const packet = (chain: number[], payload: Uint8Array) =>
+          hash6({ next: 0, payload: bytes(chain, payload) }, tags, fragments);
         const fragment = (next: number, offset: number, more: boolean, payload: Uint8Array) => {
           const chain = [...extensionHeader(44), ...fragmentHeader(next, offset, more)];
-          return hash6({ next: 0, payload: bytes(chain, payload) }, tags);
+          return packet(chain, payload);
         };
-        const first = fragment(protocol, 0, true, ports(from, to));
-        expect(fragment(protocol, 24, true, ports(1, 2))).toBe(first);
-        expect(fragment(59, 48, false, bytes(9))).toBe(first);
+        const whole = packet([...extensionHeader(protocol)], ports(from, to));
+        expect(fragment(protocol, 0, true, ports(from, to))).toBe(whole);
+        expect(fragment(protocol, 24, true, ports(1, 2))).toBe(whole);
+        expect(fragment(59, 48, false, bytes(9))).toBe(whole);
       }),
     );
+  });
+
+  it("hash all alike where the first was not seen", () => {
+    const later = (fragment: number, id: number, payload: Uint8Array) =>
+      hash4({ protocol: UDP, id, fragment, payload });
+    expect(later(0x2003, 1, ports(1, 2))).toBe(later(0x0006, 2, bytes(9)));
   });
 
   it("hash by addresses still", () => {
@@ -351,7 +381,9 @@ describe("what is hashed lies in the frame", () => {
         const expected = hash(cut);
         for (const poison of [0x00, 0x45, 0x60, 0x81, 0xff]) {
           const { view, at } = place(cut, poison);
-          expect(flowHash(view, at, length, SEED), `${length} bytes`).toBe(expected);
+          expect(flowHash(view, at, length, SEED, new Fragments()), `${length} bytes`).toBe(
+            expected,
+          );
         }
       }
     }
@@ -365,7 +397,7 @@ describe("what is hashed lies in the frame", () => {
     fc.assert(
       fc.property(frames, fc.nat(255), (frame, poison) => {
         const { view, at } = place(frame, poison);
-        expect(flowHash(view, at, frame.length, SEED)).toBe(hash(frame));
+        expect(flowHash(view, at, frame.length, SEED, new Fragments())).toBe(hash(frame));
       }),
       { numRuns: 2000 },
     );
