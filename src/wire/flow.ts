@@ -78,13 +78,13 @@ const IPV4_TELLS = ethernet.HEADER + ip.IPV4_HEADER + PORTS;
 const IPV6_TELLS = ethernet.HEADER + ip.IPV6_HEADER + PORTS;
 
 /**
- * Whether others can be told to continue the flow of this frame: untagged IPv4 without options, and IPv6 with
- * ports right behind its header. That is most frames, and the others can be looked at one by one.
+ * Whether others can be told to continue the flow of this frame: untagged IPv4 without options that is no fragment,
+ * and IPv6 with ports right behind its header. That is most frames, and the others can be looked at one by one.
  */
 export function tellsOfFlow(view: DataView, offset: number, length: number): boolean {
   if (length < IPV4_TELLS) return false;
   const kind = view.getInt32(offset + 12);
-  if (kind >>> 8 === PLAIN_IPV4) return true;
+  if (kind >>> 8 === PLAIN_IPV4) return !ip.ipv4IsFragment(view, offset + ethernet.HEADER);
   return kind >>> 12 === IPV6 && length >= IPV6_TELLS && hasPorts(view.getUint8(offset + 20));
 }
 

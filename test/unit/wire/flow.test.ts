@@ -452,6 +452,16 @@ describe("a frame that continues a flow", () => {
     },
   );
 
+  it("is none behind a fragment: the next one may be another datagram's", () => {
+    for (const fragment of [0x2000, 0x2003, 0x0003]) {
+      const frame = ethernetFrame({
+        type: 0x0800,
+        payload: ipv4Packet({ protocol: UDP, fragment, payload }),
+      });
+      expect(continues(frame, frame)).toBe(false);
+    }
+  });
+
   it("is none that would be decided on differently", () => {
     const optioned = ipv4Packet({ protocol: UDP, options: [1, 1, 1, 1], payload });
     const extended = ipv6Packet({ next: 0, payload: bytes(extensionHeader(UDP), payload) });
