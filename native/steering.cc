@@ -8,10 +8,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <map>
 #include <mutex>
 
@@ -47,22 +47,24 @@ static constexpr bpf_insn MIX = alu(BPF_MUL, SUM, static_cast<int>(0x9e3779b1));
 static constexpr bpf_insn BY_FLOW[] = {
     {BPF_ALU64 | BPF_MOV | BPF_X, PACKET, R1, 0, 0},
     alu(BPF_MOV, SUM, 0),
+    alu(BPF_MOV, PROTOCOL, 0),
     alu(BPF_MOV, AT, ETH_HLEN),
     at(BPF_H, 12),
     jump(BPF_JEQ, R0, ETH_P_8021Q, 1),
     jump(BPF_JNE, R0, ETH_P_8021AD, 2),
     at(BPF_H, 16),
     alu(BPF_MOV, AT, ETH_HLEN + 4),
-    jump(BPF_JEQ, R0, ETH_P_IP, 8),
-    jump(BPF_JEQ, R0, ETH_P_IPV6, 22),
-    jump(BPF_JEQ, R0, ETH_P_ARP, 0),
-    // Anything else by its stations.
+    jump(BPF_JEQ, R0, ETH_P_IP, 9),
+    jump(BPF_JEQ, R0, ETH_P_IPV6, 23),
+    // Anything else by its stations; ARP goes where ICMP does.
+    jump(BPF_JNE, R0, ETH_P_ARP, 1),
+    alu(BPF_MOV, PROTOCOL, IPPROTO_ICMP),
     at(BPF_W, 2), MIX_IN, MIX, at(BPF_W, 8), MIX_IN,
-    jump(BPF_JA, 0, 0, 48),
+    jump(BPF_JA, 0, 0, 46),
     // IPv4. Fragments but the first have no ports, so none of them is looked at.
     from_at(BPF_W, 12), MIX_IN, MIX, from_at(BPF_W, 16), MIX_IN, MIX,
     from_at(BPF_H, 6),
-    jump(BPF_JSET, R0, 0x3fff, 40),
+    jump(BPF_JSET, R0, 0x3fff, 38),
     from_at(BPF_B, 9),
     alu_register(BPF_MOV, PROTOCOL, R0),
     from_at(BPF_B, 0),
@@ -78,8 +80,6 @@ static constexpr bpf_insn BY_FLOW[] = {
     from_at(BPF_B, 6),
     alu_register(BPF_MOV, PROTOCOL, R0),
     alu(BPF_ADD, AT, 40),
-    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMP, 0),
-    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMPV6, 0),
     // Ports, but not of UDP: its fragments have none, and are to stay behind what was not fragmented. Network
     // cards spread it so too, unless told otherwise.
     jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 1),
@@ -88,26 +88,25 @@ static constexpr bpf_insn BY_FLOW[] = {
     MIX,
     alu(BPF_RSH, SUM, 16),
     alu_register(BPF_MOV, R0, SUM),
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMP, 4),
+    jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMPV6, 3),
+    // Of 65,536 queues, of which none is apart: the driver takes what it has of them.
     alu(BPF_MOD, R0, 1 << 16), alu(BPF_ADD, R0, 0),
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+    alu(BPF_MOD, R0, 1 << 16),
+    {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
+
+// What is different where some queues are apart, from the end.
+static constexpr size_t LENGTH = sizeof BY_FLOW / sizeof *BY_FLOW;
+static constexpr size_t FLOWS = LENGTH - 5, PAST = LENGTH - 4, APART = LENGTH - 2;
+static_assert(BY_FLOW[FLOWS].code == BY_FLOW[APART].code && BY_FLOW[FLOWS].imm == 1 << 16 &&
+              BY_FLOW[APART].imm == 1 << 16 && BY_FLOW[PAST].code == (BPF_ALU | BPF_ADD | BPF_K));
 
 static constexpr bpf_insn TO_FIRST[] = {
     alu(BPF_MOV, R0, 0),
     {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
 };
-
-// Five of BY_FLOW do nothing. Where the first queue is no flow's, three are jumps to TO_FIRST behind it, and two
-// the range of the others. (Behind it only then: the kernel refuses a program in which something cannot be reached.)
-static constexpr int16_t LENGTH = sizeof BY_FLOW / sizeof *BY_FLOW;
-static constexpr int16_t IS_ARP = 10, IS_ICMP = 59, IS_ICMPV6 = 60, MODULUS = LENGTH - 3, ADDEND = LENGTH - 2;
-static constexpr bool jumps_if(int16_t at, int value) {
-  return BY_FLOW[at].code == (BPF_JMP | BPF_JEQ | BPF_K) && BY_FLOW[at].imm == value && BY_FLOW[at].off == 0;
-}
-static_assert(jumps_if(IS_ARP, ETH_P_ARP) && jumps_if(IS_ICMP, IPPROTO_ICMP) && jumps_if(IS_ICMPV6, IPPROTO_ICMPV6) &&
-                  BY_FLOW[MODULUS].code == (BPF_ALU | BPF_MOD | BPF_K) &&
-                  BY_FLOW[ADDEND].code == (BPF_ALU | BPF_ADD | BPF_K),
-              "their places");
 
 // Returns its descriptor, or -errno.
 template <size_t length>
@@ -141,29 +140,28 @@ int can_steer() {
 
 void steer_by_flow(int queue) { steer(queue, by_flow()); }
 
-static int load_past_first(int others) {
-  bpf_insn program[LENGTH + sizeof TO_FIRST / sizeof *TO_FIRST];
+static int load_apart(int queues) {
+  bpf_insn program[LENGTH];
   memcpy(program, BY_FLOW, sizeof BY_FLOW);
-  memcpy(program + LENGTH, TO_FIRST, sizeof TO_FIRST);
-  for (int16_t at : {IS_ARP, IS_ICMP, IS_ICMPV6}) program[at].off = static_cast<int16_t>(LENGTH - 1 - at);
-  program[MODULUS].imm = others;
-  program[ADDEND].imm = 1;
+  int apart = std::max(1, queues / 4);
+  program[FLOWS].imm = queues - apart;
+  program[PAST].imm = program[APART].imm = apart;
   return load_program(program);
 }
 
-static int past_first(int others) {
+static int apart(int queues) {
   static std::mutex one_by_one;
   static std::map<int, int> loaded;
   std::lock_guard<std::mutex> hold(one_by_one);
-  int &fd = loaded.try_emplace(others, -1).first->second;
-  if (fd < 0) fd = load_past_first(others);
+  int &fd = loaded.try_emplace(queues, -1).first->second;
+  if (fd < 0) fd = load_apart(queues);
   return fd;
 }
 
-void prepare_to_steer_past_first(int others) { past_first(others); }
+void prepare_to_steer_apart(int queues) { apart(queues); }
 
-void steer_past_first(int queue, int others) {
-  int fd = past_first(others);
+void steer_apart(int queue, int queues) {
+  int fd = apart(queues);
   steer(queue, fd < 0 ? by_flow() : fd);
 }
 

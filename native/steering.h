@@ -14,13 +14,13 @@ int can_steer();
 // Gives it to the TAP behind a queue; or else the driver goes on as it does.
 void steer_by_flow(int queue);
 
-// So many queues were opened after the first: flows are for those, and ARP, ICMP and ICMPv6, with it neighbour
-// discovery, have the first for themselves, so that no stream is before them; but not fragments of IPv4, nor what
-// is behind an extension header of IPv6, or behind two tags. If it cannot be loaded all is spread over all.
-void steer_past_first(int queue, int others);
+// It has so many queues, two or more, and a quarter of them is for ARP, ICMP and ICMPv6, with it neighbour discovery:
+// no stream is before them then, and a flood of them is before a part of the others. But fragments of IPv4, what is
+// behind an extension header of IPv6, or behind two tags go where flows do. If it cannot be loaded all is spread over all.
+void steer_apart(int queue, int queues);
 
 // Takes the time for that now.
-void prepare_to_steer_past_first(int others);
+void prepare_to_steer_apart(int queues);
 
 // From now on all goes to the queue that was opened first.
 void steer_to_first(int queue);

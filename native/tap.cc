@@ -57,7 +57,7 @@ void tap_open_further(tap *t) {
   t->wanted_queues = 0;
   if (is_elsewhere(t->fd)) return;
   steer_to_first(t->fd);
-  prepare_to_steer_past_first(wanted);
+  prepare_to_steer_apart(wanted + 1);
   t->further = new tap[static_cast<size_t>(wanted)];
   const char *syscall;
   int &opened = t->further_queues;
@@ -65,7 +65,7 @@ void tap_open_further(tap *t) {
     opened++;
   }
   t->drains = opened > 0 ? UINT8_MAX : 0;  // a queue of 1,000 super-frames is no longer
-  if (opened > 0) steer_past_first(t->fd, opened);
+  if (opened > 0) steer_apart(t->fd, opened + 1);
   else steer_by_flow(t->fd);
 }
 

@@ -1,5 +1,4 @@
-// A queue of a TAP device, and further ones of the same device, which are only read: those have its flows then, and
-// what the first is for, steering.h says.
+// A queue of a TAP device, and further ones of the same device, which are only read. What is in which, steering.h says.
 
 #pragma once
 
