@@ -7,17 +7,17 @@
  * differ, the median of all has shown little. The same build named twice shows what this cannot tell apart.
  */
 import { statSync } from "node:fs";
-import { constants } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { note, progress, say, wholeNumber } from "./command-line.ts";
+import { exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
 import { commitOf, conditions } from "./conditions.ts";
 import { type Measurement, measurements, prepare, type Scene } from "./measurements.ts";
 import { betweenBuilds, type Trial } from "./report.ts";
 import { started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
+import { take, trialOf } from "./trials.ts";
 
 const KERNEL = "kernel";
 
@@ -116,14 +116,8 @@ async function compare(builds: Build[], chosen: Measurement[], options: Options)
         for (const { build, scene } of turn % 2 === 0 ? pairs[pair]! : pairs[pair]!.toReversed()) {
           const where = `turn ${turn + 1}/${options.turns}, pair ${pair + 1}, ${build.name}`;
           progress(`${where}: ${measurement.name}`);
-          const reading = await measurement.take(scene).catch((error: Error) => {
-            note(`${where}: no figure for ${measurement.name}: ${error.message}`);
-          });
-          const values = Object.fromEntries(
-            measurement.figures.map(({ name }, at) => [name, reading?.values[at] ?? Number.NaN]),
-          );
           const of = { mode: options.mode, round, subject: build.name };
-          trials.push({ ...of, measurement: measurement.name, values });
+          trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
         }
       }
     }
@@ -144,13 +138,12 @@ async function main(): Promise<void> {
   const { pairs, turns, seconds } = options;
   const builds = command.args.map(buildOf);
   const chosen = measurements.filter(({ name }) => options.measure.includes(name));
-  const { system, cpu, node, "load before": load } = conditions("npm run bench:builds --");
+  const { system, cpu, node, "load before": load } = conditions();
   say(`${system}, ${cpu}, Node ${node}, load before: ${load}`);
   say(`${options.mode} mode, ${options.tunnel}`);
   for (const { name, commit } of builds) say(`${name}: ${commit}`);
   const trials = await compare(builds, chosen, options);
-  const pairOf = (round: number) => round % pairs;
-  const { heading, rows } = betweenBuilds(trials, builds, chosen, { pairs, pairOf });
+  const { heading, rows } = betweenBuilds(trials, builds, chosen, pairs);
   say(`\n${table(heading, rows)}`);
   const counted = `pairs of each: ${pairs}, turns of each pair: ${turns}, seconds of each: ${seconds}`;
   say(
@@ -158,10 +151,7 @@ async function main(): Promise<void> {
   );
 }
 
-// The lab's own listeners, which were added first, have removed it by the time that these are called.
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-  process.on(signal, () => process.exit(128 + constants.signals[signal]));
-}
+exitOnSignals();
 
 try {
   await main();

@@ -1,4 +1,5 @@
-/** A benchmark's command line: numbers it is told; results on standard output, progress on standard error. */
+/** A benchmark's command line: numbers and signals it is told; results on standard output, progress on standard error. */
+import { constants } from "node:os";
 import { InvalidArgumentError } from "commander";
 
 export function wholeNumber(text: string): number {
@@ -27,4 +28,14 @@ export function note(text: string): void {
 export function progress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
   else if (text) process.stderr.write(`${text}\n`);
+}
+
+/** The lab's own listeners, which were added first, have removed it by the time that these are called. */
+export function exitOnSignals(farewell = ""): void {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.on(signal, () => {
+      process.stderr.write(farewell);
+      process.exit(128 + constants.signals[signal]);
+    });
+  }
 }

@@ -11,24 +11,18 @@
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
-import { constants } from "node:os";
 import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { aboveZero, note, progress, say, wholeNumber } from "./command-line.ts";
+import { aboveZero, exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
 import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
-import {
-  type Measurement,
-  measurements,
-  prepare,
-  type Reading,
-  type Scene,
-} from "./measurements.ts";
+import { type Measurement, measurements, prepare } from "./measurements.ts";
 import { beside, type Trial, tableOf } from "./report.ts";
 import { type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
+import { take, trialOf } from "./trials.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -110,7 +104,7 @@ async function main(options: Options): Promise<void> {
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
     profile: options.profile && canProfile(),
   };
-  const circumstances = conditions("npm run bench --");
+  const circumstances = conditions();
   for (const [name, value] of Object.entries(circumstances)) say(`${name.padEnd(WORDS)} ${value}`);
   const trials: Trial[] = [];
   const shares: Shares = {};
@@ -219,14 +213,7 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
     }
     for (const subject of chosen.subjects) {
       const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
-      const record = (measurement: Measurement, reading?: Reading) =>
-        trials.push({
-          ...{ mode, round, subject: subject.name, measurement: measurement.name },
-          values: Object.fromEntries(
-            measurement.figures.map(({ name }, i) => [name, reading?.values[i] ?? Number.NaN]),
-          ),
-          ...(reading?.rtts && { rtts: reading.rtts }),
-        });
+      const of = { mode, round, subject: subject.name };
       progress(`${where}: starting`);
       try {
         await using tunnel = await started(subject, lab, near, far);
@@ -234,11 +221,12 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
         for (const measurement of chosen.measurements) {
           progress(`${where}: ${measurement.name}`);
           const scene = { near, far, ...tunnel, seconds: chosen.seconds };
-          record(measurement, await take(measurement, scene, where));
+          trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
         }
       } catch (error) {
         note(`${where} could not be measured: ${(error as Error).message}`);
-        for (const measurement of chosen.measurements) record(measurement); // the others' rounds stay paired
+        // The others' rounds stay paired.
+        for (const measurement of chosen.measurements) trials.push(trialOf(of, measurement));
       }
     }
   }
@@ -251,20 +239,6 @@ async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
   }
   progress("");
   return { trials, descriptions, shares };
-}
-
-/** A measurement that fails leaves a gap in the table: the others are worth having. */
-async function take(
-  measurement: Measurement,
-  scene: Scene,
-  where: string,
-): Promise<Reading | undefined> {
-  try {
-    return await measurement.take(scene);
-  } catch (error) {
-    note(`${where}: no figure for ${measurement.name}: ${(error as Error).message}`);
-    return undefined;
-  }
 }
 
 /** Ours beside the kernel, and then beside the packaged tunnels. */
@@ -283,10 +257,7 @@ function sentence(name: string, share: JavaScriptShare): string {
   return `  ${name}: CPU time in compiled JavaScript: ${parts.join("; ")}`;
 }
 
-// The lab's own listeners, which were added first, have removed it by the time that these are called.
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-  process.on(signal, () => process.exit(128 + constants.signals[signal]));
-}
+exitOnSignals();
 
 try {
   await main(options());

@@ -2,8 +2,8 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
 
-/** What a figure of a command holds for, beside its mode: name → value. */
-export function conditions(command: string): Record<string, string> {
+/** What a figure holds for, beside its mode: name → value. */
+export function conditions(): Record<string, string> {
   const [cpu] = cpus();
   return {
     date: new Date().toISOString(),
@@ -11,7 +11,7 @@ export function conditions(command: string): Record<string, string> {
     cpu: `${cpus().length} × ${cpu?.model}`,
     node: process.version,
     commit: commitOf("."),
-    "command line": [command, ...process.argv.slice(2)].join(" "),
+    "command line": ["npm run bench --", ...process.argv.slice(2)].join(" "),
     MTU: "1500 underlay, 1450 overlay",
     "socket buffers": ["rmem_max", "wmem_max", "rmem_default", "wmem_default"]
       .map((name) => `net.core.${name} ${sysctl(`core/${name}`)}`)

@@ -7,7 +7,7 @@
 import { createHash, randomFillSync } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { constants, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -17,7 +17,7 @@ import { type Endpoints, Lab } from "../test/lab/lab.ts";
 import type { Namespace } from "../test/lab/namespace.ts";
 import { iperf3, ping } from "../test/lab/traffic.ts";
 import { Vtep } from "../test/lab/vtep.ts";
-import { say } from "./command-line.ts";
+import { exitOnSignals, say } from "./command-line.ts";
 import { table } from "./table.ts";
 
 /** What the hosts run, in their order. */
@@ -292,13 +292,7 @@ function paint(format: Parameters<typeof styleText>[0], text: string): string {
   return colours ? styleText(format, text) : text;
 }
 
-// The lab's own listeners, which were added first, have removed it by the time that these are called.
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-  process.on(signal, () => {
-    process.stderr.write("\nInterrupted: everything was removed.\n");
-    process.exit(128 + constants.signals[signal]);
-  });
-}
+exitOnSignals("\nInterrupted: everything was removed.\n");
 
 const began = performance.now();
 try {

@@ -56,43 +56,36 @@ export function comparison(trials: Trial[], subjects: Named[], measurements: Mea
 /**
  * One row for each figure of builds, of which several pairs of agents were measured in turn: medians, and ratios
  * to the first build, each taken within a turn, their median with the quarters, and behind it that of each pair.
- * `pairOf` tells to which of `pairs` a round belongs.
+ * A round is one turn of one of `pairs`, which follow each other.
  */
 export function betweenBuilds(
   trials: Trial[],
   builds: Pick<Named, "name">[],
   measurements: Measured[],
-  { pairs, pairOf }: { pairs: number; pairOf: (round: number) => number },
+  pairs: number,
 ): Rows {
   const [first, ...others] = builds as [Pick<Named, "name">, ...Pick<Named, "name">[]];
   const heading = ["", "", first.name];
   for (const { name } of others) heading.push(name, `÷ ${first.name}`, "by pair");
   const rows = eachFigure(measurements, (figure, measurement, label) => {
-    const median = (of: Trial[], { name }: Pick<Named, "name">) => {
-      const value = summary(valuesOf(of, { name }, measurement, figure))?.median ?? Number.NaN;
-      return number(value, figure.digits);
-    };
-    const row = [label, unitOf(figure), median(trials, first)];
+    const values = (build: Pick<Named, "name">) => valuesOf(trials, build, measurement, figure);
+    const row = [label, unitOf(figure), number(median(values(first)), figure.digits)];
     for (const other of others) {
-      const ratiosIn = (of: Trial[]) => {
-        const [own, reference] = [other, first].map((build) =>
-          valuesOf(of, build, measurement, figure),
-        );
-        return ratios(own!, reference!);
-      };
-      row.push(median(trials, other));
-      if (!figure.better) row.push("", "");
-      else {
-        const byPair = Array.from({ length: pairs }, (_, pair) =>
-          summary(ratiosIn(trials.filter(({ round }) => pairOf(round) === pair))),
-        );
-        row.push(quarters(ratiosIn(trials)));
-        row.push(byPair.map((of) => number(of?.median ?? Number.NaN, 2)).join(" "));
-      }
+      row.push(number(median(values(other)), figure.digits));
+      const all = ratios(values(other), values(first)); // by round
+      const byPair = Array.from({ length: pairs }, (_, pair) =>
+        number(median(all.filter((_, round) => round % pairs === pair)), 2),
+      );
+      row.push(...(figure.better ? [quarters(all), byPair.join(" ")] : ["", ""]));
     }
     return row;
   });
   return { heading, rows };
+}
+
+/** NaN when there is none. */
+function median(values: number[]): number {
+  return summary(values)?.median ?? Number.NaN;
 }
 
 /** Median (between the quarters lies half of them). */
@@ -116,16 +109,15 @@ export function beside(
   const packaged = subjects.filter(({ family }) => family === "packaged");
   const heading = ["", "", ours.name, ...packaged.map(({ name }) => name), `${ours.name} ÷ best`];
   const rows = eachFigure(measurements, (figure, measurement, label) => {
-    const median = (subject: Named) =>
-      summary(valuesOf(trials, subject, measurement, figure))?.median ?? Number.NaN;
-    const medians = packaged.map(median);
+    const medianOf = (subject: Named) => median(valuesOf(trials, subject, measurement, figure));
+    const medians = packaged.map(medianOf);
     const known = medians.filter(Number.isFinite);
     const best = figure.better === "more" ? Math.max(...known) : Math.min(...known);
     return [
       label,
       unitOf(figure),
-      ...[median(ours), ...medians].map((value) => number(value, figure.digits)),
-      figure.better && known.length > 0 ? number(median(ours) / best) : "",
+      ...[medianOf(ours), ...medians].map((value) => number(value, figure.digits)),
+      figure.better && known.length > 0 ? number(medianOf(ours) / best) : "",
     ];
   });
   return { heading, rows };

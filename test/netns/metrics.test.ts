@@ -89,20 +89,20 @@ function crossed(found: Map<string, number>, counted: "bytes" | "frames", direct
 
 /** A scrape within which no frame was counted: bridges speak at any time, one of the two totals is read first. */
 function scrapeBetweenFrames(): Promise<Map<string, number>> {
-  const totals: object[] = [];
+  let last: object | undefined;
   const wanted = until("the same totals by network and by remote", async () => {
     const found = await scrape();
     for (const counted of ["frames", "bytes"] as const) {
       for (const direction of ["encap", "decap"]) {
         const { byNetwork, byRemote } = crossed(found, counted, direction);
-        totals[0] = { counted, direction, byNetwork, byRemote };
+        last = { counted, direction, byNetwork, byRemote };
         if (byNetwork !== byRemote) return false;
       }
     }
     return found;
   });
   return wanted.catch(({ message }: Error) => {
-    throw new Error(`${message}: ${JSON.stringify(totals[0])}`);
+    throw new Error(`${message}: ${JSON.stringify(last)}`);
   });
 }
 

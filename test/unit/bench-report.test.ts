@@ -72,15 +72,8 @@ describe("builds, of which two pairs were measured in turn", () => {
       ];
     });
   });
-  const { heading, rows } = betweenBuilds(
-    ofBuilds,
-    [{ name: "1 old" }, { name: "2 new" }],
-    measured,
-    {
-      pairs: 2,
-      pairOf: (round) => round % 2,
-    },
-  );
+  const builds = [{ name: "1 old" }, { name: "2 new" }];
+  const { heading, rows } = betweenBuilds(ofBuilds, builds, measured, 2);
 
   it("have the median of ratios within a turn, its quarters, and each pair's own", () => {
     expect(heading).toEqual(["", "", "1 old", "2 new", "÷ 1 old", "by pair"]);
