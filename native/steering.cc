@@ -41,6 +41,9 @@ static constexpr bpf_insn jump(uint8_t when, uint8_t reg, int value, int16_t ove
 }
 
 // Multiplicative hashing: every word moves the upper half of the sum, of which the queue is made.
+// No bit of a product depends on those above it, so before the last the upper half is mixed into the lower: whoever
+// connects has an even source port (__inet_hash_connect in net/ipv4/inet_hashtables.c), and of two queues its lowest
+// bit alone would choose.
 static constexpr bpf_insn MIX_IN = alu_register(BPF_XOR, SUM, R0);
 static constexpr bpf_insn MIX = alu(BPF_MUL, SUM, static_cast<int>(0x9e3779b1));
 
@@ -85,7 +88,7 @@ static constexpr bpf_insn BY_FLOW[] = {
     jump(BPF_JEQ, PROTOCOL, IPPROTO_TCP, 1),
     jump(BPF_JNE, PROTOCOL, IPPROTO_SCTP, 2),
     from_at(BPF_W, 0), MIX_IN,
-    MIX,
+    alu_register(BPF_MOV, R0, SUM), alu(BPF_RSH, R0, 16), MIX_IN, MIX,
     alu(BPF_RSH, SUM, 16),
     alu_register(BPF_MOV, R0, SUM),
     jump(BPF_JEQ, PROTOCOL, IPPROTO_ICMP, 4),

@@ -361,7 +361,7 @@ const endpointEntries = {
     v.optional(offloads, {}),
   ),
   workers: key(
-    "threads that forward, each with a queue of every TAP; auto: one for every two cores (native only)",
+    "threads that forward, each with a queue of every TAP, to which TCP goes by addresses and ports, UDP by addresses; auto: one for every two cores (native only)",
     { value: "N|auto" },
     v.optional(
       v.union([v.literal("auto"), integer(1, 64)], "must be auto or a whole number from 1 to 64"),

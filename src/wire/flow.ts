@@ -26,7 +26,8 @@ const DATAGRAMS = 256;
 
 /**
  * The hashes of datagrams by what all of their fragments have in common, so that these stay with datagrams of the same
- * flow that were not fragmented. Who sends fragments out of order (the first is not first) is not helped.
+ * flow that were not fragmented. Not helped is who sends fragments out of order (the first is not first), or has
+ * extension headers in the fragmented part of IPv6, which a whole datagram is looked at past.
  */
 export class Fragments {
   readonly #keys = new Int32Array(DATAGRAMS);
@@ -140,8 +141,9 @@ function ipv4Hash(
   if (!ip.ipv4IsFragment(view, header)) {
     return upperHash(view, header, upper, length, protocol, hash);
   }
-  const key = finish(mix(mix(hash, protocol), ip.ipv4Identification(view, header)));
-  if (!ip.ipv4IsFirst(view, header)) return fragments.find(key, finish(mix(hash, protocol)));
+  const common = mix(hash, protocol);
+  const key = finish(mix(common, ip.ipv4Identification(view, header)));
+  if (!ip.ipv4IsFirst(view, header)) return fragments.find(key, finish(common));
   return fragments.remember(key, upperHash(view, header, upper, length, protocol, hash));
 }
 
@@ -160,7 +162,7 @@ function ipv6Hash(
   if (upper === ip.NO_UPPER_LAYER) return finish(hash);
   const offset = ip.upperOffset(upper);
   const protocol = ip.upperProtocol(upper);
-  if (protocol !== ip.IPV6_FRAGMENT || offset + ip.IPV6_FRAGMENT_HEADER > length) {
+  if (protocol !== ip.IPV6_FRAGMENT) {
     return upperHash(view, header, offset, length, protocol, hash);
   }
   const fragment = header + offset;

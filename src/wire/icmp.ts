@@ -91,7 +91,7 @@ function writeLink(view: DataView, frame: number, link: number, to: DataView, an
 
 function isAnswerableIpv4(view: DataView, packet: number, length: number): boolean {
   if (!ip.isIpv4(view, packet, length)) return false;
-  if ((view.getUint16(packet + 6) & 0x1fff) !== 0) return false;
+  if (!ip.ipv4IsFirst(view, packet)) return false;
   if (!isStation(ip.ipv4Source(view, packet)) || !isStation(ip.ipv4Destination(view, packet))) {
     return false;
   }
@@ -147,9 +147,9 @@ function isAnswerableIpv6(view: DataView, packet: number, length: number): boole
   let protocol = ip.upperProtocol(upper);
   let at = ip.upperOffset(upper);
   if (protocol === ip.IPV6_FRAGMENT) {
-    if ((view.getUint16(packet + at + 2) & 0xfff8) !== 0) return false;
-    protocol = view.getUint8(packet + at);
-    at += 8;
+    if (!ip.ipv6IsFirst(view, packet + at)) return false;
+    protocol = ip.ipv6Behind(view, packet + at);
+    at += ip.IPV6_FRAGMENT_HEADER;
   }
   if (protocol !== ip.PROTOCOL_ICMPV6) return true;
   return at < length && !isErrorOrRedirect(view.getUint8(packet + at));

@@ -190,15 +190,17 @@ function isExtension(protocol: number): boolean {
   }
 }
 
-/** Of a fragment header: whether its fragment is the first, what is behind it then, and the datagram's identification. */
+/** Whether a fragment, by its fragment header, is the first. */
 export function ipv6IsFirst(view: DataView, fragmentHeader: number): boolean {
   return (view.getUint16(fragmentHeader + 2) & 0xfff8) === 0;
 }
 
+/** The protocol that is behind the fragment header of a first fragment. */
 export function ipv6Behind(view: DataView, fragmentHeader: number): number {
   return view.getUint8(fragmentHeader);
 }
 
+/** What the fragments of a datagram have in common, by a fragment header. */
 export function ipv6Identification(view: DataView, fragmentHeader: number): number {
   return view.getInt32(fragmentHeader + 4);
 }
@@ -209,7 +211,7 @@ function isAtomic(view: DataView, fragmentHeader: number): boolean {
 
 /** Bytes of an extension header. Its own length field counts in three ways. */
 function extensionLength(view: DataView, header: number, protocol: number): number {
-  if (protocol === IPV6_FRAGMENT) return MIN_EXTENSION_HEADER; // the field is reserved
+  if (protocol === IPV6_FRAGMENT) return IPV6_FRAGMENT_HEADER; // the field is reserved
   const units = view.getUint8(header + 1);
   if (protocol === AUTHENTICATION) return (units + 2) << 2; // RFC 4302 section 2.2
   return (units + 1) << 3; // RFC 6564 section 4

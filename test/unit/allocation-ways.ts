@@ -17,7 +17,15 @@ import { STATIC } from "../../src/fdb.ts";
 import { Mirror } from "../../src/mirror.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, vxlan } from "./sim.ts";
 import { BURSTS, Treadmill, treadmill } from "./treadmill.ts";
-import { bytes, documentationMac, ethernetFrame, ipv4Packet, ipv6Packet } from "./wire/frames.ts";
+import {
+  bytes,
+  documentationMac,
+  ethernetFrame,
+  fragmentHeader,
+  ipv4Packet,
+  ipv6Packet,
+  ports,
+} from "./wire/frames.ts";
 
 /** What was found of one way. */
 export interface Growth {
@@ -68,6 +76,17 @@ const tooBig = range(4).map((at) => {
   const payload = new Uint8Array(1400);
   const [v4, v6] = [ipv4Packet({ protocol: 17, payload }), ipv6Packet({ next: 17, payload })];
   const packet = at < 2 ? { type: 0x0800, payload: v4 } : { type: 0x86dd, payload: v6 };
+  return { bytes: ethernetFrame({ ...link, ...packet }) };
+});
+/** First and later ones of datagrams, in turn. */
+const fragments = range(16).map((at) => {
+  const link = { destination: documentationMac(0x40 + at), source: documentationMac(0x10 + at) };
+  const isFirst = at % 2 === 0;
+  const fragment = { id: 0xd000 + (at >> 1) * 0x101, fragment: isFirst ? 0x2000 : 3 };
+  const v4 = ipv4Packet({ ...fragment, protocol: 17, payload: ports(53, 1000 + at) });
+  const behind = bytes(fragmentHeader(17, isFirst ? 0 : 24, isFirst), ports(53, 1000 + at));
+  const v6 = ipv6Packet({ next: 44, payload: behind });
+  const packet = at < 8 ? { type: 0x0800, payload: v4 } : { type: 0x86dd, payload: v6 };
   return { bytes: ethernetFrame({ ...link, ...packet }) };
 });
 const fromRemotes = REMOTES.map(
@@ -146,6 +165,7 @@ const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["encap, nowhere to go", mill(new Treadmill(toAll), NOTHING, { peers: [] }), true, 3],
   ["encap, refused", mill(new Treadmill(toRemotes), failing(new Treadmill([]))), true, 16],
   ["encap, too big", narrow(mill(new Treadmill(tooBig), NOTHING)), true, 4],
+  ["encap, fragments", mill(new Treadmill(fragments), NOTHING), true, 16],
   ["decap, known", mill(NOTHING, new Treadmill(fromRemotes)), false, 16],
   ["decap, trains", mill(NOTHING, new Treadmill(trains)), false, 64],
   ["decap, dropped", mill(NOTHING, new Treadmill(bad)), false, 10],
