@@ -18,6 +18,7 @@ export interface Trial {
 
 /** What a report says of a subject. */
 export type Named = Pick<Subject, "name" | "family">;
+type Build = Pick<Named, "name">;
 
 /** What a report says of a measurement. */
 export type Measured = Pick<Measurement, "name" | "figures">;
@@ -60,15 +61,15 @@ export function comparison(trials: Trial[], subjects: Named[], measurements: Mea
  */
 export function betweenBuilds(
   trials: Trial[],
-  builds: Pick<Named, "name">[],
+  builds: Build[],
   measurements: Measured[],
   pairs: number,
 ): Rows {
-  const [first, ...others] = builds as [Pick<Named, "name">, ...Pick<Named, "name">[]];
+  const [first, ...others] = builds as [Build, ...Build[]];
   const heading = ["", "", first.name];
   for (const { name } of others) heading.push(name, `÷ ${first.name}`, "by pair");
   const rows = eachFigure(measurements, (figure, measurement, label) => {
-    const values = (build: Pick<Named, "name">) => valuesOf(trials, build, measurement, figure);
+    const values = (build: Build) => valuesOf(trials, build, measurement, figure);
     const row = [label, unitOf(figure), number(median(values(first)), figure.digits)];
     for (const other of others) {
       row.push(number(median(values(other)), figure.digits));

@@ -52,7 +52,7 @@ import type { Network } from "./network.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import { decapsulate, ECN_MASK, ecnOf, innerTos, NOT_ECT } from "./wire/ecn.ts";
 import * as ethernet from "./wire/ethernet.ts";
-import { continuesFlow, Fragments, flowHash, sameWords, tellsOfFlow } from "./wire/flow.ts";
+import { continuesFlow, Flows, flowHash, sameWords, tellsOfFlow } from "./wire/flow.ts";
 import * as icmp from "./wire/icmp.ts";
 import * as tcp from "./wire/tcp.ts";
 import * as vxlan from "./wire/vxlan.ts";
@@ -79,8 +79,7 @@ export class Dataplane {
   readonly #networks = new Map<number, Network>();
   readonly #byIndex: (Network | undefined)[] = [];
   readonly #strict: boolean;
-  readonly #flowSeed: number;
-  readonly #fragments = new Fragments();
+  readonly #flows: Flows;
   /** Of the inner TOS, what the outer one takes over; and what is added to that. */
   readonly #tosMask: number;
   readonly #tosBits: number;
@@ -122,7 +121,7 @@ export class Dataplane {
     this.#taps = options.taps;
     this.#underlay = options.underlay;
     this.#strict = options.strict;
-    this.#flowSeed = options.flowSeed;
+    this.#flows = new Flows(options.flowSeed);
     this.#tosMask = options.dscp === "inherit" ? 0xff : ECN_MASK;
     this.#tosBits = options.dscp === "inherit" ? 0 : options.dscp << 2;
   }
@@ -278,7 +277,7 @@ export class Dataplane {
       return false;
     }
     this.#learn(network, sourceHigh, sourceLow, LOCAL);
-    this.#decidedHash = flowHash(view, offset, length, this.#flowSeed, this.#fragments);
+    this.#decidedHash = flowHash(view, offset, length, this.#flows);
     this.#decidedTos = (innerTos(view, offset, length) & this.#tosMask) | this.#tosBits;
     this.#decidedDestination = this.#fdb.lookup(
       network.index,

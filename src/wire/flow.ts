@@ -25,13 +25,19 @@ const PORTS = 4;
 const DATAGRAMS = 256;
 
 /**
- * The hashes of datagrams by what all of their fragments have in common, so that these stay with datagrams of the same
- * flow that were not fragmented. Not helped is who sends fragments out of order (the first is not first), or has
- * extension headers in the fragmented part of IPv6, which a whole datagram is looked at past.
+ * What a flow is hashed with: a seed, any int32; and the hashes of datagrams by what all of their fragments have in
+ * common, so that these stay with datagrams of the same flow that were not fragmented. Not helped is who sends
+ * fragments out of order (the first is not first), or has extension headers in the fragmented part of IPv6, which a
+ * whole datagram is looked at past.
  */
-export class Fragments {
+export class Flows {
+  readonly seed: number;
   readonly #keys = new Int32Array(DATAGRAMS);
   readonly #hashes = new Int32Array(DATAGRAMS);
+
+  constructor(seed: number) {
+    this.seed = seed;
+  }
 
   /** `key`: a hash of addresses, protocol and the datagram's identification. */
   remember(key: number, hash: number): number {
@@ -48,27 +54,21 @@ export class Fragments {
 
 /**
  * Hashes the flow that the frame in [offset, offset + length) belongs to, to a signed int32.
- * Reads nothing outside of the frame, whatever is in it. `seed` is any int32.
+ * Reads nothing outside of the frame, whatever is in it.
  */
-export function flowHash(
-  view: DataView,
-  offset: number,
-  length: number,
-  seed: number,
-  fragments: Fragments,
-): number {
-  if (length < ethernet.HEADER) return finish(seed);
+export function flowHash(view: DataView, offset: number, length: number, flows: Flows): number {
+  if (length < ethernet.HEADER) return finish(flows.seed);
   const network = ethernet.networkOffset(view, offset, length);
-  if (network < 0) return linkHash(view, offset, 0, seed);
+  if (network < 0) return linkHash(view, offset, 0, flows.seed);
   const type = ethernet.etherType(view, network);
   const rest = offset + length - network;
   if (type === ethernet.ETHERTYPE_IPV4 && ip.isIpv4(view, network, rest)) {
-    return ipv4Hash(view, network, rest, seed, fragments);
+    return ipv4Hash(view, network, rest, flows);
   }
   if (type === ethernet.ETHERTYPE_IPV6 && ip.isIpv6(view, network, rest)) {
-    return ipv6Hash(view, network, rest, seed, fragments);
+    return ipv6Hash(view, network, rest, flows);
   }
-  return linkHash(view, offset, type, seed);
+  return linkHash(view, offset, type, flows.seed);
 }
 
 /** The type of IPv4, then version 4 and a header of five words; the type of IPv6, then version 6. */
@@ -127,15 +127,9 @@ export function sameWords(
   return true;
 }
 
-function ipv4Hash(
-  view: DataView,
-  header: number,
-  length: number,
-  seed: number,
-  fragments: Fragments,
-): number {
+function ipv4Hash(view: DataView, header: number, length: number, flows: Flows): number {
   const protocol = ip.ipv4Protocol(view, header);
-  let hash = mix(seed, ip.ipv4Source(view, header));
+  let hash = mix(flows.seed, ip.ipv4Source(view, header));
   hash = mix(hash, ip.ipv4Destination(view, header));
   const upper = ip.ipv4HeaderLength(view, header);
   if (!ip.ipv4IsFragment(view, header)) {
@@ -143,18 +137,12 @@ function ipv4Hash(
   }
   const common = mix(hash, protocol);
   const key = finish(mix(common, ip.ipv4Identification(view, header)));
-  if (!ip.ipv4IsFirst(view, header)) return fragments.find(key, finish(common));
-  return fragments.remember(key, upperHash(view, header, upper, length, protocol, hash));
+  if (!ip.ipv4IsFirst(view, header)) return flows.find(key, finish(common));
+  return flows.remember(key, upperHash(view, header, upper, length, protocol, hash));
 }
 
-function ipv6Hash(
-  view: DataView,
-  header: number,
-  length: number,
-  seed: number,
-  fragments: Fragments,
-): number {
-  let hash = seed;
+function ipv6Hash(view: DataView, header: number, length: number, flows: Flows): number {
+  let hash = flows.seed;
   for (let at = ip.IPV6_SOURCE; at < ip.IPV6_HEADER; at += 4) {
     hash = mix(hash, view.getInt32(header + at));
   }
@@ -167,9 +155,9 @@ function ipv6Hash(
   }
   const fragment = header + offset;
   const key = finish(mix(hash, ip.ipv6Identification(view, fragment)));
-  if (!ip.ipv6IsFirst(view, fragment)) return fragments.find(key, finish(mix(hash, protocol)));
+  if (!ip.ipv6IsFirst(view, fragment)) return flows.find(key, finish(mix(hash, protocol)));
   const behind = offset + ip.IPV6_FRAGMENT_HEADER;
-  return fragments.remember(
+  return flows.remember(
     key,
     upperHash(view, header, behind, length, ip.ipv6Behind(view, fragment), hash),
   );

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { innerTos } from "../../../src/wire/ecn.ts";
-import { continuesFlow, Fragments, flowHash, tellsOfFlow } from "../../../src/wire/flow.ts";
+import { continuesFlow, Flows, flowHash, tellsOfFlow } from "../../../src/wire/flow.ts";
 import {
   anyInt32,
   anyIpv4,
@@ -32,24 +32,24 @@ const SEED = 0x5eed;
 const UDP = 17;
 const anyWithPorts = fc.constantFrom(6, 17, 132);
 
-function hash(frame: Uint8Array, seed = SEED, fragments = new Fragments()): number {
-  return flowHash(fence(frame), 0, frame.length, seed, fragments);
+function hash(frame: Uint8Array, flows = new Flows(SEED)): number {
+  return flowHash(fence(frame), 0, frame.length, flows);
 }
 
 function hash4(
   packet: Parameters<typeof ipv4Packet>[0],
   tags: number[][] = [],
-  fragments?: Fragments,
+  flows?: Flows,
 ): number {
-  return hash(ethernetFrame({ tags, type: 0x0800, payload: ipv4Packet(packet) }), SEED, fragments);
+  return hash(ethernetFrame({ tags, type: 0x0800, payload: ipv4Packet(packet) }), flows);
 }
 
 function hash6(
   packet: Parameters<typeof ipv6Packet>[0],
   tags: number[][] = [],
-  fragments?: Fragments,
+  flows?: Flows,
 ): number {
-  return hash(ethernetFrame({ tags, type: 0x86dd, payload: ipv6Packet(packet) }), SEED, fragments);
+  return hash(ethernetFrame({ tags, type: 0x86dd, payload: ipv6Packet(packet) }), flows);
 }
 
 describe("frames of one flow", () => {
@@ -119,7 +119,7 @@ describe("frames of one flow", () => {
   it("hash as a signed int32", () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 80 }), anyInt32, (frame, seed) => {
-        const value = hash(frame, seed);
+        const value = hash(frame, new Flows(seed));
         expect(value | 0).toBe(value);
       }),
     );
@@ -185,7 +185,7 @@ describe("frames of different flows", () => {
 
   it("hash differently under another seed", () => {
     const frame = ethernetFrame({ type: 0x0800, payload: ipv4Packet(base) });
-    const hashes = Array.from({ length: 100 }, (_, seed) => hash(frame, seed));
+    const hashes = Array.from({ length: 100 }, (_, seed) => hash(frame, new Flows(seed)));
     expect(new Set(hashes).size).toBe(100);
   });
 
@@ -206,7 +206,7 @@ describe("frames of different flows", () => {
     const view = fence(frame);
     for (let port = 0; port < flows; port++) {
       view.setUint16(14 + 20, port);
-      const value = flowHash(view, 0, frame.length, SEED, new Fragments());
+      const value = flowHash(view, 0, frame.length, new Flows(SEED));
       low[value & 63]!++;
       high[value >>> 26]!++;
     }
@@ -275,7 +275,7 @@ describe("the mixing", () => {
           const packet = ipv4Packet({ source, destination, protocol: UDP, payload: ports(a, b) });
           const expected = [word(source), word(destination), UDP, (a << 16) | b];
           const frame = ethernetFrame({ type: 0x0800, payload: packet });
-          expect(hash(frame, seed)).toBe(murmur3(expected, seed, 0));
+          expect(hash(frame, new Flows(seed))).toBe(murmur3(expected, seed, 0));
         },
       ),
     );
@@ -302,9 +302,9 @@ describe("fragments of one datagram", () => {
   it("hash as the whole one would over IPv4, though only the first has ports", () => {
     fc.assert(
       fc.property(anyWithPorts, anyPort, anyPort, anyTags, (protocol, from, to, tags) => {
-        const fragments = new Fragments();
+        const flows = new Flows(SEED);
         const packet = (fragment: number, payload: Uint8Array) =>
-          hash4({ protocol, fragment, payload }, tags, fragments);
+          hash4({ protocol, fragment, payload }, tags, flows);
         const whole = packet(0x4000, ports(from, to));
         expect(packet(0x2000, ports(from, to))).toBe(whole);
         expect(packet(0x2003, ports(1, 2))).toBe(whole);
@@ -314,9 +314,9 @@ describe("fragments of one datagram", () => {
   });
 
   it("are told from those of others on their way by their identification", () => {
-    const fragments = new Fragments();
+    const flows = new Flows(SEED);
     const packet = (id: number, fragment: number, payload: Uint8Array) =>
-      hash4({ protocol: UDP, id, fragment, payload }, [], fragments);
+      hash4({ protocol: UDP, id, fragment, payload }, [], flows);
     const [one, other] = [1, 2].map((id) => packet(id, 0x2000, ports(id, id)));
     expect(one).not.toBe(other);
     expect([packet(1, 3, bytes(9)), packet(2, 3, bytes(9))]).toEqual([one, other]);
@@ -325,9 +325,9 @@ describe("fragments of one datagram", () => {
   it("hash so over IPv6, even where their next headers differ (RFC 8200 section 4.5)", () => {
     fc.assert(
       fc.property(anyWithPorts, anyPort, anyPort, anyTags, (protocol, from, to, tags) => {
-        const fragments = new Fragments();
+        const flows = new Flows(SEED);
         const packet = (chain: number[], payload: Uint8Array) =>
-          hash6({ next: 0, payload: bytes(chain, payload) }, tags, fragments);
+          hash6({ next: 0, payload: bytes(chain, payload) }, tags, flows);
         const fragment = (next: number, offset: number, more: boolean, payload: Uint8Array) => {
           const chain = [...extensionHeader(44), ...fragmentHeader(next, offset, more)];
           return packet(chain, payload);
@@ -381,9 +381,7 @@ describe("what is hashed lies in the frame", () => {
         const expected = hash(cut);
         for (const poison of [0x00, 0x45, 0x60, 0x81, 0xff]) {
           const { view, at } = place(cut, poison);
-          expect(flowHash(view, at, length, SEED, new Fragments()), `${length} bytes`).toBe(
-            expected,
-          );
+          expect(flowHash(view, at, length, new Flows(SEED)), `${length} bytes`).toBe(expected);
         }
       }
     }
@@ -397,7 +395,7 @@ describe("what is hashed lies in the frame", () => {
     fc.assert(
       fc.property(frames, fc.nat(255), (frame, poison) => {
         const { view, at } = place(frame, poison);
-        expect(flowHash(view, at, frame.length, SEED, new Fragments())).toBe(hash(frame));
+        expect(flowHash(view, at, frame.length, new Flows(SEED))).toBe(hash(frame));
       }),
       { numRuns: 2000 },
     );
