@@ -17,8 +17,8 @@ import type { Remotes } from "../remotes.ts";
 import {
   addon,
   adopted,
-  handleOf,
   isSystemError,
+  numberOf,
   type UdpFamily,
   type UdpFamilyOptions,
 } from "./native.ts";
@@ -136,11 +136,11 @@ export class NativeUnderlay implements Underlay {
   receive(batch: Batch): number {
     this.#assertOpen();
     if (this.#lost !== undefined) return 0;
-    const handle = handleOf(batch);
+    const number = numberOf(batch);
     for (let turn = 0; turn < this.#families.length; turn++) {
       const family = this.#families[this.#next]!;
       this.#next = (this.#next + 1) % this.#families.length;
-      const rows = family.receive(handle);
+      const rows = family.receive(number);
       if (rows > 0) {
         this.#errors = 0;
         return rows;
@@ -154,9 +154,9 @@ export class NativeUnderlay implements Underlay {
     this.#assertOpen();
     batch.outError.fill(this.#lost === undefined ? EAFNOSUPPORT : ENETDOWN, 0, count);
     if (this.#lost !== undefined) return count;
-    const handle = handleOf(batch);
+    const number = numberOf(batch);
     let sent = 0;
-    for (let i = 0; i < this.#families.length; i++) sent += this.#families[i]!.send(handle, count);
+    for (let i = 0; i < this.#families.length; i++) sent += this.#families[i]!.send(number, count);
     return count - sent;
   }
 

@@ -9,9 +9,9 @@ import { type Batch, LAYOUT } from "../batch.ts";
 import { VtepError } from "../errors.ts";
 import { REMOTE_LAYOUT } from "../remotes.ts";
 
-/** The addon's handle of a `Batch`; see `handleOf`. */
-export interface BatchHandle {
-  readonly columns?: never;
+/** The addon's own of a `Batch`, which it knows by its number; see `numberOf`. */
+export interface NativeBatch {
+  readonly number: number;
 }
 
 /** What has a descriptor: that, or −1 after close. */
@@ -45,17 +45,17 @@ export interface TapQueues extends WatchedPort {
   add(slot: number, tap: TapQueue): void;
   remove(slot: number): void;
   /** Rows read, 0 if nothing waits, or −errno of the queue in `inTap[0]`, which is of no use any more. */
-  read(batch: BatchHandle): number;
+  read(batch: number): number;
   /** Rows that failed: ENODEV for want of a queue. */
-  write(batch: BatchHandle, count: number): number;
+  write(batch: number, count: number): number;
   gather(): void;
 }
 
 export interface UdpFamily extends WatchedPort {
   /** Rows received, 0 if nothing waits, or −errno. */
-  receive(batch: BatchHandle): number;
+  receive(batch: number): number;
   /** Rows sent, of those whose remote is of this family; other rows are left alone. */
-  send(batch: BatchHandle, count: number): number;
+  send(batch: number, count: number): number;
   overflows(): number;
   /** ICMP errors about datagrams that had been sent, but for those about their size. */
   refusals(): number;
@@ -99,7 +99,7 @@ export interface UdpFamilyOptions {
 
 export interface Addon {
   readonly layout: Readonly<Record<string, number>>;
-  readonly Batch: new (columns: Int32Array, slab: Uint8Array) => BatchHandle;
+  readonly Batch: new (columns: Int32Array, slab: Uint8Array) => NativeBatch;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
   readonly Taps: new () => TapQueues;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
@@ -199,14 +199,14 @@ export function checkLayout(layout: Readonly<Record<string, number>>): void {
   }
 }
 
-const handles = new WeakMap<Batch, BatchHandle>();
+const known = new WeakMap<Batch, NativeBatch>();
 
-/** The addon's handle of a batch, made at first use; it lives as long as the batch. */
-export function handleOf(batch: Batch): BatchHandle {
-  let handle = handles.get(batch);
-  if (handle === undefined) {
-    handle = new (addon().Batch)(batch.columns, batch.slab);
-    handles.set(batch, handle);
+/** The number by which the addon knows a batch, from its first use on and for as long as the batch lives. */
+export function numberOf(batch: Batch): number {
+  let own = known.get(batch);
+  if (own === undefined) {
+    own = new (addon().Batch)(batch.columns, batch.slab);
+    known.set(batch, own);
   }
-  return handle;
+  return own.number;
 }

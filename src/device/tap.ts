@@ -15,8 +15,8 @@ import { VtepError } from "../errors.ts";
 import {
   addon,
   adopted,
-  handleOf,
   isSystemError,
+  numberOf,
   type TapQueue,
   type TapQueues,
 } from "./native.ts";
@@ -124,17 +124,17 @@ export class NativeTaps implements Taps<NativeTap> {
   }
 
   read(batch: Batch): number {
-    const handle = handleOf(batch);
-    let rows = this.#queues.read(handle);
+    const number = numberOf(batch);
+    let rows = this.#queues.read(number);
     while (rows < 0) {
       this.#lose(batch.inTap[0]!, -rows);
-      rows = this.#queues.read(handle);
+      rows = this.#queues.read(number);
     }
     return rows;
   }
 
   write(batch: Batch, count: number): number {
-    const failures = this.#queues.write(handleOf(batch), count);
+    const failures = this.#queues.write(numberOf(batch), count);
     if (failures > 0) this.#loseThose(batch, count);
     return failures;
   }

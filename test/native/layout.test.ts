@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { Batch, LAYOUT } from "../../src/batch.ts";
-import { addon, checkLayout, handleOf } from "../../src/device/native.ts";
+import { addon, checkLayout, numberOf } from "../../src/device/native.ts";
 import { REMOTE_LAYOUT } from "../../src/remotes.ts";
 import { moduleChild, ROOT } from "./fixture.ts";
 
@@ -73,7 +73,7 @@ describe("the loader", () => {
 
   it("makes one handle for a batch", () => {
     const batch = new Batch();
-    expect(handleOf(batch)).toBe(handleOf(batch));
-    expect(handleOf(batch)).not.toBe(handleOf(new Batch()));
+    expect(numberOf(batch)).toBe(numberOf(batch));
+    expect(numberOf(batch)).not.toBe(numberOf(new Batch()));
   });
 });

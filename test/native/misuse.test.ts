@@ -6,7 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vites
 import { Batch, IN_ROWS, LAYOUT, OUT_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
 import {
   addon,
-  handleOf,
+  numberOf,
   type TapQueue,
   type TapQueues,
   type UdpFamily,
@@ -80,7 +80,7 @@ describe("constructors", () => {
     const wanted = throwing({ name: "TypeError", code: "ERR_CONSTRUCT_CALL_REQUIRED" });
     expect(() => Class({})).toThrow(wanted);
     expect(() => Class.call(tap, {})).toThrow(wanted);
-    expect(() => Class.call(handleOf(batch), batch.columns, batch.slab)).toThrow(wanted);
+    expect(() => Class.call(numberOf(batch), batch.columns, batch.slab)).toThrow(wanted);
   });
 
   it.each(["Batch", "Tap", "Udp"] as const)("%s refuses what is not its argument", (name) => {
@@ -217,8 +217,27 @@ describe("constructors", () => {
 
 describe("methods", () => {
   it("refuse a batch that is none", () => {
-    const wrong = [...NOT_OBJECTS, {}, [], batch, tap, udp, new Proxy(handleOf(new Batch()), {})];
-    for (const value of [...wrong, Object.create(handleOf(new Batch()))] as Any[]) {
+    const number = numberOf(batch);
+    const own = new (addon().Batch)(batch.columns, batch.slab);
+    const none = [
+      -1,
+      -0.5,
+      number + 0.5,
+      own.number + 1,
+      2 ** 32,
+      2 ** 64,
+      Number.NaN,
+      Infinity,
+      `${number}`,
+    ];
+    for (const value of [
+      ...NOT_OBJECTS.filter((one) => one !== 1),
+      {},
+      [],
+      batch,
+      own,
+      ...none,
+    ] as Any[]) {
       expect(() => taps.read(value)).toThrow(throwing(INVALID));
       expect(() => taps.write(value, 0)).toThrow(throwing(INVALID));
       expect(() => udp.receive(value)).toThrow(throwing(INVALID));
@@ -228,7 +247,7 @@ describe("methods", () => {
   });
 
   it("refuse counts that are none", () => {
-    const handle = handleOf(batch);
+    const handle = numberOf(batch);
     for (const wrong of NOT_NUMBERS as Any[]) {
       expect(() => taps.write(handle, wrong)).toThrow(throwing(INVALID));
       expect(() => taps.add(wrong, tap)).toThrow(throwing(INVALID));
@@ -245,24 +264,15 @@ describe("methods", () => {
     }
   });
 
-  it("refuse a this of another class", () => {
-    const others = [
-      {},
-      null,
-      undefined,
-      1,
-      handleOf(batch),
-      Object.create(tap),
-      new Proxy(tap, {}),
-    ];
+  it("refuse a this of another class, or have no need of it", () => {
+    const others = [{}, null, undefined, 1, Object.create(tap), new Proxy(tap, {})];
     for (const self of [...others, udp] as Any[]) {
-      expect(() => taps.write.call(self, handleOf(batch), 0)).toThrow(TypeError);
-      expect(() => taps.read.call(self, handleOf(batch))).toThrow(TypeError);
+      expect(taps.write.call(self, numberOf(batch), 0)).toBe(0);
       expect(() => taps.watch.call(self, () => {})).toThrow(TypeError);
       expect(() => tap.close.call(self)).toThrow(TypeError);
     }
     for (const self of [...others, tap] as Any[]) {
-      expect(() => udp.send.call(self, handleOf(batch), 1)).toThrow(TypeError);
+      expect(udp.send.call(self, numberOf(batch), 0)).toBe(0);
       expect(() => udp.fd.call(self)).toThrow(TypeError);
     }
     expect(udp.fd()).toBeGreaterThan(2);
@@ -324,7 +334,7 @@ describe("methods", () => {
     closedTap.close();
     closedTap.close();
     expect(closedTap.fd()).toBe(-1);
-    const handle = handleOf(batch);
+    const handle = numberOf(batch);
     expect(() => closedTaps.read(handle)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.write(handle, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
@@ -354,15 +364,15 @@ describe("rows", () => {
   it.each(OUTSIDE)("outside of the slab are EINVAL: offset %i, length %i", (offset, length) => {
     setRow(batch, 0, { offset, length, remote: remote4 });
     setRow(batch, 1, { offset: 0, length: 60, remote: remote4 });
-    expect(udp.send(handleOf(batch), 2)).toBe(1);
+    expect(udp.send(numberOf(batch), 2)).toBe(1);
     expect([...batch.outError.subarray(0, 2)]).toEqual([EINVAL, 0]);
-    expect(taps.write(handleOf(batch), 1)).toBe(1);
+    expect(taps.write(numberOf(batch), 1)).toBe(1);
     expect(batch.outError[0]).toBe(EINVAL);
   });
 
   it.each([-1, IN_ROWS, 2 ** 31 - 1, -(2 ** 31)])("of in row %i are EINVAL", (inRow) => {
     setRow(batch, 0, { offset: 0, length: 60, remote: remote4, inRow });
-    expect(udp.send(handleOf(batch), 1)).toBe(0);
+    expect(udp.send(numberOf(batch), 1)).toBe(0);
     expect(batch.outError[0]).toBe(EINVAL);
   });
 
@@ -370,7 +380,7 @@ describe("rows", () => {
     const others = [0, -1, 65_535, 65_536, 2 ** 31 - 1, -(2 ** 31), remote6];
     for (const [row, remote] of others.entries())
       setRow(batch, row, { offset: 0, length: 60, remote });
-    expect(udp.send(handleOf(batch), others.length)).toBe(0);
+    expect(udp.send(numberOf(batch), others.length)).toBe(0);
     expect(others.every((_, row) => batch.outError[row] === -1)).toBe(true);
   });
 
@@ -383,14 +393,14 @@ describe("rows", () => {
       batch.inVnet.setUint8(3 * 16, VNET_NEEDS_CSUM);
       batch.inVnet.setUint16(3 * 16 + 6, 50, true);
       batch.inVnet.setUint16(3 * 16 + 8, 9, true);
-      expect(udp.send(handleOf(batch), 1)).toBe(0);
+      expect(udp.send(numberOf(batch), 1)).toBe(0);
       expect(batch.outError[0]).toBe(EINVAL);
       expect(batch.inVnet.getUint8(3 * 16)).toBe(VNET_NEEDS_CSUM);
     },
   );
 
   it("of random numbers crash nothing", () => {
-    const handle = handleOf(batch);
+    const handle = numberOf(batch);
     let state = 1;
     const random = () => {
       state = Math.imul(state, 1_664_525) + 1_013_904_223;
@@ -408,7 +418,7 @@ describe("rows", () => {
 
   it("sends all rows there are", () => {
     fillRows(batch, new Array(OUT_ROWS).fill(100), remote4);
-    expect(udp.send(handleOf(batch), OUT_ROWS)).toBe(OUT_ROWS);
+    expect(udp.send(numberOf(batch), OUT_ROWS)).toBe(OUT_ROWS);
   });
 });
 
@@ -494,15 +504,34 @@ describe("in a process of its own", () => {
       const tap = new Sub(options), taps = new addon.Taps();
       taps.add(1, tap);
       up();
+      const { read } = taps;
+      let number;
       for (let i = 0; i < 1000; i++) {
-        taps.read(new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
+        ({ number } = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
+        read(number);
         if (i % 100 === 0) gc();
       }
-      console.log(tap instanceof addon.Tap, tap.name === name);
-      tap.close();
+      console.log(tap instanceof addon.Tap, tap.name === name, number);
+      const codeOf = (call) => {
+        try {
+          return String(call());
+        } catch ({ code }) {
+          return code;
+        }
+      };
+      setImmediate(() => {
+        gc();
+        setImmediate(() => {
+          console.log(codeOf(() => read(number)));
+          taps.close();
+          console.log(codeOf(() => read(batch.number)));
+          tap.close();
+        });
+      });
     `,
       "--expose-gc",
     );
-    expect({ status, output }).toEqual({ status: 0, output: "true true\n" });
+    const told = ["true true 1000", "ERR_INVALID_ARG_TYPE", "ERR_CLOSED"];
+    expect({ status, output: output.trimEnd().split("\n") }).toEqual({ status: 0, output: told });
   });
 });

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED, VNET_WORDS } from "../../src/batch.ts";
-import { addon, handleOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
+import { addon, numberOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import type { VtepError } from "../../src/errors.ts";
 import { addressWords, REMOTE_WORDS, Remotes } from "../../src/remotes.ts";
@@ -54,7 +54,7 @@ const IPV6 = { family: 6, address: "::1" } as const;
 async function receive(udp: UdpFamily, count: number): Promise<number> {
   let rows = 0;
   await until(`${count} datagrams`, () => {
-    rows += udp.receive(handleOf(batch));
+    rows += udp.receive(numberOf(batch));
     return rows >= count;
   });
   return rows;
@@ -71,7 +71,7 @@ interface Arrived {
 async function collect(udp: UdpFamily, count: number): Promise<Arrived[]> {
   const arrived: Arrived[] = [];
   await until(`${count} datagrams`, () => {
-    const rows = udp.receive(handleOf(batch));
+    const rows = udp.receive(numberOf(batch));
     for (let row = 0; row < rows; row++) arrived.push(...datagramsOf(row));
     return arrived.length >= count;
   });
@@ -106,7 +106,7 @@ describe.each([
     const { udp, toItself, address } = await open(family);
     const lengths = Array.from({ length: IN_ROWS }, (_, row) => 1 + ((row * 37) % 1500));
     fillRows(batch, lengths, toItself());
-    expect(udp.send(handleOf(batch), IN_ROWS)).toBe(IN_ROWS);
+    expect(udp.send(numberOf(batch), IN_ROWS)).toBe(IN_ROWS);
     expect(batch.outError.subarray(0, IN_ROWS).every((error) => error === 0)).toBe(true);
     batch.slab.fill(0xee);
     const arrived = await collect(udp, IN_ROWS);
@@ -128,7 +128,7 @@ describe.each([
         batch.slab[row] = row;
         setRow(batch, row, { offset: row, length: 1, remote, hash: row * 0x01_01_01_01 });
       }
-      expect(udp.send(handleOf(batch), 256)).toBe(256);
+      expect(udp.send(numberOf(batch), 256)).toBe(256);
       await until("all datagrams", () => got.length === 256 * round);
     }
     const ports = new Map<number, Set<number>>();
@@ -155,7 +155,7 @@ describe.each([
       for (const [row, hash] of hashes.entries()) {
         setRow(batch, row, { offset: row, length: row === 0 ? length : 1, remote, hash });
       }
-      expect(udp.send(handleOf(batch), hashes.length)).toBe(hashes.length);
+      expect(udp.send(numberOf(batch), hashes.length)).toBe(hashes.length);
       await until("them", () => got.length === sent);
     };
     const hashes = Array.from({ length: 16 }, (_, hash) => hash);
@@ -176,7 +176,7 @@ describe.each([
       batch.slab[2 * row + 1] = row;
       setRow(batch, row, { offset: 2 * row, length: 2, remote, hash: (row % 7) * 0x9e37 });
     }
-    expect(udp.send(handleOf(batch), 250)).toBe(250);
+    expect(udp.send(numberOf(batch), 250)).toBe(250);
     await until("all datagrams", () => got.length === 250);
     const last = new Map<number, number>();
     for (const { payload } of got) {
@@ -188,7 +188,7 @@ describe.each([
   it("a datagram longer than its slot is flagged, its neighbours are whole", async () => {
     const { udp, toItself } = await open({ ...family, slotBytes: 100 });
     fillRows(batch, [100, 101, 5000, 0, 99], toItself());
-    expect(udp.send(handleOf(batch), 5)).toBe(5);
+    expect(udp.send(numberOf(batch), 5)).toBe(5);
     batch.slab.fill(0xee);
     const arrived = await collect(udp, 5);
     expect(arrived.map(({ payload }) => payload.length)).toEqual([100, 100, 100, 0, 99]);
@@ -198,7 +198,7 @@ describe.each([
   it("a train that is too long for its slot is one row, and its last is delivered if it fits", async () => {
     const { udp, toItself } = await open({ ...family, slotBytes: 100 });
     fillRows(batch, [300, 300, 300, 100], toItself());
-    expect(udp.send(handleOf(batch), 4)).toBe(4);
+    expect(udp.send(numberOf(batch), 4)).toBe(4);
     const arrived = await collect(udp, 4);
     expect(arrived.map(({ payload }) => payload[0])).toEqual([0, 1, 2, 3]);
     expect(arrived.map(({ payload }) => payload.length)).toEqual([300, 300, 300, 100]);
@@ -210,7 +210,7 @@ describe.each([
   it("a train whose last is too long as well is one row", async () => {
     const { udp, toItself } = await open({ ...family, slotBytes: 100 });
     fillRows(batch, [300, 300, 101], toItself());
-    expect(udp.send(handleOf(batch), 3)).toBe(3);
+    expect(udp.send(numberOf(batch), 3)).toBe(3);
     const arrived = await collect(udp, 3);
     expect(arrived.map(({ payload }) => payload.length)).toEqual([300, 300, 101]);
     expect(arrived.map(({ flags }) => flags)).toEqual([TRUNCATED, TRUNCATED, TRUNCATED]);
@@ -220,7 +220,7 @@ describe.each([
     const { udp, toItself } = await open({ ...family, slotBytes: 100 });
     const lengths = [...new Array(6 * 64).fill(101), 7];
     fillRows(batch, lengths, toItself());
-    expect(udp.send(handleOf(batch), lengths.length)).toBe(lengths.length);
+    expect(udp.send(numberOf(batch), lengths.length)).toBe(lengths.length);
     const arrived = await collect(udp, lengths.length);
     expect(arrived.map(({ payload }) => payload.length)).toEqual(lengths);
     expect(arrived.filter(({ flags }) => flags === 0).map(({ payload }) => payload.length)).toEqual(
@@ -237,7 +237,7 @@ describe.each([
   ])("datagrams %s", async (_, lengths, rows) => {
     const { udp, toItself } = await open(family);
     fillRows(batch, lengths, toItself());
-    expect(udp.send(handleOf(batch), lengths.length)).toBe(lengths.length);
+    expect(udp.send(numberOf(batch), lengths.length)).toBe(lengths.length);
     const arrived = await collect(udp, lengths.length);
     expect(arrived.map(({ payload }) => payload.length)).toEqual(lengths);
     expect(arrived.every(({ payload }, at) => payload.every((byte) => byte === at))).toBe(true);
@@ -251,7 +251,7 @@ describe.each([
     const lengths = [10, 65_536, 20, 65_536, 65_536, 30];
     for (const [row, length] of lengths.entries())
       setRow(batch, row, { offset: row, length, remote });
-    expect(udp.send(handleOf(batch), lengths.length)).toBe(3);
+    expect(udp.send(numberOf(batch), lengths.length)).toBe(3);
     expect([...batch.outError.subarray(0, 6)]).toEqual([0, EMSGSIZE, 0, EMSGSIZE, EMSGSIZE, 0]);
     await until("the others", () => got.length === 3);
     expect(got.map(({ payload }) => payload.length)).toEqual([10, 20, 30]);
@@ -276,13 +276,13 @@ u.sendto(b"zero", ("${address}", ${port}))`,
     const { udp, address } = await open(family);
     const { got, socket, remote } = await listener(address);
     setRow(batch, 0, { offset: 0, length: 10, remote });
-    expect(udp.send(handleOf(batch), 1)).toBe(1);
+    expect(udp.send(numberOf(batch), 1)).toBe(1);
     await until("the datagram", () => got.length === 1);
     const source = got[0]!.port;
     for (let i = 0; i < 100; i++) await send(socket, "strange", source, address);
     await until("all of them dropped", () => socketOf(source, family === IPV6).drops === 100);
     expect(socketOf(source, family === IPV6).queued).toBe(0);
-    expect(udp.receive(handleOf(batch))).toBe(0);
+    expect(udp.receive(numberOf(batch))).toBe(0);
     expect(udp.overflows()).toBe(0);
   });
 
@@ -301,11 +301,11 @@ u.sendto(b"zero", ("${address}", ${port}))`,
     let sent = 0;
     for (let round = 0; round < 4; round++) {
       fillRows(batch, new Array(IN_ROWS).fill(1000), toItself());
-      sent += udp.send(handleOf(batch), IN_ROWS);
+      sent += udp.send(numberOf(batch), IN_ROWS);
     }
     let received = 0;
     await until("nothing more", () => {
-      const rows = udp.receive(handleOf(batch));
+      const rows = udp.receive(numberOf(batch));
       received += rows;
       return rows === 0;
     });
@@ -367,7 +367,7 @@ describe("super-frames", () => {
     const segments = frames.flatMap(([whole, rest], row) =>
       fillSuperFrame(row, whole!, rest!, remote),
     );
-    expect(udp.send(handleOf(batch), frames.length)).toBe(frames.length);
+    expect(udp.send(numberOf(batch), frames.length)).toBe(frames.length);
     const arrived = await collect(udp, segments.length);
     expect(arrived.map(({ payload }) => payload.subarray(8))).toEqual(
       segments.map((s) => new Uint8Array(s)),
@@ -382,7 +382,7 @@ describe("super-frames", () => {
     fillSuperFrame(0, 4, 0, remote);
     fillSuperFrame(1, 4, 0, other.remote);
     fillSuperFrame(2, 4, 0, remote);
-    expect(udp.send(handleOf(batch), 3)).toBe(3);
+    expect(udp.send(numberOf(batch), 3)).toBe(3);
     const arrived = await collect(udp, 8);
     expect(trainsOf(arrived)).toEqual([4, 4]);
     await until("what went to the other", () => other.got.length >= 4);
@@ -396,8 +396,8 @@ describe("slots", () => {
     await until("as many at once as there are slots", () => {
       const lengths = Array.from({ length: 9 }, (_, row) => 65_400 + row);
       fillRows(batch, lengths, toItself());
-      udp.send(handleOf(batch), 9);
-      rows = udp.receive(handleOf(batch));
+      udp.send(numberOf(batch), 9);
+      rows = udp.receive(numberOf(batch));
       return rows >= 9;
     });
     expect(rows).toBe(9);
@@ -418,7 +418,7 @@ describe("source ports", () => {
     for (let row = 0; row < 64; row++) {
       setRow(batch, row, { offset: 0, length: 1, remote, hash: row });
     }
-    expect(udp.send(handleOf(batch), 64)).toBe(64);
+    expect(udp.send(numberOf(batch), 64)).toBe(64);
     await until("all datagrams", () => got.length === 64);
     expect(got.every((datagram) => datagram.port !== port)).toBe(true);
   });
@@ -588,7 +588,7 @@ describe("in a namespace of its own", () => {
       `import { execFileSync } from "node:child_process";
        import { Batch } from "./src/batch.ts";
        import { NativeTap } from "./src/device/tap.ts";
-       import { addon, handleOf } from "./src/device/native.ts";
+       import { addon, numberOf } from "./src/device/native.ts";
        import { Remotes } from "./src/remotes.ts";
        const tap = new NativeTap({ name: "vtep7" });
        const ip = (line) => execFileSync("ip", line.split(" "));
@@ -602,7 +602,7 @@ describe("in a namespace of its own", () => {
        for (let row = 0; row < 1000; row++) {
          batch.outLength[row] = 1000; batch.outRemote[row] = remote; batch.outHash[row] = row % 2; 
        }
-       const sent = udp.send(handleOf(batch), 1000);
+       const sent = udp.send(numberOf(batch), 1000);
        const errors = [...batch.outError.subarray(0, 1000)];
        console.log(JSON.stringify({ sent, ok: errors.filter((e) => e === 0).length, kinds: [...new Set(errors)] }));
        udp.close();
@@ -621,7 +621,7 @@ describe("in a namespace of its own", () => {
    */
   const trains = `import { execFileSync } from "node:child_process";
     import { Batch } from "./src/batch.ts";
-    import { addon, handleOf } from "./src/device/native.ts";
+    import { addon, numberOf } from "./src/device/native.ts";
     import { Remotes } from "./src/remotes.ts";
     const tap = new (addon().Tap)({ name: "vtep7", fd: -1, multiQueue: false, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
     const taps = new (addon().Taps)();
@@ -638,10 +638,10 @@ describe("in a namespace of its own", () => {
     const [batch, out] = [new Batch(), new Batch()];
     const send = (length) => {
       batch.outLength.fill(length); batch.outRemote.fill(remote); batch.outError.fill(-1);
-      const sent = udp.send(handleOf(batch), 60);
+      const sent = udp.send(numberOf(batch), 60);
       const frames = [];
       for (let rows = 1; rows > 0; ) {
-        rows = taps.read(handleOf(out));
+        rows = taps.read(numberOf(out));
         frames.push(...out.inLength.subarray(0, rows));
       }
       const lengths = frames.filter((bytes) => bytes > length);
@@ -703,7 +703,7 @@ describe("in a namespace of its own", () => {
     const { output } = moduleChild(
       `${trains} run("tc qdisc add dev vtep7 root tbf rate 8kbit burst 4000 limit 4000");
        for (let row = 0; row < 60; row++) { batch.outLength[row] = 1000 + row; batch.outRemote[row] = remote; }
-       const sent = udp.send(handleOf(batch), 60);
+       const sent = udp.send(numberOf(batch), 60);
        console.log(JSON.stringify([sent, [...batch.outError.subarray(0, 60)]]));`,
       ["unshare", "--net"],
     );
