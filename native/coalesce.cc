@@ -1,5 +1,7 @@
 #include "coalesce.h"
 
+#include <arpa/inet.h>
+
 #include <cstring>
 
 #include "checksum.h"
@@ -84,6 +86,11 @@ static uint32_t flow_hash(const uint8_t *frame, const headers *h) {
   return hash;
 }
 
+static uint16_t pseudo_of(const uint8_t *frame, const headers *h, int32_t l4_length) {
+  return checksum_pseudo(frame + h->l3 + (h->v6 ? IPV6_ADDRESSES : IPV4_ADDRESSES), h->v6,
+                         h->tcp ? PROTOCOL_TCP : PROTOCOL_UDP, static_cast<uint32_t>(l4_length));
+}
+
 static bool same_flow(const frame_train *t, const uint8_t *frame, const headers *h) {
   int32_t length, other;
   const uint8_t *flow = flow_of(frame, h, &length);
@@ -91,52 +98,107 @@ static bool same_flow(const frame_train *t, const uint8_t *frame, const headers 
          memcmp(flow, flow_of(t->first, &t->at, &other), static_cast<size_t>(length)) == 0;
 }
 
-static bool is_right(const uint8_t *frame, const headers *h, int32_t length) {
-  int32_t l4_length = length - h->l4;
-  uint16_t sum = checksum_pseudo(frame + h->l3 + (h->v6 ? IPV6_ADDRESSES : IPV4_ADDRESSES), h->v6,
-                                 h->tcp ? PROTOCOL_TCP : PROTOCOL_UDP,
-                                 static_cast<uint32_t>(l4_length));
-  return checksum_add(sum, checksum_sum(frame + h->l4, static_cast<size_t>(l4_length))) == 0xffff;
-}
-
 // ---- whether a segment joins its flow's train
 
-static bool same_bytes(const uint8_t *a, const uint8_t *b, int32_t from, int32_t to) {
-  return memcmp(a + from, b + from, static_cast<size_t>(to - from)) == 0;
+// Bits of the headers that are the same in all segments of a train: all but those of the fields below.
+struct header_mask {
+  uint8_t bytes[MAX_HEADERS];
+
+  constexpr void leave(int32_t from, int32_t count) {
+    for (int32_t at = from; at < from + count; at++) bytes[at] = 0;
+  }
+};
+
+static constexpr header_mask mask_of(bool v6, bool tcp, int32_t l3) {
+  header_mask mask = {};
+  for (uint8_t &byte : mask.bytes) byte = 0xff;
+  int32_t l4 = l3 + (v6 ? IPV6 : IPV4);
+  mask.leave(l3 + (v6 ? IPV6_LENGTH : IPV4_LENGTH), 2);
+  if (!v6) {
+    mask.leave(l3 + IPV4_ID, 2);
+    mask.leave(l3 + IPV4_CHECKSUM, 2);
+  }
+  if (tcp) {
+    mask.leave(l4 + TCP_SEQUENCE, 4);
+    mask.bytes[l4 + TCP_FLAGS] = static_cast<uint8_t>(~TCP_PSH);
+    mask.leave(l4 + TCP_CHECKSUM, 2);
+  } else {
+    mask.leave(l4 + UDP_LENGTH, 4);  // and the checksum
+  }
+  return mask;
 }
 
-static bool continues_ip(const frame_train *t, const uint8_t *frame, const headers *h) {
+template <bool v6, bool tcp>
+static constexpr header_mask masks[2] = {mask_of(v6, tcp, ETHERNET), mask_of(v6, tcp, ETHERNET + TAG)};
+
+static const uint8_t *mask_for(const headers *h) {
+  const header_mask *of = h->v6 ? h->tcp ? masks<true, true> : masks<true, false>
+                                : h->tcp ? masks<false, true> : masks<false, false>;
+  return of[h->l3 == ETHERNET ? 0 : 1].bytes;
+}
+
+static uint64_t get64(const uint8_t *at) {
+  uint64_t word;
+  memcpy(&word, at, sizeof word);
+  return word;
+}
+
+static bool same_bits(const uint8_t *a, const uint8_t *b, const uint8_t *mask, int32_t length) {
+  uint64_t difference = 0;
+  for (int32_t at = 0; at + 8 <= length; at += 8) difference |= (get64(a + at) ^ get64(b + at)) & get64(mask + at);
+  int32_t last = length - 8;
+  return (difference | ((get64(a + last) ^ get64(b + last)) & get64(mask + last))) == 0;
+}
+
+static bool continues_ip(const frame_train *t, const uint8_t *frame, int32_t length) {
+  const headers *h = &t->at;
   const uint8_t *l3 = frame + h->l3, *first = t->first + h->l3;
-  // MACs, tag and type: hence l3 is the same.
-  if (!same_bytes(frame, t->first, 0, h->l3)) return false;
-  // Version, traffic class, flow label; hop limit. Addresses are the flow's.
-  if (h->v6) return same_bytes(l3, first, 0, IPV6_LENGTH) && l3[IPV6_NEXT + 1] == first[IPV6_NEXT + 1];
-  uint32_t fragment = get16(l3 + IPV4_FRAGMENT);
-  return l3[IPV4_TOS] == first[IPV4_TOS] && l3[IPV4_TTL] == first[IPV4_TTL] &&
-         fragment == get16(first + IPV4_FRAGMENT) &&
-         ((fragment & IPV4_DF) != 0 ||
+  if (h->v6) return get16(l3 + IPV6_LENGTH) == length - h->l4;
+  return get16(l3 + IPV4_LENGTH) == length - h->l3 &&
+         ((get16(l3 + IPV4_FRAGMENT) & IPV4_DF) != 0 ||
           get16(l3 + IPV4_ID) == static_cast<uint16_t>(get16(first + IPV4_ID) + t->rows));
 }
 
-static bool continues_tcp(const frame_train *t, const uint8_t *frame, const headers *h) {
-  const uint8_t *l4 = frame + h->l4, *first = t->first + h->l4;
-  return get32(l4 + TCP_SEQUENCE) == get32(first + TCP_SEQUENCE) + static_cast<uint32_t>(t->total) &&
-         same_bytes(l4, first, TCP_ACK_NUMBER, TCP_FLAGS) &&
-         same_bytes(l4, first, TCP_WINDOW, TCP_WINDOW + 2) &&
-         same_bytes(frame, t->first, h->l4 + TCP_CHECKSUM + 2, h->payload);
+static bool continues_transport(const frame_train *t, const uint8_t *frame, int32_t length) {
+  const uint8_t *l4 = frame + t->at.l4, *first = t->first + t->at.l4;
+  if (t->at.tcp) {
+    return get32(l4 + TCP_SEQUENCE) == get32(first + TCP_SEQUENCE) + static_cast<uint32_t>(t->total);
+  }
+  return get16(l4 + UDP_LENGTH) == length - t->at.l4 && get16(l4 + UDP_CHECKSUM) != 0;
 }
 
-// The offset of the header, among what is compared, is the same: hence so are the options' bounds.
-static bool joins(frame_train *t, const uint8_t *frame, const headers *h, int32_t length) {
+// As checksum_sum would say of a header without options, which is too short to call it for.
+static bool is_ipv4_right(const uint8_t *l3) {
+  uint64_t sum = 0;
+  for (int32_t at = 0; at < IPV4; at += 4) {
+    uint32_t word;
+    memcpy(&word, l3 + at, sizeof word);
+    sum += word;
+  }
+  return checksum_add(checksum_add(sum & 0xffff, sum >> 16 & 0xffff), static_cast<uint32_t>(sum >> 32)) == 0xffff;
+}
+
+static bool is_right(const frame_train *t, const uint8_t *frame, int32_t length) {
+  if (!t->at.v6 && !is_ipv4_right(frame + t->at.l3)) return false;
+  size_t l4_length = static_cast<size_t>(length - t->at.l4);
+  uint16_t sum = checksum_add(t->pseudo, htons(static_cast<uint16_t>(l4_length)));
+  return checksum_add(sum, checksum_sum(frame + t->at.l4, l4_length)) == 0xffff;
+}
+
+// Whatever the frame is: what the first one is that it begins like, of the same flow and fit to join, it is, too.
+static bool joins(frame_train *t, const uint8_t *frame, int32_t length) {
+  const headers *h = &t->at;
   int32_t bytes = length - h->payload;
-  if (t->ended || t->rows == TRAIN_SEGMENTS || bytes > t->payload) return false;
-  if (h->payload != t->at.payload || h->payload - h->l3 + t->total + bytes > 65535) return false;
-  if (!continues_ip(t, frame, h) || (h->tcp && !continues_tcp(t, frame, h))) return false;
+  if (t->ended || t->rows == TRAIN_SEGMENTS || bytes <= 0 || bytes > t->payload) return false;
+  if (h->payload - h->l3 + t->total + bytes > 65535) return false;
+  if (!same_bits(frame, t->first, mask_for(h), h->payload)) return false;
+  if (!continues_ip(t, frame, length) || !continues_transport(t, frame, length)) return false;
   if (!t->verified) {
     t->verified = true;
-    t->ended = !is_right(t->first, &t->at, t->at.payload + t->payload);
+    t->pseudo = pseudo_of(t->first, h, 0);
+    t->ended = !is_right(t, t->first, h->payload + t->payload);
   }
-  return !t->ended && is_right(frame, h, length);
+  return !t->ended && is_right(t, frame, length);
 }
 
 // ---- trains
@@ -168,9 +230,7 @@ static void close_train(coalescer *c, frame_train *t) {
   }
   if (!h->tcp) put16(l4 + UDP_LENGTH, static_cast<uint32_t>(l4_length));
   int32_t field = h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM;
-  uint16_t pseudo = checksum_pseudo(l3 + (h->v6 ? IPV6_ADDRESSES : IPV4_ADDRESSES), h->v6,
-                                    h->tcp ? PROTOCOL_TCP : PROTOCOL_UDP,
-                                    static_cast<uint32_t>(l4_length));
+  uint16_t pseudo = pseudo_of(t->header, h, l4_length);
   memcpy(l4 + field, &pseudo, sizeof pseudo);
 
   t->vnet.flags = layout::VNET_NEEDS_CSUM;
@@ -206,13 +266,14 @@ static void open_train(coalescer *c, int32_t row, const uint8_t *frame, const he
   c->next = (c->next + 1) % OPEN_TRAINS;
   close_train(c, t);
   begin(t, row, frame, h, length);
+  c->latest = t;
   t->flow = flow;
   t->verified = false;
   t->ended = h->tcp && (frame[h->l4 + TCP_FLAGS] & TCP_PSH) != 0;
 }
 
-static void join(frame_train *t, int32_t row, const uint8_t *frame, const headers *h,
-                 int32_t length) {
+static void join(frame_train *t, int32_t row, const uint8_t *frame, int32_t length) {
+  const headers *h = &t->at;
   int32_t bytes = length - h->payload;
   if (t->rows == 1) {
     memcpy(t->header, t->first, static_cast<size_t>(h->payload));
@@ -234,6 +295,10 @@ static frame_train *find(coalescer *c, const uint8_t *frame, const headers *h, u
 }
 
 void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
+  // Mostly it continues what the frame before it did, and then nothing of this is to be asked.
+  frame_train *latest = c->latest;
+  if (latest != nullptr && latest->open && joins(latest, frame, length)) return join(latest, row, frame, length);
+
   headers h = {};
   kind k = read_headers(frame, length, &h);
   if (k == NO_PORTS) coalesce_end(c);
@@ -243,7 +308,10 @@ void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
   frame_train *t = find(c, frame, &h, flow);
   bool wanted = k == SEGMENT && (h.tcp ? c->tcp : c->udp);
   if (t != nullptr) {
-    if (wanted && joins(t, frame, &h, length)) return join(t, row, frame, &h, length);
+    if (wanted && t != latest && joins(t, frame, length)) {
+      c->latest = t;
+      return join(t, row, frame, length);
+    }
     close_train(c, t);
   }
   if (wanted) open_train(c, row, frame, &h, length, flow);

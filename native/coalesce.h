@@ -6,13 +6,13 @@
 //   both   same Ethernet header, addresses, ports, TOS or traffic class (with it ECN), TTL or hop
 //          limit, flow label, DF; no IPv4 options, no IPv6 extensions, no fragments; IPv4 IDs that
 //          count up, or DF, with which they mean nothing (RFC 6864); payload as long as the first
-//          one's, a shorter one ends the train; checksum present and right
+//          one's, a shorter one ends the train; checksums present and right
 //   TCP    sequence contiguous; same ACK number, window and options; flags ACK alone, and PSH, which
 //          ends the train
 //
-// The checksum is verified before a segment joins: the super-frame's is left to its receiver as
-// VNET_NEEDS_CSUM, which is to say that it is right, and a wrong one would be laundered. A segment that
-// joins nothing is passed on as it came, its checksum unseen.
+// The checksums are verified before a segment joins: the super-frame's are made anew, or left to its receiver as
+// VNET_NEEDS_CSUM, which is to say that they are right, and wrong ones would be laundered. A segment that joins
+// nothing is passed on as it came, its checksums unseen.
 //
 // One train is open for each flow, in a small table, so that streams may interleave. Order within a
 // flow is kept: what cannot join its flow's train closes it first, and IP without ports (a fragment,
@@ -40,6 +40,7 @@ struct frame_train {
   headers at;
   int32_t payload, total;  // bytes of the first one's payload, and of all of them
   uint32_t flow;           // a hash of it
+  uint16_t pseudo;         // sum of its pseudo-header without a length, once that was verified
   bool open, verified, ended;
   uint8_t header[MAX_HEADERS];
 };
@@ -51,6 +52,7 @@ struct coalescer {
   void *owner;
   bool tcp, udp;  // what is coalesced at all
   int next;       // the slot for the next train, which holds the oldest one
+  frame_train *latest;  // whose frame came last, if it has not been closed
   frame_train train[OPEN_TRAINS];
   frame_train alone;
 };
