@@ -3,7 +3,7 @@
  * and shared memory and so can be handed to a worker thread, it opens the devices and wires them to
  * a dataplane on the event loop of the thread it is called in.
  */
-import { Counters, Traffic } from "./counters.ts";
+import { Counters, Traffic, Work } from "./counters.ts";
 import { Dataplane } from "./dataplane.ts";
 import { DgramUnderlay } from "./device/dgram-underlay.ts";
 import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
@@ -252,6 +252,11 @@ export class Vtep {
     this.#networks.set(own.index, { network, tap });
     this.#demotions = undefined;
     this.#dataplane.add(network);
+  }
+
+  /** How many bursts of frames have been taken, either way. */
+  bursts(): number {
+    return this.#counters.get(0, Work.encapBatches) + this.#counters.get(0, Work.decapBatches);
   }
 
   /** Gives a network other settings, from the next burst on. */

@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
+import { rehearse } from "./rehearsal.ts";
 import { AGAIN_MS, forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type Mirroring, type NetworkPlan, type Opened, type Plan, pace, Vtep } from "./vtep.ts";
 
@@ -50,6 +51,11 @@ export type Report =
       readonly message: string;
     };
 
+/** For how long a frame may wait for what is not forwarding, and how soon after frames that goes on. */
+const TURN_MS = 1;
+const BUSY_MS = 20;
+
+const rehearsal = rehearse();
 const port = parentPort!;
 
 function report(message: Report): void {
@@ -72,10 +78,12 @@ function messageOf(error: unknown): string {
 function obey(vtep: Vtep, order: Order): void {
   switch (order.order) {
     case "forward":
-      return vtep.forward(
+      vtep.forward(
         (error, index) => report({ event: "lost", index, ...described(error) }),
         (inUse) => report({ event: "offloads", inUse }),
       );
+      setImmediate(() => rehearseWhenIdle(vtep)); // first this is answered
+      return;
     case "add":
       return vtep.add(order.network);
     case "change":
@@ -87,8 +95,22 @@ function obey(vtep: Vtep, order: Order): void {
     case "mirror":
       return vtep.mirror(order.mirroring);
     case "stop":
+      rehearsal.return(undefined);
       return vtep.close();
   }
+}
+
+/** Rehearses for a moment at a time, and not while there are frames: `bursts` of them, when it last looked. */
+function rehearseWhenIdle(vtep: Vtep, bursts = vtep.bursts()): void {
+  const now = vtep.bursts();
+  const goOn = () => rehearseWhenIdle(vtep, now);
+  if (now !== bursts) {
+    setTimeout(goOn, BUSY_MS).unref();
+    return;
+  }
+  const end = performance.now() + TURN_MS;
+  while (performance.now() < end) if (rehearsal.next().done) return;
+  setImmediate(goOn);
 }
 
 /** What the service manager has of ours, by name, and what it has and is to close. */

@@ -39,6 +39,7 @@ const LAYERS: readonly Layer[] = [
     mutual: true,
     outside: ANYTHING,
   },
+  { name: "rehearsal", files: /^rehearsal\.ts$/, mutual: false, outside: NOTHING },
   { name: "interim", files: /^interim\.ts$/, mutual: false, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
   { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
