@@ -175,26 +175,31 @@ class object : public Napi::ObjectWrap<T> {
   }
 };
 
-// Those that are needed for every batch that is moved have a number, too: to unwrap an object is to look up a
-// property of it, 0.3 us each time and more when that is not in the caches. No number is given twice in a thread.
+// What is needed for every batch that is moved can have a number, too: to unwrap an object is to look up a property
+// of it, 0.3 us each time and more when that is not in the caches. No number is given twice in a thread.
 template <class T>
 class numbered : public object<T> {
   static inline thread_local std::vector<T *> living;
 
  public:
-  const size_t number;
-
-  explicit numbered(const Napi::CallbackInfo &info) : object<T>(info), number(living.size()) {
-    living.push_back(static_cast<T *>(this));
+  using object<T>::object;
+  ~numbered() override {
+    if (number < living.size()) living[number] = nullptr;
   }
-  ~numbered() override { living[number] = nullptr; }
 
   // Null if that object is no more, or never was.
-  static T *at(double number) {
-    if (!(number >= 0 && number < static_cast<double>(living.size()))) return nullptr;
-    size_t index = static_cast<size_t>(number);
-    return static_cast<double>(index) == number ? living[index] : nullptr;
+  static T *at(size_t number) { return number < living.size() ? living[number] : nullptr; }
+
+ protected:
+  // The last act of a constructor: from then on whoever guesses the number has the object.
+  size_t take_number() {
+    number = living.size();
+    living.push_back(static_cast<T *>(this));
+    return number;
   }
+
+ private:
+  size_t number = SIZE_MAX;
 };
 
 // ---- Batch
@@ -216,7 +221,7 @@ class Batch : public numbered<Batch> {
     columns = Napi::Persistent(info[0].As<Napi::Object>());
     slab = Napi::Persistent(info[1].As<Napi::Object>());
     info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
-        "number", Napi::Number::New(env, static_cast<double>(number)), napi_enumerable));
+        "number", Napi::Number::New(env, static_cast<double>(take_number())), napi_enumerable));
   }
 
   static Napi::Function define(Napi::Env env) { return DefineClass(env, NAME, {}); }
@@ -285,9 +290,9 @@ class port : public numbered<T> {
 
   // What moves batches is no method, but a function of the object's own, to which `this` is of no account.
   template <Napi::Value (*move)(const Napi::CallbackInfo &)>
-  void own(const Napi::CallbackInfo &info, const char *name) {
-    void *data = reinterpret_cast<void *>(this->number);
-    info.This().As<Napi::Object>().Set(name, Napi::Function::New<move>(info.Env(), name, data));
+  static Napi::PropertyDescriptor own(Napi::Env env, const char *name, size_t number) {
+    Napi::Function function = Napi::Function::New<move>(env, name, reinterpret_cast<void *>(number));
+    return Napi::PropertyDescriptor::Value(name, function, napi_enumerable);
   }
 
   // (batch) → rows filled, or -errno
@@ -318,7 +323,7 @@ class port : public numbered<T> {
   }
 
   static nic *nic_of(const Napi::CallbackInfo &info) {
-    T *owner = T::at(static_cast<double>(reinterpret_cast<size_t>(info.Data())));
+    T *owner = T::at(reinterpret_cast<size_t>(info.Data()));
     if (owner != nullptr && owner->device != nullptr) return owner->device.get();
     throw_closed(info.Env());
     return nullptr;
@@ -327,7 +332,8 @@ class port : public numbered<T> {
   static const batch *batch_of(const Napi::CallbackInfo &info) {
     double number;
     bool is_number = napi_get_value_double(info.Env(), info[0], &number) == napi_ok;
-    const Batch *b = is_number ? Batch::at(number) : nullptr;
+    bool is_index = is_number && number >= 0 && number <= UINT32_MAX && number == std::floor(number);
+    const Batch *b = is_index ? Batch::at(static_cast<size_t>(number)) : nullptr;
     if (b != nullptr) return &b->memory;
     throw_type(info.Env(), "batch must be the number of a Batch");
     return nullptr;
@@ -415,8 +421,10 @@ class Taps : public port<Taps, tap_set> {
       throw_system(info.Env(), error, "epoll_create1");
       return;
     }
-    own<fill_rows<tap_set_read>>(info, "read");
-    own<take_rows<tap_set_write>>(info, "write");
+    Napi::Env env = info.Env();
+    size_t number = take_number();
+    info.This().As<Napi::Object>().DefineProperties({own<fill_rows<tap_set_read>>(env, "read", number),
+                                                     own<take_rows<tap_set_write>>(env, "write", number)});
   }
 
   void add(const Napi::CallbackInfo &info) {
@@ -505,8 +513,9 @@ class Udp : public port<Udp, udp> {
       return;
     }
     memory = Napi::Persistent(remotes_value.As<Napi::Object>());
-    own<fill_rows<udp_receive>>(info, "receive");
-    own<take_rows<udp_send>>(info, "send");
+    size_t number = take_number();
+    info.This().As<Napi::Object>().DefineProperties({own<fill_rows<udp_receive>>(env, "receive", number),
+                                                     own<take_rows<udp_send>>(env, "send", number)});
   }
 
   Napi::Value overflows(const Napi::CallbackInfo &info) {

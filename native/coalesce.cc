@@ -143,6 +143,7 @@ static uint64_t get64(const uint8_t *at) {
   return word;
 }
 
+// `length` of headers, which are never less than 42 bytes.
 static bool same_bits(const uint8_t *a, const uint8_t *b, const uint8_t *mask, int32_t length) {
   uint64_t difference = 0;
   for (int32_t at = 0; at + 8 <= length; at += 8) difference |= (get64(a + at) ^ get64(b + at)) & get64(mask + at);
@@ -185,7 +186,7 @@ static bool is_right(const frame_train *t, const uint8_t *frame, int32_t length)
   return checksum_add(sum, checksum_sum(frame + t->at.l4, l4_length)) == 0xffff;
 }
 
-// Whatever the frame is: what the first one is that it begins like, of the same flow and fit to join, it is, too.
+// Of any frame: one whose headers are the first one's, under the mask, is of its flow and as fit to join.
 static bool joins(frame_train *t, const uint8_t *frame, int32_t length) {
   const headers *h = &t->at;
   int32_t bytes = length - h->payload;

@@ -52,7 +52,7 @@ struct coalescer {
   void *owner;
   bool tcp, udp;  // what is coalesced at all
   int next;       // the slot for the next train, which holds the oldest one
-  frame_train *latest;  // whose frame came last, if it has not been closed
+  frame_train *latest;  // that was begun or joined last; it may have been closed since
   frame_train train[OPEN_TRAINS];
   frame_train alone;
 };

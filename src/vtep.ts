@@ -254,9 +254,9 @@ export class Vtep {
     this.#dataplane.add(network);
   }
 
-  /** How many bursts of frames have been taken, either way. */
+  /** How many bursts of frames this thread has taken, either way. */
   bursts(): number {
-    return this.#counters.get(0, Work.encapBatches) + this.#counters.get(0, Work.decapBatches);
+    return this.#counters.own(0, Work.encapBatches) + this.#counters.own(0, Work.decapBatches);
   }
 
   /** Gives a network other settings, from the next burst on. */

@@ -51,10 +51,12 @@ export type Report =
       readonly message: string;
     };
 
-/** For how long a frame may wait for what is not forwarding, and how soon after frames that goes on. */
+/** For how long a frame may wait for a rehearsal, and how soon that goes on after a frame. */
 const TURN_MS = 1;
 const BUSY_MS = 20;
-
+/** With more of them in that time it may have been a stream: the thread runs before others until its next tick. */
+const FEW_BURSTS = 8;
+const STREAM_MS = 2000;
 const rehearsal = rehearse();
 const port = parentPort!;
 
@@ -82,8 +84,7 @@ function obey(vtep: Vtep, order: Order): void {
         (error, index) => report({ event: "lost", index, ...described(error) }),
         (inUse) => report({ event: "offloads", inUse }),
       );
-      setImmediate(() => rehearseWhenIdle(vtep)); // first this is answered
-      return;
+      return rehearseLater(vtep, BUSY_MS);
     case "add":
       return vtep.add(order.network);
     case "change":
@@ -100,17 +101,22 @@ function obey(vtep: Vtep, order: Order): void {
   }
 }
 
-/** Rehearses for a moment at a time, and not while there are frames: `bursts` of them, when it last looked. */
-function rehearseWhenIdle(vtep: Vtep, bursts = vtep.bursts()): void {
-  const now = vtep.bursts();
-  const goOn = () => rehearseWhenIdle(vtep, now);
-  if (now !== bursts) {
-    setTimeout(goOn, BUSY_MS).unref();
-    return;
-  }
+function rehearseLater(vtep: Vtep, ms: number): void {
+  const bursts = vtep.bursts();
+  setTimeout(() => rehearseWhileIdle(vtep, bursts), ms).unref();
+}
+
+/** A moment at a time, for as long as no frame comes: `bursts` of them, when it last looked. */
+function rehearseWhileIdle(vtep: Vtep, bursts: number): void {
+  const more = vtep.bursts() - bursts;
+  if (more > 0) return rehearseLater(vtep, more > FEW_BURSTS ? STREAM_MS : BUSY_MS);
   const end = performance.now() + TURN_MS;
-  while (performance.now() < end) if (rehearsal.next().done) return;
-  setImmediate(goOn);
+  try {
+    while (performance.now() < end) if (rehearsal.next().done) return;
+  } catch {
+    return; // for want of memory, say: frames are forwarded all the same
+  }
+  setImmediate(() => rehearseWhileIdle(vtep, bursts));
 }
 
 /** What the service manager has of ours, by name, and what it has and is to close. */

@@ -71,7 +71,7 @@ describe("the loader", () => {
     );
   });
 
-  it("makes one handle for a batch", () => {
+  it("gives a batch one number", () => {
     const batch = new Batch();
     expect(numberOf(batch)).toBe(numberOf(batch));
     expect(numberOf(batch)).not.toBe(numberOf(new Batch()));

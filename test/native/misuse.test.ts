@@ -80,7 +80,8 @@ describe("constructors", () => {
     const wanted = throwing({ name: "TypeError", code: "ERR_CONSTRUCT_CALL_REQUIRED" });
     expect(() => Class({})).toThrow(wanted);
     expect(() => Class.call(tap, {})).toThrow(wanted);
-    expect(() => Class.call(numberOf(batch), batch.columns, batch.slab)).toThrow(wanted);
+    const own = new (addon().Batch)(batch.columns, batch.slab);
+    expect(() => Class.call(own, batch.columns, batch.slab)).toThrow(wanted);
   });
 
   it.each(["Batch", "Tap", "Udp"] as const)("%s refuses what is not its argument", (name) => {
@@ -247,16 +248,16 @@ describe("methods", () => {
   });
 
   it("refuse counts that are none", () => {
-    const handle = numberOf(batch);
+    const number = numberOf(batch);
     for (const wrong of NOT_NUMBERS as Any[]) {
-      expect(() => taps.write(handle, wrong)).toThrow(throwing(INVALID));
+      expect(() => taps.write(number, wrong)).toThrow(throwing(INVALID));
       expect(() => taps.add(wrong, tap)).toThrow(throwing(INVALID));
       expect(() => taps.remove(wrong)).toThrow(throwing(INVALID));
-      expect(() => udp.send(handle, wrong)).toThrow(throwing(INVALID));
+      expect(() => udp.send(number, wrong)).toThrow(throwing(INVALID));
     }
     for (const wrong of [...NOT_COUNTS, OUT_ROWS + 1]) {
-      expect(() => taps.write(handle, wrong)).toThrow(throwing(RANGE));
-      expect(() => udp.send(handle, wrong)).toThrow(throwing(RANGE));
+      expect(() => taps.write(number, wrong)).toThrow(throwing(RANGE));
+      expect(() => udp.send(number, wrong)).toThrow(throwing(RANGE));
     }
     for (const wrong of [...NOT_COUNTS, 65_536]) {
       expect(() => taps.add(wrong, tap)).toThrow(throwing(RANGE));
@@ -334,15 +335,15 @@ describe("methods", () => {
     closedTap.close();
     closedTap.close();
     expect(closedTap.fd()).toBe(-1);
-    const handle = numberOf(batch);
-    expect(() => closedTaps.read(handle)).toThrow(throwing(CLOSED));
-    expect(() => closedTaps.write(handle, 1)).toThrow(throwing(CLOSED));
+    const number = numberOf(batch);
+    expect(() => closedTaps.read(number)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.write(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.remove(0)).toThrow(throwing(CLOSED));
     expect(() => closedTap.setOffloads(0)).toThrow(throwing(CLOSED));
     expect(() => closedTap.coalesces()).toThrow(throwing(CLOSED));
-    expect(() => closedUdp.receive(handle)).toThrow(throwing(CLOSED));
-    expect(() => closedUdp.send(handle, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.receive(number)).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.send(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedUdp.overflows()).toThrow(throwing(CLOSED));
   });
 });
@@ -400,7 +401,7 @@ describe("rows", () => {
   );
 
   it("of random numbers crash nothing", () => {
-    const handle = numberOf(batch);
+    const number = numberOf(batch);
     let state = 1;
     const random = () => {
       state = Math.imul(state, 1_664_525) + 1_013_904_223;
@@ -409,10 +410,10 @@ describe("rows", () => {
     for (let round = 0; round < 200; round++) {
       for (let word = 0; word < COLUMN_WORDS; word++) batch.columns[word] = random();
       for (let row = 0; row < OUT_ROWS; row += 2) batch.outRemote[row] = remote4;
-      udp.send(handle, OUT_ROWS);
-      taps.write(handle, OUT_ROWS);
-      udp.receive(handle);
-      taps.read(handle);
+      udp.send(number, OUT_ROWS);
+      taps.write(number, OUT_ROWS);
+      udp.receive(number);
+      taps.read(number);
     }
   });
 
@@ -495,6 +496,31 @@ describe("in a process of its own", () => {
       `);
       expect({ status, output }).toEqual({ status: 3, output: "" });
     }
+  });
+
+  it("a number that is guessed while its batch is refused is none", () => {
+    const { status, output } = child(`${setUp}
+      const taps = new addon.Taps();
+      let caught = "nothing";
+      const set = () => {
+        delete TypeError.prototype.code;
+        try {
+          taps.write(batch.number + 1, 1);
+        } catch ({ message }) {
+          caught = message;
+        }
+      };
+      Object.defineProperty(TypeError.prototype, "code", { configurable: true, set });
+      try {
+        new addon.Batch(1, 2);
+      } catch {}
+      console.log(caught);
+      taps.close();
+    `);
+    expect({ status, output }).toEqual({
+      status: 0,
+      output: "batch must be the number of a Batch\n",
+    });
   });
 
   it("a subclass, a lost reference and a batch collected early do no harm", () => {

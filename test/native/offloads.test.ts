@@ -31,16 +31,19 @@ function expectSame(got: readonly Uint8Array[], wanted: readonly Uint8Array[]): 
   for (const [at, frame] of got.entries()) expect(Buffer.compare(frame, wanted[at]!)).toBe(0);
 }
 
-/** Makes the checksums of a frame right that has neither tags, options nor extensions. */
-function setChecksums(frame: Uint8Array, { v6, tcp }: { v6: boolean; tcp: boolean }): void {
-  const transport = v6 ? 54 : 34;
+type Kind = Pick<Segment, "v6" | "tcp" | "tags" | "options">;
+
+/** Makes the checksums of a frame right that has neither IPv4's options nor IPv6's extensions. */
+function setChecksums(frame: Uint8Array, { v6, tcp, tags }: Kind): void {
+  const network = 14 + tags.length;
+  const transport = network + (v6 ? 40 : 20);
   const field = transport + (tcp ? 16 : 6);
   if (!v6) {
-    frame.set([0, 0], 24);
-    frame.set(u16(naiveChecksum(frame.subarray(14, 34))), 24);
+    frame.set([0, 0], network + 10);
+    frame.set(u16(naiveChecksum(frame.subarray(network, transport))), network + 10);
   }
   frame.set([0, 0], field);
-  const addresses = frame.subarray(v6 ? 22 : 26, transport);
+  const addresses = frame.subarray(network + (v6 ? 8 : 12), transport);
   const length = u16(frame.length - transport);
   const pseudo = bytes(addresses, [0, 0], length, [0, 0, 0, tcp ? 6 : 17]);
   const sum = naiveChecksum(bytes(pseudo, frame.subarray(transport)));
@@ -316,7 +319,13 @@ describe("coalescing", () => {
     expect(Buffer.compare(alone.frame, frames[spoilt]!)).toBe(0);
   });
 
-  const KINDS = [false, true].flatMap((v6) => [false, true].map((tcp) => ({ v6, tcp })));
+  const KINDS = [false, true].flatMap((v6) =>
+    [
+      { tcp: false, tags: [], options: [] },
+      { tcp: true, tags: [], options: [] },
+      { tcp: true, tags: CUSTOMER_TAG, options: [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2] },
+    ].map((kind): Kind => ({ ...kind, v6 })),
+  );
   const threeOf = (kind: Partial<Segment>) =>
     segmentsOf({ ...kind, payload: new Uint8Array(300).fill(7) }, 100);
   const bitsOf = (from: number, to: number) =>
@@ -328,7 +337,7 @@ describe("coalescing", () => {
     const headers = threeOf(kind)[0]!.length - 100;
     for (const [byte, bit] of bitsOf(0, headers)) {
       // No checksum is about Ethernet's header, nor about IPv6's but for the addresses.
-      const isSummed = byte >= (kind.v6 ? 22 : 14);
+      const isSummed = byte >= 14 + kind.tags.length + (kind.v6 ? 8 : 0);
       for (const spoilt of isSummed ? [[0], [1], [2], [0, 1, 2]] : [[0], [1], [2]]) {
         const frames = threeOf(kind);
         for (const at of spoilt) frames[at]![byte]! ^= bit;
@@ -347,9 +356,10 @@ describe("coalescing", () => {
       if (whole(frames)) joined.add(byte);
     }
     // The checksums themselves are as before; an ID means nothing beside DF.
-    const transport = kind.v6 ? 54 : 34;
+    const network = 14 + kind.tags.length;
+    const transport = network + (kind.v6 ? 40 : 20);
     const sums = [0, 1].map((at) => transport + (kind.tcp ? 16 : 6) + at);
-    const free = kind.v6 ? sums : [18, 19, 24, 25, ...sums];
+    const free = kind.v6 ? sums : [...[4, 5, 10, 11].map((at) => network + at), ...sums];
     expect([...joined].sort((a, b) => a - b)).toEqual(free.sort((a, b) => a - b));
   });
 

@@ -18,12 +18,10 @@ const compiled = () => ({
   decap: (statusOf(decap) & TURBOFANNED) !== 0,
 });
 
-for (const _ of rehearse());
-// It is compiled on another thread, and taken over when JavaScript runs here.
-const deadline = performance.now() + 30_000;
-while (!(compiled().encap && compiled().decap) && performance.now() < deadline) {
-  await setTimeout(10);
+// What is compiled is compiled on another thread, which may have little time on a busy machine: then it is done again.
+for (let rehearsal = 0; rehearsal < 4 && !(compiled().encap && compiled().decap); rehearsal++) {
   for (const _ of rehearse());
+  await setTimeout(500);
 }
 const rehearsed = compiled();
 
