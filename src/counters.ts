@@ -136,12 +136,12 @@ export class Counters {
     }
   }
 
-  /** The sum over all forwarding threads. */
   /** What this thread alone has counted. */
   own(network: number, column: number): number {
     return this.#cells[this.#own + network * ROW_WORDS + column]!;
   }
 
+  /** The sum over all forwarding threads. */
   get(network: number, column: number): number {
     let sum = 0;
     for (let cell = network * ROW_WORDS + column; cell < this.#cells.length; cell += this.#block) {

@@ -25,6 +25,7 @@ import type { Capabilities, Taps, Underlay } from "./device.ts";
 import { Fdb } from "./fdb.ts";
 import { Network } from "./network.ts";
 import { addressWords, Remotes } from "./remotes.ts";
+import * as vxlan from "./wire/vxlan.ts";
 
 const SHAPES = 5;
 /** Each way, of each shape of device. With half of it some functions are compiled later still. */
@@ -39,7 +40,6 @@ const PEER_WORDS = addressWords(PEER);
 const HERE = [2, 0, 0, 0, 0, 1];
 const THERE = [2, 0, 0, 0, 0, 2];
 const EVERYBODY = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-const VXLAN = [8, 0, 0, 0, 0, 0, VNI, 0];
 
 /** Bytes of TCP's payload in a segment. */
 const SEGMENT = 1398;
@@ -153,17 +153,19 @@ class FromUnderlay extends Script {
     super(frames(1));
   }
 
-  protected place({ slab }: Batch, kind: number): void {
+  protected place({ slab, view }: Batch, kind: number): void {
     const frame = this.frames[kind]!;
-    const datagram = [...VXLAN, ...ethernet(HERE, THERE, frame)];
-    const at = (this.frames.length + kind) * STRIDE;
-    slab.set(datagram, at);
-    slab.set(datagram, at + datagram.length + frame.payload);
+    const bytes = ethernet(HERE, THERE, frame);
+    const first = (this.frames.length + kind) * STRIDE;
+    for (const at of [first, first + vxlan.HEADER + bytes.length + frame.payload]) {
+      vxlan.writeHeader(view, at, VNI);
+      slab.set(bytes, at + vxlan.HEADER);
+    }
   }
 
   protected fill(batch: Batch, row: number, kind: number): void {
     const { headers, payload } = this.frames[kind]!;
-    const length = VXLAN.length + 12 + headers.length + payload;
+    const length = vxlan.HEADER + 12 + headers.length + payload;
     batch.inOffset[row] = (this.frames.length + kind) * STRIDE;
     batch.inLength[row] = 2 * length;
     batch.inSegment[row] = length;
