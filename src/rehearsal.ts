@@ -33,6 +33,13 @@ const TURNS = 600;
 /** How many of them between two ticks, each a second of the dataplanes' clock. */
 const TICK_TURNS = 100;
 
+/** For how long a frame may wait for a rehearsal, and how soon that goes on after a frame. */
+const TURN_MS = 1;
+const BUSY_MS = 20;
+/** With more of them in that time it may have been a stream: the thread runs before others until its next tick. */
+const FEW_BURSTS = 8;
+const STREAM_MS = 2000;
+
 const NETWORK = 1;
 const VNI = 42;
 const PEER = "192.0.2.1";
@@ -239,4 +246,24 @@ export function* rehearse(): Generator<void> {
       yield;
     }
   }
+}
+
+/** Rehearses a moment at a time, for as long as no frame comes. `taken`: how many bursts of frames the thread has taken. */
+export function whileIdle(rehearsal: Iterator<void>, taken: () => number): void {
+  const later = (ms: number) => {
+    const before = taken();
+    setTimeout(() => turn(before), ms).unref();
+  };
+  const turn = (before: number) => {
+    const bursts = taken() - before;
+    if (bursts > 0) return later(bursts > FEW_BURSTS ? STREAM_MS : BUSY_MS);
+    const end = performance.now() + TURN_MS;
+    try {
+      while (performance.now() < end) if (rehearsal.next().done) return;
+    } catch {
+      return; // for want of memory, say: frames are forwarded all the same
+    }
+    setImmediate(turn, before);
+  };
+  later(BUSY_MS);
 }

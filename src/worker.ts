@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
 import { RAISE_FILES, VtepError } from "./errors.ts";
-import { rehearse } from "./rehearsal.ts";
+import { rehearse, whileIdle } from "./rehearsal.ts";
 import { AGAIN_MS, forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type Mirroring, type NetworkPlan, type Opened, type Plan, pace, Vtep } from "./vtep.ts";
 
@@ -51,12 +51,6 @@ export type Report =
       readonly message: string;
     };
 
-/** For how long a frame may wait for a rehearsal, and how soon that goes on after a frame. */
-const TURN_MS = 1;
-const BUSY_MS = 20;
-/** With more of them in that time it may have been a stream: the thread runs before others until its next tick. */
-const FEW_BURSTS = 8;
-const STREAM_MS = 2000;
 const rehearsal = rehearse();
 const port = parentPort!;
 
@@ -84,7 +78,7 @@ function obey(vtep: Vtep, order: Order): void {
         (error, index) => report({ event: "lost", index, ...described(error) }),
         (inUse) => report({ event: "offloads", inUse }),
       );
-      return rehearseLater(vtep, BUSY_MS);
+      return whileIdle(rehearsal, () => vtep.bursts());
     case "add":
       return vtep.add(order.network);
     case "change":
@@ -99,24 +93,6 @@ function obey(vtep: Vtep, order: Order): void {
       rehearsal.return(undefined);
       return vtep.close();
   }
-}
-
-function rehearseLater(vtep: Vtep, ms: number): void {
-  const bursts = vtep.bursts();
-  setTimeout(() => rehearseWhileIdle(vtep, bursts), ms).unref();
-}
-
-/** A moment at a time, for as long as no frame comes: `bursts` of them, when it last looked. */
-function rehearseWhileIdle(vtep: Vtep, bursts: number): void {
-  const more = vtep.bursts() - bursts;
-  if (more > 0) return rehearseLater(vtep, more > FEW_BURSTS ? STREAM_MS : BUSY_MS);
-  const end = performance.now() + TURN_MS;
-  try {
-    while (performance.now() < end) if (rehearsal.next().done) return;
-  } catch {
-    return; // for want of memory, say: frames are forwarded all the same
-  }
-  setImmediate(() => rehearseWhileIdle(vtep, bursts));
 }
 
 /** What the service manager has of ours, by name, and what it has and is to close. */
