@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { setTimeout as pause } from "node:timers/promises";
 import { Container, type Host, type Kind } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
 import { reach } from "../test/lab/traffic.ts";
@@ -18,6 +19,12 @@ export interface Subject {
   packages?: string[];
   start(lab: Lab): Promise<Tunnel>;
 }
+
+/**
+ * From its start until it is measured. Its first tenths of a second are those of a process that still loads
+ * and compiles; a container takes longer to start than that.
+ */
+const REST_MS = 1000;
 
 export interface Tunnel extends AsyncDisposable {
   /** Its processes in user space, on both hosts. */
@@ -92,7 +99,7 @@ function direct(): Subject {
   };
 }
 
-/** Starts a tunnel and waits until a ping is answered through it. */
+/** Starts a tunnel, waits until a ping is answered through it, and lets it come to rest. */
 export async function started(
   subject: Subject,
   lab: Lab,
@@ -111,7 +118,9 @@ export async function started(
     await tunnel[Symbol.asyncDispose]();
     throw error;
   }
-  return { ...tunnel, startedInMs: performance.now() - began };
+  const startedInMs = performance.now() - began;
+  await pause(REST_MS);
+  return { ...tunnel, startedInMs };
 }
 
 async function ofProcess(host: Host, pid: number): Promise<string> {
