@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { setTimeout as pause } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { Client } from "../src/api/client.ts";
 import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
@@ -24,6 +25,7 @@ import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
+import { prepare, residentMegabytes } from "./measurements.ts";
 import { percentile } from "./statistics.ts";
 import { table } from "./table.ts";
 
@@ -36,6 +38,10 @@ const CALLS = 21;
 const ENTRIES = 100_000;
 const MANY_ENTRIES = 1_000_000;
 const NETWORKS = 4_000;
+const MINUTE_SECONDS = 60;
+/** V8 has compiled by then, and its heaps have their size. */
+const WARM_UP_SECONDS = 5;
+const IPV6_ROUNDS = 7;
 const UDP = { size: 200, rate: 20_000 };
 const TCP = ["-b", "1G"];
 
@@ -58,7 +64,19 @@ const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--b
 const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-"));
 process.once("exit", () => rmSync(scratch, { recursive: true, force: true }));
 
-const parts = [starts, attaches, idles, lists, isMisused, remembers, reloads, restarts, spreads];
+const parts = [
+  starts,
+  attaches,
+  idles,
+  lists,
+  isMisused,
+  remembers,
+  reloads,
+  restarts,
+  spreads,
+  sustains,
+  carriesIpv6,
+];
 const chosen = process.argv.slice(2);
 for (const part of parts) if (chosen.length === 0 || chosen.includes(part.name)) await part();
 process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
@@ -323,6 +341,68 @@ async function spreads(): Promise<void> {
       "1.5 times one",
       `${percentile(ratios[way], 50).toFixed(2)} (${range})`,
     );
+  }
+}
+
+/** The highest rate, for a minute: memory of each agent, and what V8 collects of a thread that forwards. */
+async function sustains(): Promise<void> {
+  await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
+  const [one, other] = [wire.host(1), wire.host(2)];
+  const [from, to] = [await one.container(), await other.container()];
+  const preload = fileURLToPath(new URL("collections.cjs", import.meta.url));
+  const start = (host: Host, peer: Host) => {
+    const way = ["env", `NODE_OPTIONS=--require=${preload}`];
+    return host.vtepBy(way, "--vni", "42", "--bridge", "br0", "--peer", peer.address).ready();
+  };
+  await using near = await start(one, other);
+  await using far = await start(other, one);
+  const agents = [near, far];
+  await reach(from, to.address);
+  const loads = {
+    "a TCP stream": (seconds: number) => iperf3(from, to, { seconds }),
+    "64-byte UDP, unpaced": (seconds: number) => blast(from, to, { size: 64, seconds }),
+  };
+  for (const [name, load] of Object.entries(loads)) {
+    await load(WARM_UP_SECONDS);
+    const before = agents.map(({ pid, stderr }) => ({ pid, said: stderr.length }));
+    const memory = agents.map(({ pid }) => residentMegabytes([pid]));
+    await load(MINUTE_SECONDS);
+    const said = agents.map(({ stderr }, at) => stderr.slice(before[at]!.said)).join("");
+    const collected = (kind: string) =>
+      [...said.matchAll(RegExp(`^collected ${kind} [1-9]`, "gm"))].length;
+    row(
+      `a minute of ${name}`,
+      "no growth, no major collection",
+      ...agents.map(({ pid }, at) => {
+        return `${memory[at]!.toFixed(0)} to ${residentMegabytes([pid]).toFixed(0)} MB`;
+      }),
+      `${collected("major")} major and ${collected("minor")} minor collections`,
+    );
+  }
+}
+
+/** One TCP stream with IPv6 inside, and with an IPv6 underlay, beside IPv4 in IPv4. */
+async function carriesIpv6(): Promise<void> {
+  await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
+  const [from, to] = [await wire.host(1).container(), await wire.host(2).container()];
+  for (const end of [from, to]) await prepare(end);
+  const stream = async (family: 4 | 6, address: string) => {
+    await using _ = await wire.join(["native", "native"], { family });
+    await reach(from, to.address);
+    await pause(1000);
+    const { received } = await iperf3(from, to, { args: ["--client", address] });
+    return received.bits_per_second;
+  };
+  const inside: number[] = [];
+  const underlay: number[] = [];
+  for (let round = 0; round < IPV6_ROUNDS; round++) {
+    const ipv4 = await stream(4, to.address);
+    inside.push((await stream(4, to.address6)) / ipv4);
+    underlay.push((await stream(6, to.address)) / ipv4);
+  }
+  for (const [what, ratios] of Object.entries({ inside, "as underlay": underlay })) {
+    const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
+    row(`TCP, IPv6 ${what}`, "0.8 of IPv4", `${percentile(ratios, 50).toFixed(2)} (${range})`);
   }
 }
 

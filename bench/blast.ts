@@ -34,7 +34,12 @@ export async function blast(
 ): Promise<Blast> {
   const program = compiled("blast");
   const args = [`/run/netns/${to.name}`, to.address, ...[size, seconds, rate, senders].map(String)];
-  return JSON.parse(await from.run(program, ...args)) as Blast;
+  const command = [program, ...args];
+  const { code, stdout, stderr } = await from.finish(command, {
+    timeoutMs: seconds * 1000 + 10_000,
+  });
+  if (code !== 0) throw new Error(`${command.join(" ")}: exit ${code}: ${stderr}`);
+  return JSON.parse(stdout) as Blast;
 }
 
 /** The path of a program of this folder, compiled with the C compiler that the addon needs anyway if it is older. */

@@ -107,8 +107,10 @@ export async function prepare(end: Container): Promise<void> {
     "ipv4/neigh/eth0/retrans_time_ms": 50,
   });
   // Not paced, see above; the sysctl cannot be set in a namespace that is not the machine's first.
-  const route = `10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address}`;
-  await end.ip(`route change ${route} congctl cubic`);
+  await end.ip(
+    `route change 10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address} congctl cubic`,
+    "route change fd01::/64 dev eth0 proto kernel metric 256 congctl cubic",
+  );
 }
 
 /** One TCP stream, with what it costs and what it does to others. */
@@ -262,7 +264,8 @@ function lostPercent({ lost, sent }: Blast): number {
 }
 
 /** NaN for what is not a process. */
-function residentMegabytes(pids: number[]): number {
+/** Of all of them together; NaN where there are none. */
+export function residentMegabytes(pids: number[]): number {
   if (pids.length === 0) return Number.NaN;
   const kilobytes = pids.map((pid) =>
     Number(/^VmRSS:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]),
