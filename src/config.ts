@@ -43,8 +43,11 @@ interface Traits {
 }
 
 /** A number written as such or as text, as flags are. */
-function integer(low: number, high: number) {
-  const message = `must be a whole number from ${low} to ${high}`;
+function integer(
+  low: number,
+  high: number,
+  message = `must be a whole number from ${low} to ${high}`,
+) {
   return v.pipe(
     v.union([v.number(), v.pipe(v.string(), v.regex(/^\d+$/), v.transform(Number))], message),
     v.integer(message),
@@ -52,6 +55,11 @@ function integer(low: number, high: number) {
     v.maxValue(high, message),
     v.title(`${low} to ${high}`),
   );
+}
+
+function wordOr<Word extends string>(word: Word, low: number, high: number) {
+  const message = `must be ${word} or a whole number from ${low} to ${high}`;
+  return v.union([v.literal(word), integer(low, high, message)], message);
 }
 
 export const address = v.pipe(
@@ -179,6 +187,15 @@ const offloads = v.pipe(
       }
       switches[name] = wanted.output as boolean;
     }
+    if (switches.csum) return switches as Offloads;
+    // The kernel leaves no segments without leaving their checksums.
+    for (const name of ["tso", "uso"]) {
+      if (Object.hasOwn(dataset.value, name) && switches[name]) {
+        addIssue({ message: `has ${name} on and csum off: ${name} needs csum` });
+        return NEVER;
+      }
+      switches[name] = false;
+    }
     return switches as Offloads;
   }),
   v.title("{ NAME: on or off, ... }"),
@@ -295,7 +312,7 @@ export const networkEntries = {
   mtu: key(
     "MTU of the TAP; auto: what the paths to all peers carry",
     { value: "N|auto" },
-    v.optional(v.union([v.literal("auto"), integer(68, 65_521)], mtuMessage), "auto"),
+    v.optional(wordOr("auto", 68, 65_521), "auto"),
   ),
   "clamp-mss": key(
     "lower the segment size that TCP connections ask for to what the MTU, or a narrower path, carries",
@@ -318,10 +335,6 @@ export const networkEntries = {
     v.optional(integer(1, 2 ** 21), 65_536),
   ),
 };
-
-function mtuMessage(): string {
-  return "must be auto or a whole number from 68 to 65521";
-}
 
 const endpointEntries = {
   local: key(
@@ -347,29 +360,20 @@ const endpointEntries = {
   dscp: key(
     "DSCP of what is sent, 0 to 63, or inherit: the inner packet's; ECN always crosses (native only)",
     { value: "N|inherit" },
-    v.optional(
-      v.union(
-        [v.literal("inherit"), integer(0, 63)],
-        "must be inherit or a whole number from 0 to 63",
-      ),
-      0,
-    ),
+    v.optional(wordOr("inherit", 0, 63), 0),
   ),
   offload: key(
-    `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}`,
+    `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}; tso and uso need csum`,
     { value: "NAME=off,...", sample: { tso: "off" } },
     v.optional(offloads, {}),
   ),
   workers: key(
     "threads that forward, each with a queue of every TAP, to which TCP goes by addresses and ports, UDP by addresses; auto: one for every two cores (native only)",
     { value: "N|auto" },
-    v.optional(
-      v.union([v.literal("auto"), integer(1, 64)], "must be auto or a whole number from 1 to 64"),
-      "auto",
-    ),
+    v.optional(wordOr("auto", 1, 64), "auto"),
   ),
   "busy-poll": key(
-    "once frames have come, keep asking for more for so long before sleeping: quicker, but it takes a core",
+    "once frames have come, keep asking for more for so long before sleeping: quicker, but it takes a core (native only)",
     { value: "MICROSECONDS" },
     v.optional(integer(0, 1_000_000), 0),
   ),

@@ -236,6 +236,16 @@ describe("the flags", () => {
     for (const tap of names) expect(network({ tap }).tap).toBe(tap);
   });
 
+  it("does without super-frames where checksums are not left to it", () => {
+    const without = { csum: false, tso: false, uso: false };
+    for (const offload of ["csum=off", "csum=off,tso=off"]) {
+      expect(configure(undefined, { ...FLAGS, offload }).offloads).toEqual({
+        ...ALL_ON,
+        ...without,
+      });
+    }
+  });
+
   const VNI = "--vni must be a whole number from 0 to 16777215";
   const MTU = "must be auto or a whole number from 68 to 65521";
   const noAddress = (text: string) => `"${text}" is not an IPv4 or IPv6 address`;
@@ -280,8 +290,9 @@ describe("the flags", () => {
       ],
     ),
     [{ mtu: "big" }, `--mtu ${MTU}`],
-    [{ mtu: "67" }, "--mtu must be a whole number from 68 to 65521"],
-    [{ mtu: "65522" }, "--mtu must be a whole number from 68 to 65521"],
+    [{ mtu: "67" }, `--mtu ${MTU}`],
+    [{ mtu: "65522" }, `--mtu ${MTU}`],
+    [{ workers: "0" }, "--workers must be auto or a whole number from 1 to 64"],
     [{ port: "0" }, "--port must be a whole number from 1 to 65535"],
     [{ port: "65536" }, "--port must be a whole number from 1 to 65535"],
     [{ underlay: "Native" }, "--underlay must be one of auto, native, dgram"],
@@ -289,12 +300,14 @@ describe("the flags", () => {
     [{ "source-ports": "1023-2000" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-1999" }, "--source-ports must be LOW-HIGH within 1024-65535"],
     [{ "source-ports": "2000-65536" }, "--source-ports must be LOW-HIGH within 1024-65535"],
-    [{ dscp: "64" }, "--dscp must be a whole number from 0 to 63"],
+    [{ dscp: "64" }, "--dscp must be inherit or a whole number from 0 to 63"],
     [{ dscp: "ef" }, "--dscp must be inherit or a whole number from 0 to 63"],
     [{ offload: "tso" }, '--offload "tso" must be NAME=on or NAME=off'],
     [{ offload: "tso=off,=on" }, '--offload "=on" must be NAME=on or NAME=off'],
     [{ offload: "tso=0" }, '--offload has a switch that is "0": on or off'],
     [{ offload: "tos=off" }, '--offload has no "tos": did you mean "tso"?'],
+    [{ offload: "csum=off,tso=on" }, "--offload has tso on and csum off: tso needs csum"],
+    [{ offload: "uso=on,csum=off" }, "--offload has uso on and csum off: uso needs csum"],
     [{ "log-level": "loud" }, "--log-level must be one of trace, debug, info, warn, error, fatal"],
     [{ age: "-1" }, "--age must be a whole number from 0 to 31536000"],
     [{ "fdb-limit": "0" }, "--fdb-limit must be a whole number from 1 to 2097152"],
