@@ -2,19 +2,20 @@
  * `npm run bench:agent`: what an operator of the agent is promised, measured on the built command, with
  * kernel VXLAN at the other end and a real systemd around it where one is needed.
  *
- * `npm run bench:agent -- starts attaches` does these parts only.
+ * `npm run bench:agent -- starts attaches` does these parts only; `--help` names them all.
  *
  * Times are this machine's; beside the start stands that of a bare Node. Streams are paced: what is looked
  * for is what they lose, and for how long nothing arrives, while the agent is busy with something else.
  */
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { Argument, Command } from "commander";
 import { Client } from "../src/api/client.ts";
+import { EXIT_USAGE } from "../src/errors.ts";
 import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
 import { learnMacs, misuse } from "../test/lab/misuse.ts";
@@ -24,8 +25,10 @@ import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
+import { exitOnSignals } from "./command-line.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
 import { prepare, residentMegabytes } from "./measurements.ts";
+import { Scratch } from "./scratch.ts";
 import { percentile } from "./statistics.ts";
 import { table } from "./table.ts";
 
@@ -55,15 +58,6 @@ function row(what: string, wanted: string, ...found: string[]): void {
   process.stderr.write(`${what}: ${found.join(", ")}\n`);
 }
 
-await using lab = await Lab.draw({ hosts: 2 });
-const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
-const near = await ours.container();
-const far = await theirs.container();
-await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
-const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
-const scratch = mkdtempSync(join(tmpdir(), "vtep-bench-"));
-process.once("exit", () => rmSync(scratch, { recursive: true, force: true }));
-
 const parts = [
   starts,
   attaches,
@@ -77,8 +71,23 @@ const parts = [
   sustains,
   carriesIpv6,
 ];
-const chosen = process.argv.slice(2);
-for (const part of parts) if (chosen.length === 0 || chosen.includes(part.name)) await part();
+const names = parts.map(({ name }) => name);
+const [chosen] = new Command("npm run bench:agent --")
+  .description("What an operator of the agent is promised, measured beside what is wanted")
+  .addArgument(new Argument("[PART...]", "what to measure").choices(names).default(names, "all"))
+  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE))
+  .parse().processedArgs as [string[]];
+exitOnSignals();
+
+await using lab = await Lab.draw({ hosts: 2 });
+const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
+const near = await ours.container();
+const far = await theirs.container();
+await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+const scratch = Scratch.folder("agent").path;
+
+for (const part of parts) if (chosen.includes(part.name)) await part();
 process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
 
 async function starts(): Promise<void> {

@@ -1,4 +1,5 @@
 /** A benchmark's command line: numbers and signals it is told; results on standard output, progress on standard error. */
+import { closeSync, openSync } from "node:fs";
 import { constants } from "node:os";
 import { InvalidArgumentError } from "commander";
 
@@ -12,6 +13,16 @@ export function aboveZero(text: string): number {
   if (!(Number(text) > 0 && Number.isFinite(Number(text))))
     throw new InvalidArgumentError("It must be above 0.");
   return Number(text);
+}
+
+/** A file that is written to at the end: told before, not after all has been measured. */
+export function writable(file: string): string {
+  try {
+    closeSync(openSync(file, "a"));
+    return file;
+  } catch (error) {
+    throw new InvalidArgumentError(`It cannot be written: ${(error as Error).message}.`);
+  }
 }
 
 export function say(text: string): void {

@@ -14,7 +14,15 @@ import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { Command, Option } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { aboveZero, exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
+import {
+  aboveZero,
+  exitOnSignals,
+  note,
+  progress,
+  say,
+  wholeNumber,
+  writable,
+} from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
 import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
@@ -74,8 +82,8 @@ const command = new Command("npm run bench --")
     `in under 90 s, with fewer rounds if need be: --seconds ${quick.seconds} --no-profile --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
   )
   .option("--install", "first install the packaged tunnels that are missing (Debian, as root)")
-  .option("--json <FILE>", "also write every single figure to a file")
-  .option("--html [FILE]", "also write a report with plots to a file (bench/report.html)")
+  .option("--json <FILE>", "also write every single figure to a file", writable)
+  .option("--html [FILE]", "also write a report with plots to a file (bench/report.html)", writable)
   .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 
 function some(flags: string, help: string, choices: string[]): Option {

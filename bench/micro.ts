@@ -8,6 +8,7 @@
  * everything in terms of one lookup in an FDB that fits into the cache, measured in the same run.
  */
 import { cpus } from "node:os";
+import { Command } from "commander";
 import { Bench } from "tinybench";
 import { addon } from "../src/device/native.ts";
 import { Fdb, STATIC } from "../src/fdb.ts";
@@ -31,6 +32,12 @@ const BASE = "FDB lookup, hit, 1,000 entries";
 const VNI = 100;
 const PEER = "192.0.2.2";
 const HIGH = 0x0242;
+
+new Command("npm run bench:micro")
+  .description(
+    "What a decision costs: the dataplane between devices that cost nothing, and its parts",
+  )
+  .parse();
 
 const bench = new Bench({ time: TIME, warmupTime: WARM_UP, warmup: true });
 /** How many frames or calls one run of a task is. */

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
+import { constants } from "node:os";
 import { type Endpoint, Host, type KernelOptions, type Kind, type Membership } from "./host.ts";
 import { create, Namespace, removeWhere } from "./namespace.ts";
 
@@ -217,7 +218,8 @@ process.once("disconnect", removeAll); // a test runner's process whose parent h
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   process.once(signal, () => {
     removeAll();
-    if (process.listenerCount(signal) === 0) process.kill(process.pid, signal);
+    // Not by the signal itself: what else is to be removed is removed at the exit.
+    if (process.listenerCount(signal) === 0) process.exit(128 + constants.signals[signal]);
   });
 }
 
