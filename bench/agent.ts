@@ -4,6 +4,8 @@
  *
  * `npm run bench:agent -- starts attaches` does these parts only; `--help` names them all.
  *
+ * `sustains` and `carriesIpv6` are of the dataplane: over a wire, unpaced, ours at both ends.
+ *
  * Times are this machine's; beside the start stands that of a bare Node. Streams are paced: what is looked
  * for is what they lose, and for how long nothing arrives, while the agent is busy with something else.
  */
@@ -13,23 +15,23 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Argument, Command } from "commander";
+import { Argument } from "commander";
 import { Client } from "../src/api/client.ts";
-import { EXIT_USAGE } from "../src/errors.ts";
 import type { Host } from "../test/lab/host.ts";
 import { Lab } from "../test/lab/lab.ts";
 import { learnMacs, misuse } from "../test/lab/misuse.ts";
-import { create, Namespace } from "../test/lab/namespace.ts";
+import { create, Namespace, succeeded } from "../test/lab/namespace.ts";
 import { PLUGIN } from "../test/lab/podman.ts";
 import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
-import { cli } from "../test/lab/vtep.ts";
+import { cli, type Vtep } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
-import { exitOnSignals } from "./command-line.ts";
+import { benchmark } from "./command-line.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
 import { prepare, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
 import { percentile } from "./statistics.ts";
+import { REST_MS } from "./subjects.ts";
 import { table } from "./table.ts";
 
 const STARTS = 11;
@@ -41,9 +43,19 @@ const CALLS = 21;
 const ENTRIES = 100_000;
 const MANY_ENTRIES = 1_000_000;
 const NETWORKS = 4_000;
+const REMOTES = 1_000;
+/** Of what spread.c sends: the first network, frames, and frames a second. */
+const FIRST_VNI = 1001;
+const FRAMES = 200_000;
+const RATE = 40_000;
+/** Frames that are flooded, and so many a second. */
+const FLOODED = 1000;
+const FLOOD_RATE = 100;
+const FROM = { in: "from the underlay", out: "from a TAP" } as const;
 const MINUTE_SECONDS = 60;
-/** V8 has compiled by then, and its heaps have their size. */
-const WARM_UP_SECONDS = 5;
+const WARM_UP_SECONDS = 15;
+/** Between two looks at the memory. */
+const LOOK_MS = 15_000;
 const IPV6_ROUNDS = 7;
 const UDP = { size: 200, rate: 20_000 };
 const TCP = ["-b", "1G"];
@@ -68,16 +80,16 @@ const parts = [
   reloads,
   restarts,
   spreads,
+  scales,
+  floods,
   sustains,
   carriesIpv6,
 ];
 const names = parts.map(({ name }) => name);
-const [chosen] = new Command("npm run bench:agent --")
+const [chosen] = benchmark("npm run bench:agent --")
   .description("What an operator of the agent is promised, measured beside what is wanted")
   .addArgument(new Argument("[PART...]", "what to measure").choices(names).default(names, "all"))
-  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE))
   .parse().processedArgs as [string[]];
-exitOnSignals();
 
 await using lab = await Lab.draw({ hosts: 2 });
 const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
@@ -311,29 +323,51 @@ async function restarts(): Promise<void> {
   await machine.run("systemctl", "stop", "vtep");
 }
 
+type Way = "in" | "out";
+
+interface Spread {
+  networks?: number;
+  macs: number;
+  flows: number;
+  frames: number;
+  rate?: number;
+}
+
+/** Frames of spread.c, from the underlay or from the TAPs t1, t2, … */
+async function spread(way: Way, { networks = 1, macs, flows, frames, rate = RATE }: Spread) {
+  const [host, where] = way === "in" ? [theirs, ours.address] : [ours, "t"];
+  const args = [way, where, ...[FIRST_VNI, networks, macs, flows, frames, rate].map(String)];
+  const finished = await host.finish([compiled("spread"), ...args], { timeoutMs: 120_000 });
+  succeeded(`spread ${args.join(" ")}`, finished);
+}
+
+/** Seconds of CPU time that the busiest thread takes meanwhile, which is the one that forwards. */
+async function costOf({ pid }: Vtep, forwards: () => Promise<void>): Promise<number> {
+  const before = threadTimes(pid);
+  await forwards();
+  const after = threadTimes(pid);
+  return Math.max(...[...after].map(([thread, time]) => time - (before.get(thread) ?? 0)));
+}
+
+function ratio(what: string, wanted: string, ratios: number[]): void {
+  const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
+  row(what, wanted, `${percentile(ratios, 50).toFixed(2)} (${range})`);
+}
+
 /** CPU time of the forwarding thread for a frame of as many flows, each in a network of its own or all in one. */
 async function spreads(): Promise<void> {
-  const program = compiled("spread");
-  const [first, frames, rate] = [1001, 200_000, 40_000];
-  const ratios: Record<"in" | "out", number[]> = { in: [], out: [] };
+  const ratios: Record<Way, number[]> = { in: [], out: [] };
   const costs = async (networks: number) => {
     const file = join(scratch, "networks.json");
     const all = Array.from({ length: networks }, (_, at) => {
-      return { vni: first + at, peers: [theirs.address], tap: `t${at + 1}` };
+      return { vni: FIRST_VNI + at, peers: [theirs.address], tap: `t${at + 1}` };
     });
     writeFileSync(file, JSON.stringify({ networks: all }));
     await using vtep = await ours.vtep("--config", file).ready();
-    const cost = async (way: "in" | "out") => {
-      const [host, where] = way === "in" ? [theirs, ours.address] : [ours, "t"];
-      const send = async (count: number) => {
-        const args = [where, first, networks, NETWORKS, count, rate].map(String);
-        await host.run(program, way, ...args);
-      };
-      await send(NETWORKS); // each is learned, and V8 has compiled
-      const before = threadTimes(vtep.pid);
-      await send(frames);
-      const after = threadTimes(vtep.pid);
-      return Math.max(...[...after].map(([thread, time]) => time - (before.get(thread) ?? 0)));
+    const cost = async (way: Way) => {
+      const many = { networks, macs: NETWORKS, flows: NETWORKS };
+      await spread(way, { ...many, frames: NETWORKS }); // each is learned, and V8 has compiled
+      return costOf(vtep, () => spread(way, { ...many, frames: FRAMES }));
     };
     return { in: await cost("in"), out: await cost("out") };
   };
@@ -342,30 +376,93 @@ async function spreads(): Promise<void> {
     for (const way of ["in", "out"] as const) ratios[way].push(many[way] / one[way]);
   }
   for (const way of ["in", "out"] as const) {
-    const [least, most] = [Math.min(...ratios[way]), Math.max(...ratios[way])];
-    const range = `${least.toFixed(2)} to ${most.toFixed(2)}`;
-    const what = way === "in" ? "from the underlay" : "from a TAP";
-    row(
-      `CPU per frame ${what}, ${NETWORKS} networks`,
-      "1.5 times one",
-      `${percentile(ratios[way], 50).toFixed(2)} (${range})`,
-    );
+    ratio(`CPU per frame ${FROM[way]}, ${NETWORKS} networks`, "1.5 times one", ratios[way]);
   }
+}
+
+/** The same for a frame of one of a million MACs in a network, beside one of ten; of as many flows both. */
+async function scales(): Promise<void> {
+  const ratios: Record<Way, number[]> = { in: [], out: [] };
+  const one = ["--vni", `${FIRST_VNI}`, "--peer", theirs.address, "--tap", "t1"];
+  const costs = async (macs: number) => {
+    await using vtep = await ours.vtep(...one, "--fdb-limit", `${2 ** 21}`, "--age", "0").ready();
+    const cost = async (way: Way) => {
+      const many = { macs, flows: MANY_ENTRIES };
+      // Each is learned, and V8 has compiled.
+      await spread(way, { ...many, frames: Math.max(macs, FRAMES), rate: 2 * RATE });
+      return costOf(vtep, () => spread(way, { ...many, frames: FRAMES }));
+    };
+    return { in: await cost("in"), out: await cost("out") };
+  };
+  for (let round = 0; round < 3; round++) {
+    const [few, many] = [await costs(10), await costs(MANY_ENTRIES)];
+    for (const way of ["in", "out"] as const) ratios[way].push(many[way] / few[way]);
+  }
+  for (const way of ["in", "out"] as const) {
+    ratio(`CPU per frame ${FROM[way]}, ${MANY_ENTRIES} MACs`, "1.5 times ten", ratios[way]);
+  }
+}
+
+/** CPU time for a frame that every remote gets, of the forwarding thread, and of the machine beside kernel VXLAN's. */
+async function floods(): Promise<void> {
+  const peers = Array.from({ length: REMOTES }, (_, at) => `198.18.${1 + (at >> 8)}.${at & 0xff}`);
+  // What receives them is another machine's work.
+  const empty = ["link add void type bridge", "link set void arp off up"];
+  await ours.ip(...empty, "route add 198.18.0.0/15 dev void");
+  const flood = (way: string, count: number) => {
+    const args = [FIRST_VNI, 1, 10, 10, count, FLOOD_RATE].map(String);
+    return ours.run(compiled("spread"), "out", way, ...args);
+  };
+  /** Milliseconds of the machine's for a frame. */
+  const machine = async (way: string) => {
+    const before = cpuTime([]).machine;
+    await flood(way, FLOODED);
+    return (1000 * (cpuTime([]).machine - before)) / FLOODED;
+  };
+  const own = async () => {
+    const to = peers.flatMap((peer) => ["--peer", peer]);
+    await using vtep = await ours.vtep("--vni", `${FIRST_VNI}`, ...to, "--tap", "t1").ready();
+    await flood("t", FLOODED / 10); // V8 has compiled
+    let all = Number.NaN;
+    const seconds = await costOf(vtep, async () => {
+      all = await machine("t");
+    });
+    return { thread: (1000 * seconds) / FLOODED, machine: all };
+  };
+  const kernels = async () => {
+    const device = `k1 type vxlan id ${FIRST_VNI} dstport 4789 local ${ours.address}`;
+    await ours.ip(`link add ${device}`, "link set k1 up");
+    const entries = peers.map((peer) => `fdb append 00:00:00:00:00:00 dev k1 dst ${peer}`);
+    const input = entries.join("\n");
+    succeeded("bridge fdb", await ours.finish(["bridge", "-batch", "-"], { input }));
+    const cost = await machine("k");
+    await ours.ip("link delete k1");
+    return cost;
+  };
+  const threads: number[] = [];
+  const ratios: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    const { thread, machine } = await own();
+    threads.push(thread);
+    ratios.push(machine / (await kernels()));
+  }
+  const flooded = `a frame flooded to ${REMOTES} remotes`;
+  row(`CPU of ${flooded}`, "1.5 ms", `${percentile(threads, 50).toFixed(2)} ms`);
+  ratio(`the machine's beside kernel VXLAN's, of ${flooded}`, "", ratios);
 }
 
 /** The highest rate, for a minute: memory of each agent, and what V8 collects of a thread that forwards. */
 async function sustains(): Promise<void> {
   await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
-  const [one, other] = [wire.host(1), wire.host(2)];
-  const [from, to] = [await one.container(), await other.container()];
+  const [from, to] = [await wire.host(1).container(), await wire.host(2).container()];
   const preload = fileURLToPath(new URL("collections.cjs", import.meta.url));
   const start = (host: Host, peer: Host) => {
     const way = ["env", `NODE_OPTIONS=--require=${preload}`];
     return host.vtepBy(way, "--vni", "42", "--bridge", "br0", "--peer", peer.address).ready();
   };
-  await using near = await start(one, other);
-  await using far = await start(other, one);
-  const agents = [near, far];
+  await using one = await start(wire.host(1), wire.host(2));
+  await using other = await start(wire.host(2), wire.host(1));
+  const agents = [one, other];
   await reach(from, to.address);
   const loads = {
     "a TCP stream": (seconds: number) => iperf3(from, to, { seconds }),
@@ -373,19 +470,22 @@ async function sustains(): Promise<void> {
   };
   for (const [name, load] of Object.entries(loads)) {
     await load(WARM_UP_SECONDS);
-    const before = agents.map(({ pid, stderr }) => ({ pid, said: stderr.length }));
-    const memory = agents.map(({ pid }) => residentMegabytes([pid]));
-    await load(MINUTE_SECONDS);
-    const said = agents.map(({ stderr }, at) => stderr.slice(before[at]!.said)).join("");
-    const collected = (kind: string) =>
-      [...said.matchAll(RegExp(`^collected ${kind} [1-9]`, "gm"))].length;
+    for (const agent of agents) agent.stderr = "";
+    const memory = agents.map(() => [] as number[]);
+    const look = () => {
+      for (const [at, { pid }] of agents.entries()) memory[at]!.push(residentMegabytes([pid]));
+    };
+    look();
+    const looking = setInterval(look, LOOK_MS);
+    await load(MINUTE_SECONDS).finally(() => clearInterval(looking));
+    look();
+    const said = agents.map(({ stderr }) => stderr).join("");
+    const collected = (kind: string) => said.match(RegExp(`^collected ${kind} [1-9]`, "gm")) ?? [];
     row(
       `a minute of ${name}`,
       "no growth, no major collection",
-      ...agents.map(({ pid }, at) => {
-        return `${memory[at]!.toFixed(0)} to ${residentMegabytes([pid]).toFixed(0)} MB`;
-      }),
-      `${collected("major")} major and ${collected("minor")} minor collections`,
+      ...memory.map((sizes) => `${sizes.map((size) => size.toFixed(1)).join(" → ")} MB`),
+      `${collected("major").length} major and ${collected("minor").length} minor collections`,
     );
   }
 }
@@ -394,25 +494,31 @@ async function sustains(): Promise<void> {
 async function carriesIpv6(): Promise<void> {
   await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
   const [from, to] = [await wire.host(1).container(), await wire.host(2).container()];
-  for (const end of [from, to]) await prepare(end);
+  for (const end of [from, to]) {
+    await prepare(end);
+    await end.ip("route change fd01::/64 dev eth0 proto kernel metric 256 congctl cubic");
+  }
   const stream = async (family: 4 | 6, address: string) => {
     await using _ = await wire.join(["native", "native"], { family });
     await reach(from, to.address);
-    await pause(1000);
-    const { received } = await iperf3(from, to, { args: ["--client", address] });
+    await pause(REST_MS);
+    const { received } = await iperf3(from, to, { address });
     return received.bits_per_second;
   };
-  const inside: number[] = [];
-  const underlay: number[] = [];
+  const ways = {
+    ipv4: () => stream(4, to.address),
+    inside: () => stream(4, to.address6),
+    underlay: () => stream(6, to.address),
+  };
+  const ratios = { inside: [] as number[], underlay: [] as number[] };
   for (let round = 0; round < IPV6_ROUNDS; round++) {
-    const ipv4 = await stream(4, to.address);
-    inside.push((await stream(4, to.address6)) / ipv4);
-    underlay.push((await stream(6, to.address)) / ipv4);
+    const order = Object.keys(ways) as (keyof typeof ways)[];
+    const rates = { ipv4: 0, inside: 0, underlay: 0 };
+    for (const way of round % 2 === 0 ? order : order.reverse()) rates[way] = await ways[way]();
+    for (const way of ["inside", "underlay"] as const) ratios[way].push(rates[way] / rates.ipv4);
   }
-  for (const [what, ratios] of Object.entries({ inside, "as underlay": underlay })) {
-    const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
-    row(`TCP, IPv6 ${what}`, "0.8 of IPv4", `${percentile(ratios, 50).toFixed(2)} (${range})`);
-  }
+  ratio("TCP, IPv6 inside", "0.8 of IPv4", ratios.inside);
+  ratio("TCP, IPv6 as underlay", "0.8 of IPv4", ratios.underlay);
 }
 
 function ms(time: number): string {

@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { Container } from "../test/lab/host.ts";
+import { succeeded } from "../test/lab/namespace.ts";
 
 const folder = fileURLToPath(new URL("../build/bench", import.meta.url));
 
@@ -35,11 +36,8 @@ export async function blast(
   const program = compiled("blast");
   const args = [`/run/netns/${to.name}`, to.address, ...[size, seconds, rate, senders].map(String)];
   const command = [program, ...args];
-  const { code, stdout, stderr } = await from.finish(command, {
-    timeoutMs: seconds * 1000 + 10_000,
-  });
-  if (code !== 0) throw new Error(`${command.join(" ")}: exit ${code}: ${stderr}`);
-  return JSON.parse(stdout) as Blast;
+  const finished = await from.finish(command, { timeoutMs: seconds * 1000 + 10_000 });
+  return JSON.parse(succeeded(command.join(" "), finished)) as Blast;
 }
 
 /** The path of a program of this folder, compiled with the C compiler that the addon needs anyway if it is older. */

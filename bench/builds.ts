@@ -8,10 +8,9 @@
  */
 import { statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
-import { Command, Option } from "commander";
-import { EXIT_USAGE } from "../src/errors.ts";
+import { Option } from "commander";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
+import { benchmark, note, progress, say, wholeNumber } from "./command-line.ts";
 import { commitOf, conditions } from "./conditions.ts";
 import { type Measurement, measurements, prepare, type Scene } from "./measurements.ts";
 import { betweenBuilds, type Trial } from "./report.ts";
@@ -41,7 +40,7 @@ const tunnels = subjects.filter(({ family }) => family === "vtep").map(({ name }
 const measures = measurements.map(({ name }) => name);
 const some = (flags: string, help: string, choices: string[]) =>
   new Option(flags, help).choices(choices);
-const command = new Command("npm run bench:builds --")
+const command = benchmark("npm run bench:builds --")
   .description("Compares builds with the first of them, all alive at once and measured in turn")
   .usage("BUILD BUILD... [options]")
   .argument("<BUILD>", `a directory in which \`npm run build\` has run, or "${KERNEL}"`)
@@ -51,8 +50,7 @@ const command = new Command("npm run bench:builds --")
   .addOption(some("--measure <NAME...>", "what to measure", measures).default(["tcp1"]))
   .option("--pairs <N>", "of agents of each build", wholeNumber, 4)
   .option("--turns <N>", "of each pair", wholeNumber, 5)
-  .option("--seconds <N>", "how long each measurement takes", wholeNumber, 1)
-  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
+  .option("--seconds <N>", "how long each measurement takes", wholeNumber, 1);
 
 /** Numbered, since names of directories may be alike. */
 function buildOf(place: string, at: number): Build {
@@ -150,8 +148,6 @@ async function main(): Promise<void> {
     `\n  Medians (${counted}); ↑ more is better, ↓ less. Behind a ratio the quarters, and each pair's own.`,
   );
 }
-
-exitOnSignals();
 
 try {
   await main();

@@ -1,7 +1,26 @@
 /** A benchmark's command line: numbers and signals it is told; results on standard output, progress on standard error. */
-import { closeSync, openSync } from "node:fs";
+import { accessSync, existsSync, constants as modes } from "node:fs";
 import { constants } from "node:os";
-import { InvalidArgumentError } from "commander";
+import { dirname } from "node:path";
+import { Command, InvalidArgumentError } from "commander";
+import { EXIT_USAGE } from "../src/errors.ts";
+
+/** A command whose mistakes end it as those of `vtep` do. */
+export function benchmark(name: string): Command {
+  return new Command(name).exitOverride(({ exitCode }) => {
+    process.exit(exitCode === 0 ? 0 : EXIT_USAGE);
+  });
+}
+
+/** Why a file cannot be written, before there is something to write; undefined: it can. */
+export function unwritable(file: string): string | undefined {
+  try {
+    accessSync(existsSync(file) ? file : dirname(file), modes.W_OK);
+    return undefined;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
 
 export function wholeNumber(text: string): number {
   if (!/^[1-9]\d*$/.test(text))
@@ -13,16 +32,6 @@ export function aboveZero(text: string): number {
   if (!(Number(text) > 0 && Number.isFinite(Number(text))))
     throw new InvalidArgumentError("It must be above 0.");
   return Number(text);
-}
-
-/** A file that is written to at the end: told before, not after all has been measured. */
-export function writable(file: string): string {
-  try {
-    closeSync(openSync(file, "a"));
-    return file;
-  } catch (error) {
-    throw new InvalidArgumentError(`It cannot be written: ${(error as Error).message}.`);
-  }
 }
 
 export function say(text: string): void {

@@ -11,17 +11,16 @@
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
-import { Command, Option } from "commander";
-import { EXIT_USAGE } from "../src/errors.ts";
+import { Option } from "commander";
 import { Lab, type Mode } from "../test/lab/lab.ts";
 import {
   aboveZero,
-  exitOnSignals,
+  benchmark,
   note,
   progress,
   say,
+  unwritable,
   wholeNumber,
-  writable,
 } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport } from "./html.ts";
@@ -69,7 +68,7 @@ interface Options {
 
 const ROUNDS = 3;
 const [baseline, ...tunnels] = subjects as [Subject, ...Subject[]];
-const command = new Command("npm run bench --")
+const command = benchmark("npm run bench --")
   .description(`Compares tunnels with ${baseline.name} VXLAN`)
   .option("--pairs <N>", `rounds (default: ${ROUNDS})`, wholeNumber)
   .option("--seconds <N>", "how long each measurement takes", aboveZero, 2)
@@ -82,9 +81,8 @@ const command = new Command("npm run bench --")
     `in under 90 s, with fewer rounds if need be: --seconds ${quick.seconds} --no-profile --tunnel ${quick.tunnel.join(" ")} --measure ${quick.measure.join(" ")}`,
   )
   .option("--install", "first install the packaged tunnels that are missing (Debian, as root)")
-  .option("--json <FILE>", "also write every single figure to a file", writable)
-  .option("--html [FILE]", "also write a report with plots to a file (bench/report.html)", writable)
-  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
+  .option("--json <FILE>", "also write every single figure to a file")
+  .option("--html [FILE]", "also write a report with plots to a file (bench/report.html)");
 
 function some(flags: string, help: string, choices: string[]): Option {
   return new Option(flags, help).choices(choices).default(choices, "all");
@@ -100,7 +98,12 @@ function options(): Options {
     if (command.getOptionValueSource(name) === "default") command.setOptionValue(name, value);
   }
   const { html, ...rest } = command.opts();
-  return { ...rest, ...(html && { html: html === true ? "bench/report.html" : html }) } as Options;
+  const named = html === true ? "bench/report.html" : html;
+  for (const file of [rest.json, named]) {
+    const reason = file && unwritable(file);
+    if (reason) command.error(`what is measured could not be written: ${reason}`);
+  }
+  return { ...rest, ...(named && { html: named }) } as Options;
 }
 
 async function main(options: Options): Promise<void> {
@@ -264,8 +267,6 @@ function sentence(name: string, share: JavaScriptShare): string {
   const parts = Object.entries(share).map(([load, percent]) => `${load} ${percent.toFixed(1)} %`);
   return `  ${name}: CPU time in compiled JavaScript: ${parts.join("; ")}`;
 }
-
-exitOnSignals();
 
 try {
   await main(options());

@@ -107,10 +107,8 @@ export async function prepare(end: Container): Promise<void> {
     "ipv4/neigh/eth0/retrans_time_ms": 50,
   });
   // Not paced, see above; the sysctl cannot be set in a namespace that is not the machine's first.
-  await end.ip(
-    `route change 10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address} congctl cubic`,
-    "route change fd01::/64 dev eth0 proto kernel metric 256 congctl cubic",
-  );
+  const route = `10.1.0.0/24 dev eth0 proto kernel scope link src ${end.address}`;
+  await end.ip(`route change ${route} congctl cubic`);
 }
 
 /** One TCP stream, with what it costs and what it does to others. */
@@ -263,7 +261,6 @@ function lostPercent({ lost, sent }: Blast): number {
   return (lost / sent) * 100;
 }
 
-/** NaN for what is not a process. */
 /** Of all of them together; NaN where there are none. */
 export function residentMegabytes(pids: number[]): number {
   if (pids.length === 0) return Number.NaN;

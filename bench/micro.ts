@@ -8,7 +8,6 @@
  * everything in terms of one lookup in an FDB that fits into the cache, measured in the same run.
  */
 import { cpus } from "node:os";
-import { Command } from "commander";
 import { Bench } from "tinybench";
 import { addon } from "../src/device/native.ts";
 import { Fdb, STATIC } from "../src/fdb.ts";
@@ -17,6 +16,7 @@ import { Flows, flowHash } from "../src/wire/flow.ts";
 import { vxlan } from "../test/unit/sim.ts";
 import { Treadmill, treadmill } from "../test/unit/treadmill.ts";
 import { bytes, ethernetFrame, ipv4Packet, ipv6Packet, ports } from "../test/unit/wire/frames.ts";
+import { benchmark } from "./command-line.ts";
 import { table } from "./table.ts";
 
 /** Milliseconds of a task: so that all of them take half a minute. */
@@ -33,7 +33,7 @@ const VNI = 100;
 const PEER = "192.0.2.2";
 const HIGH = 0x0242;
 
-new Command("npm run bench:micro")
+benchmark("npm run bench:micro")
   .description(
     "What a decision costs: the dataplane between devices that cost nothing, and its parts",
   )

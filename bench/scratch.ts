@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 const doomed = new Set<string>();
 
-// An interrupted run leaves nothing behind either: see compare.ts for the signals.
+// An interrupted run leaves nothing behind either: a lab makes an exit of a signal.
 process.once("exit", () => {
   for (const path of doomed) rmSync(path, { recursive: true, force: true });
 });

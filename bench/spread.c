@@ -1,11 +1,11 @@
 /*
  * Frames of many flows, in an order that no cache foresees, each flow in a network of its own or all in one.
  *
- *   spread in ADDRESS FIRST NETWORKS FLOWS FRAMES RATE     VXLAN datagrams to port 4789 there
- *   spread out PREFIX FIRST NETWORKS FLOWS FRAMES RATE     frames by the interfaces PREFIX1, PREFIX2, …
+ *   spread in ADDRESS FIRST NETWORKS MACS FLOWS FRAMES RATE     VXLAN datagrams to port 4789 there
+ *   spread out PREFIX FIRST NETWORKS MACS FLOWS FRAMES RATE     frames by the interfaces PREFIX1, PREFIX2, …
  *
- * FIRST is the first network's VNI. Flow f is of network f modulo NETWORKS; its MACs, addresses and ports
- * are its own, and the same both ways. RATE is in frames a second, kept by sleeping between bursts of
+ * FIRST is the first network's VNI. Flow f is of network f modulo NETWORKS, and has the MACs number f modulo MACS
+ * of up to 2^24; addresses and ports are its own up to 2^16. All are the same both ways. RATE is in frames a second, kept by sleeping between bursts of
  * BURST. Every frame is sent, or the exit code is 1.
  */
 #define _GNU_SOURCE
@@ -29,13 +29,14 @@ static void put16(uint8_t *to, unsigned value) {
 }
 
 /* UDP over IPv4, its checksums left out: nobody delivers it. */
-static void write_frame(uint8_t *frame, unsigned flow, int in) {
+static void write_frame(uint8_t *frame, unsigned mac, unsigned flow, int in) {
 	memset(frame, 0, FRAME);
 	memcpy(frame, "\x02\0\0\0\0\1\x02\0\0\0\0\1\x08\0\x45", 15);
 	frame[in ? 1 : 7] = 0xaa;
 	frame[in ? 7 : 1] = 0xbb;
-	put16(frame + 2, flow);
-	put16(frame + 8, flow);
+	put16(frame + 2, mac);
+	put16(frame + 8, mac);
+	frame[4] = frame[10] = (uint8_t)(mac >> 16);
 	put16(frame + 16, FRAME - 14);
 	frame[22] = 64;
 	frame[23] = IPPROTO_UDP;
@@ -69,12 +70,12 @@ static void sleep_until(double due) {
 }
 
 int main(int count, char **words) {
-	if (count != 8) errx(1, "usage: spread in|out ADDRESS|PREFIX FIRST NETWORKS FLOWS FRAMES RATE");
+	if (count != 9) errx(1, "usage: spread in|out ADDRESS|PREFIX FIRST NETWORKS MACS FLOWS FRAMES RATE");
 	int in = strcmp(words[1], "in") == 0;
 	unsigned first = (unsigned)atoi(words[3]), networks = (unsigned)atoi(words[4]);
-	unsigned flows = (unsigned)atoi(words[5]);
-	long frames = atol(words[6]);
-	double rate = atof(words[7]);
+	unsigned macs = (unsigned)atoi(words[5]), flows = (unsigned)atoi(words[6]);
+	long frames = atol(words[7]);
+	double rate = atof(words[8]);
 
 	struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(4789)};
 	if (in && inet_pton(AF_INET, words[2], &there.sin_addr) != 1) errx(1, "no address: %s", words[2]);
@@ -97,7 +98,7 @@ int main(int count, char **words) {
 		if (sent % flows == 0) shuffle(order, flows);
 		if (sent % BURST == 0) sleep_until(began + (double)sent / rate);
 		unsigned flow = order[sent % flows], network = flow % networks, vni = first + network;
-		write_frame(frame, flow, in);
+		write_frame(frame, flow % macs, flow, in);
 		ssize_t n;
 		if (in) {
 			datagram[4] = (uint8_t)(vni >> 16);

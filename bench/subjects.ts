@@ -20,11 +20,8 @@ export interface Subject {
   start(lab: Lab): Promise<Tunnel>;
 }
 
-/**
- * From its start until it is measured. Its first tenths of a second are those of a process that still loads
- * and compiles; a container takes longer to start than that.
- */
-const REST_MS = 1000;
+/** From its first answer until it is measured: until then a process loads and compiles. */
+export const REST_MS = 1000;
 
 export interface Tunnel extends AsyncDisposable {
   /** Its processes in user space, on both hosts. */

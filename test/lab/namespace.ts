@@ -126,7 +126,8 @@ function batch(lines: string[]): string {
   return `${lines.join("\n")}\n`;
 }
 
-function succeeded(what: string, { code, stdout, stderr }: Finished): string {
+/** What it printed. Throws what it said where it failed. */
+export function succeeded(what: string, { code, stdout, stderr }: Finished): string {
   if (code !== 0) throw new Error(`${what}: exit ${code}: ${stderr || stdout}`);
   return stdout;
 }

@@ -200,17 +200,17 @@ export interface Throughput {
 export async function iperf3(
   from: Namespace,
   to: Container,
-  { seconds = 3, args = [] as string[] } = {},
+  { seconds = 3, args = [] as string[], address = to.address } = {},
 ): Promise<{ sent: Throughput; received: Throughput }> {
   const server = to.spawn("iperf3", "--server", "--one-off", "--forceflush");
   server.stdin.end();
   try {
     await hears(server.stdout, "listening");
-    const client = ["iperf3", "--client", to.address, "--time", `${seconds}`, "--json", ...args];
+    const client = ["iperf3", "--client", address, "--time", `${seconds}`, "--json", ...args];
     const { code, stdout } = await from.finish(client, { timeoutMs: seconds * 1000 + 10_000 });
-    if (code === null) throw new Error(`iperf3 to ${to.address} did not end`);
+    if (code === null) throw new Error(`iperf3 to ${address} did not end`);
     const { error, end } = JSON.parse(stdout);
-    if (error) throw new Error(`iperf3 to ${to.address}: ${error}`);
+    if (error) throw new Error(`iperf3 to ${address}: ${error}`);
     return { sent: end.sum_sent ?? end.sum, received: end.sum_received ?? end.sum };
   } finally {
     server.kill();

@@ -105,8 +105,9 @@ describe("a thread that is idle", () => {
     vi.advanceTimersToNextTimer();
     const before = steps;
     rehearsal.return(undefined);
-    vi.runAllTimers();
+    vi.advanceTimersToNextTimer();
     expect(steps).toBe(before);
+    expect(vi.getTimerCount()).toBe(0);
   });
 
   it("goes on without a rehearsal that fails", () => {
