@@ -216,10 +216,11 @@ function removeAll(): void {
 process.once("exit", removeAll);
 process.once("disconnect", removeAll); // a test runner's process whose parent has gone
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-  process.once(signal, () => {
+  // For good: a second one, as of a terminal and of a parent, would end the process meanwhile.
+  process.on(signal, () => {
     removeAll();
     // Not by the signal itself: what else is to be removed is removed at the exit.
-    if (process.listenerCount(signal) === 0) process.exit(128 + constants.signals[signal]);
+    if (process.listenerCount(signal) === 1) process.exit(128 + constants.signals[signal]);
   });
 }
 
