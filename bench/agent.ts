@@ -325,17 +325,23 @@ async function restarts(): Promise<void> {
 
 type Way = "in" | "out";
 
-interface Spread {
+interface Flows {
   networks?: number;
   macs: number;
   flows: number;
-  frames: number;
-  rate?: number;
 }
 
-/** Frames of spread.c, from the underlay or from the TAPs t1, t2, … */
-async function spread(way: Way, { networks = 1, macs, flows, frames, rate = RATE }: Spread) {
-  const [host, where] = way === "in" ? [theirs, ours.address] : [ours, "t"];
+interface Spread extends Flows {
+  frames: number;
+  rate?: number;
+  /** Of the interfaces that frames leave by, with 1, 2, … behind it. */
+  prefix?: string;
+}
+
+/** Frames of spread.c, from the underlay or by interfaces, which are TAPs unless told. */
+async function spread(way: Way, wanted: Spread): Promise<void> {
+  const { networks = 1, macs, flows, frames, rate = RATE, prefix = "t" } = wanted;
+  const [host, where] = way === "in" ? [theirs, ours.address] : [ours, prefix];
   const args = [way, where, ...[FIRST_VNI, networks, macs, flows, frames, rate].map(String)];
   const finished = await host.finish([compiled("spread"), ...args], { timeoutMs: 120_000 });
   succeeded(`spread ${args.join(" ")}`, finished);
@@ -349,58 +355,60 @@ async function costOf({ pid }: Vtep, forwards: () => Promise<void>): Promise<num
   return Math.max(...[...after].map(([thread, time]) => time - (before.get(thread) ?? 0)));
 }
 
+/** The same for FRAMES of these flows, when each is learned and V8 has compiled. */
+async function costs(vtep: Vtep, of: Flows, learning: { frames: number; rate?: number }) {
+  const cost = async (way: Way) => {
+    await spread(way, { ...of, ...learning });
+    return costOf(vtep, () => spread(way, { ...of, frames: FRAMES }));
+  };
+  return { in: await cost("in"), out: await cost("out") };
+}
+
 function ratio(what: string, wanted: string, ratios: number[]): void {
   const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
   row(what, wanted, `${percentile(ratios, 50).toFixed(2)} (${range})`);
 }
 
+/** What a frame costs among many of something, beside one among few. */
+async function compareCosts(what: string, wanted: string, few: Costs, many: Costs): Promise<void> {
+  const ratios: Record<Way, number[]> = { in: [], out: [] };
+  for (let round = 0; round < 3; round++) {
+    const [less, more] = [await few(), await many()];
+    for (const way of ["in", "out"] as const) ratios[way].push(more[way] / less[way]);
+  }
+  for (const way of ["in", "out"] as const) {
+    ratio(`CPU per frame ${FROM[way]}, ${what}`, wanted, ratios[way]);
+  }
+}
+
+type Costs = () => ReturnType<typeof costs>;
+
 /** CPU time of the forwarding thread for a frame of as many flows, each in a network of its own or all in one. */
 async function spreads(): Promise<void> {
-  const ratios: Record<Way, number[]> = { in: [], out: [] };
-  const costs = async (networks: number) => {
+  const among = async (networks: number) => {
     const file = join(scratch, "networks.json");
     const all = Array.from({ length: networks }, (_, at) => {
       return { vni: FIRST_VNI + at, peers: [theirs.address], tap: `t${at + 1}` };
     });
     writeFileSync(file, JSON.stringify({ networks: all }));
     await using vtep = await ours.vtep("--config", file).ready();
-    const cost = async (way: Way) => {
-      const many = { networks, macs: NETWORKS, flows: NETWORKS };
-      await spread(way, { ...many, frames: NETWORKS }); // each is learned, and V8 has compiled
-      return costOf(vtep, () => spread(way, { ...many, frames: FRAMES }));
-    };
-    return { in: await cost("in"), out: await cost("out") };
+    const flows = { networks, macs: NETWORKS, flows: NETWORKS };
+    return await costs(vtep, flows, { frames: NETWORKS });
   };
-  for (let round = 0; round < 3; round++) {
-    const [one, many] = [await costs(1), await costs(NETWORKS)];
-    for (const way of ["in", "out"] as const) ratios[way].push(many[way] / one[way]);
-  }
-  for (const way of ["in", "out"] as const) {
-    ratio(`CPU per frame ${FROM[way]}, ${NETWORKS} networks`, "1.5 times one", ratios[way]);
-  }
+  const many = () => among(NETWORKS);
+  await compareCosts(`${NETWORKS} networks`, "1.5 times one", () => among(1), many);
 }
 
 /** The same for a frame of one of a million MACs in a network, beside one of ten; of as many flows both. */
 async function scales(): Promise<void> {
-  const ratios: Record<Way, number[]> = { in: [], out: [] };
   const one = ["--vni", `${FIRST_VNI}`, "--peer", theirs.address, "--tap", "t1"];
-  const costs = async (macs: number) => {
+  const among = async (macs: number) => {
     await using vtep = await ours.vtep(...one, "--fdb-limit", `${2 ** 21}`, "--age", "0").ready();
-    const cost = async (way: Way) => {
-      const many = { macs, flows: MANY_ENTRIES };
-      // Each is learned, and V8 has compiled.
-      await spread(way, { ...many, frames: Math.max(macs, FRAMES), rate: 2 * RATE });
-      return costOf(vtep, () => spread(way, { ...many, frames: FRAMES }));
-    };
-    return { in: await cost("in"), out: await cost("out") };
+    const learning = { frames: Math.max(macs, FRAMES), rate: 2 * RATE };
+    return await costs(vtep, { macs, flows: MANY_ENTRIES }, learning);
   };
-  for (let round = 0; round < 3; round++) {
-    const [few, many] = [await costs(10), await costs(MANY_ENTRIES)];
-    for (const way of ["in", "out"] as const) ratios[way].push(many[way] / few[way]);
-  }
-  for (const way of ["in", "out"] as const) {
-    ratio(`CPU per frame ${FROM[way]}, ${MANY_ENTRIES} MACs`, "1.5 times ten", ratios[way]);
-  }
+  const many = () => among(MANY_ENTRIES);
+  await compareCosts(`${MANY_ENTRIES} MACs`, "1.5 times ten", () => among(10), many);
 }
 
 /** CPU time for a frame that every remote gets, of the forwarding thread, and of the machine beside kernel VXLAN's. */
@@ -409,14 +417,12 @@ async function floods(): Promise<void> {
   // What receives them is another machine's work.
   const empty = ["link add void type bridge", "link set void arp off up"];
   await ours.ip(...empty, "route add 198.18.0.0/15 dev void");
-  const flood = (way: string, count: number) => {
-    const args = [FIRST_VNI, 1, 10, 10, count, FLOOD_RATE].map(String);
-    return ours.run(compiled("spread"), "out", way, ...args);
-  };
+  const flood = (prefix: string, frames: number) =>
+    spread("out", { prefix, macs: 10, flows: 10, frames, rate: FLOOD_RATE });
   /** Milliseconds of the machine's for a frame. */
-  const machine = async (way: string) => {
+  const machine = async (prefix: string) => {
     const before = cpuTime([]).machine;
-    await flood(way, FLOODED);
+    await flood(prefix, FLOODED);
     return (1000 * (cpuTime([]).machine - before)) / FLOODED;
   };
   const own = async () => {

@@ -51,7 +51,7 @@ export function progress(text: string): void {
 }
 
 /** The lab's own listeners, which were added first, have removed it by the time that these are called. */
-export function exitOnSignals(farewell = ""): void {
+export function exitOnSignals(farewell: string): void {
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(signal, () => {
       process.stderr.write(farewell);
