@@ -72,6 +72,8 @@ int pace_begin() {
   return error;
 }
 
+bool pace_runs_first() { return own.runs_first; }
+
 // Sleeps for so long, or until one of these can be read.
 static void sleep_for(int64_t ns, pollfd *those, size_t count) {
   timespec moment = {0, ns};

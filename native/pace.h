@@ -25,6 +25,8 @@ enum direction { ENCAP, DECAP };
 // SCHED_OTHER, or made it nice, which is then left alone. That is asked only now.
 int pace_begin();
 
+bool pace_runs_first();
+
 // So many frames were read from TAPs or written to them, among them so many bytes of TCP super-frames; or
 // datagrams came, whatever becomes of them.
 void pace_carried(direction way, int frames, int64_t streamed);

@@ -1,6 +1,16 @@
 #include "poll.h"
 
+#include <sched.h>
 #include <uv.h>
+
+#include "pace.h"
+
+// A core that was given away for so long is somebody else's too. One who polls there and yields gets nothing: so
+// for a while the thread sleeps at once, and is woken before who works all the time.
+static constexpr uint64_t GIVEN_AWAY_NS = 2'000'000;
+static constexpr uint64_t SHARED_NS = 300'000'000;
+
+static thread_local uint64_t shared_until;  // on uv_hrtime()'s clock
 
 struct watch {
   uv_poll_t handle;
@@ -42,8 +52,18 @@ static void on_environment_end(napi_async_cleanup_hook_handle, void *data) {
   if (!uv_is_closing(reinterpret_cast<uv_handle_t *>(&w->handle))) watch_stop(w);
 }
 
+// A thread that runs before others would not give its core away.
+static bool may_spin(uint64_t time) { return time >= shared_until && !pace_runs_first(); }
+
 static void on_spin(uv_idle_t *spin) {
-  if (uv_hrtime() >= static_cast<const watch *>(spin->data)->spin_until) uv_idle_stop(spin);
+  uint64_t time = uv_hrtime();
+  if (time >= static_cast<const watch *>(spin->data)->spin_until || !may_spin(time)) {
+    uv_idle_stop(spin);
+    return;
+  }
+  sched_yield();
+  uint64_t again = uv_hrtime();
+  if (again - time > GIVEN_AWAY_NS) shared_until = again + SHARED_NS;
 }
 
 // The callback may stop this watch, or throw: then it is an uncaught exception like any other's.
@@ -58,7 +78,9 @@ static void on_poll(uv_poll_t *handle, int status, int) {
   }
   bool stopped = uv_is_closing(reinterpret_cast<uv_handle_t *>(&w->spin)) != 0;
   if (w->spin_ns == 0 || status < 0 || stopped) return;
-  w->spin_until = uv_hrtime() + w->spin_ns;
+  uint64_t time = uv_hrtime();
+  if (!may_spin(time)) return;
+  w->spin_until = time + w->spin_ns;
   uv_idle_start(&w->spin, on_spin);
 }
 

@@ -259,8 +259,8 @@ export class Agent implements Operations {
       sourcePorts: config.sourcePorts,
       offloads: config.offloads,
       busyPollUs: config.busyPollUs,
-      // Who asks for more for a while need not be woken; and half of the cores are left to others.
-      paced: config.busyPollUs === 0 && workers <= availableParallelism() / 2,
+      // Half of the cores are left to others.
+      paced: workers <= availableParallelism() / 2,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
       dscp: config.dscp,

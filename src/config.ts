@@ -373,7 +373,7 @@ const endpointEntries = {
     v.optional(wordOr("auto", 1, 64), "auto"),
   ),
   "busy-poll": key(
-    "once frames have come, keep asking for more for so long before sleeping: quicker, but it takes a core (native only)",
+    "once frames have come, keep asking for more for so long before sleeping: quicker answers for a core's time, while nobody else wants it (native only)",
     { value: "MICROSECONDS" },
     v.optional(integer(0, 1_000_000), 0),
   ),
