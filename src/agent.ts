@@ -352,7 +352,7 @@ export class Agent implements Operations {
   }
 
   putNetwork(network: NetworkConfig): Promise<boolean> {
-    return this.#exclusively(async () => {
+    return this.#asked(async () => {
       const isNew = !this.#live.has(network.name);
       await this.#apply([network], []);
       this.#rememberEdits();
@@ -362,7 +362,7 @@ export class Agent implements Operations {
   }
 
   removeNetwork(name: string): Promise<boolean> {
-    return this.#exclusively(async () => {
+    return this.#asked(async () => {
       if (!this.#live.has(name)) return false;
       await this.#apply([], [name]);
       this.#rememberEdits();
@@ -412,7 +412,7 @@ export class Agent implements Operations {
   }
 
   flushFdb({ network, mac, remote }: FdbFilter): Promise<number> {
-    return this.#exclusively(async () => {
+    return this.#asked(async () => {
       const { index } = network === undefined ? { index: undefined } : this.#named(network).plan;
       const entries = this.#fdb.clear(
         (row) =>
@@ -427,7 +427,7 @@ export class Agent implements Operations {
   }
 
   attachments(): Promise<readonly Attachment[]> {
-    return this.#exclusively(() => this.#lookForAttached());
+    return this.#asked(() => this.#lookForAttached());
   }
 
   async #lookForAttached(): Promise<Attachment[]> {
@@ -471,7 +471,7 @@ export class Agent implements Operations {
   }
 
   reload(config: Config): Promise<Changes> {
-    return this.#exclusively(async () => {
+    return this.#asked(async () => {
       const before = this.#config.networks;
       const renamed = this.#rename(config.networks);
       const wanted = new Set(config.networks.map(({ name }) => name));
@@ -891,8 +891,16 @@ export class Agent implements Operations {
     return done;
   }
 
+  /** What somebody asks for. What still waits for its turn when the agent is to stop is refused. */
+  #asked<T>(change: () => Promise<T>): Promise<T> {
+    return this.#exclusively(() => {
+      if (!this.#isStopping) return change();
+      throw new VtepError("CLOSED", "the agent is stopping: ask again when it has started");
+    });
+  }
+
   #edit(name: string, change: (config: NetworkConfig) => NetworkConfig): Promise<void> {
-    return this.#exclusively(async () => {
+    return this.#asked(async () => {
       const before = this.#named(name).config;
       const after = change(before);
       if (after === before) return;

@@ -274,6 +274,25 @@ async function pathWithIp(script: string): Promise<string> {
   return `PATH=${directory}:${process.env.PATH}`;
 }
 
+test("reloads that wait for their turn when it is told to stop are refused", async () => {
+  const path = await pathWithIp('while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"');
+  const [directory] = path.slice(5).split(":") as [string];
+  const [file, held] = [join(directory, "vtep.json"), join(directory, "held")];
+  await writeFile(file, JSON.stringify({ networks: [{ vni: 42, peers: [theirs.address] }] }));
+  await using vtep = await ours.vtepBy(["env", path], "--config", file).ready();
+  await writeFile(held, "");
+  for (let asked = 0; asked < 10; asked++) {
+    process.kill(vtep.pid, "SIGHUP");
+    await vtep.status(); // two signals at once would be one
+  }
+  const stopped = vtep.stop();
+  await rm(held);
+  expect(await stopped).toMatchObject({ code: 0 });
+  const refused = vtep.log.filter(({ msg }) => msg === "nothing was changed");
+  const reasons = new Set(refused.map(({ reason }) => reason));
+  expect(reasons).toEqual(new Set(["the agent is stopping: ask again when it has started"]));
+});
+
 describe("an ip that fails while vtep stops", () => {
   const busy = 'echo "RTNETLINK answers: Device or resource busy" >&2';
   test.each([
