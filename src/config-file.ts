@@ -267,26 +267,34 @@ function endpointOf({ offload, socket, ...rest }: Record<string, unknown>) {
   const shaped: Record<string, unknown> = rest;
   if (socket !== undefined) shaped.socket = socket === "" ? "" : resolve(socket as string);
   if (offload === undefined) return shaped;
-  const pairs = (offload as string).split(",").map((pair) => pair.split("="));
-  const wrong = pairs.find(([name, value, ...more]) => !name || !value || more.length > 0);
-  if (wrong === undefined) return { ...shaped, offload: Object.fromEntries(pairs) };
-  const text = JSON.stringify(wrong.join("="));
-  throw new VtepError("USAGE", `--offload ${text} must be NAME=on or NAME=off`);
+  const pairs = (offload as string).split(",");
+  const shape = "NAME=on or NAME=off";
+  return { ...shaped, offload: pairsOf("--offload", pairs, shape, "leave one out") };
 }
 
 /** In the shape that a file has: only `--fdb` is written differently. */
 export function networkOf({ fdb, ...rest }: Record<string, unknown>): Record<string, unknown> {
   if (fdb === undefined) return rest;
-  const entries: Record<string, string> = {};
-  for (const pair of fdb as string[]) {
-    const [mac, to, ...more] = pair.split("=");
-    if (!mac || !to || more.length > 0) {
-      throw new VtepError("USAGE", `--fdb ${JSON.stringify(pair)} must be MAC=ADDR`);
+  return { ...rest, fdb: pairsOf("--fdb", fdb as string[], "MAC=ADDR", ONE_PLACE) };
+}
+
+/** What a flag's pairs say, in the shape that a file has. Throws VtepError USAGE where they are none, or one name is there twice. */
+function pairsOf(
+  flag: string,
+  pairs: readonly string[],
+  shape: string,
+  remedy: string,
+): Record<string, string> {
+  const values = new Map<string, string>();
+  for (const pair of pairs) {
+    const [name, value, ...more] = pair.split("=");
+    if (!name || !value || more.length > 0) {
+      throw new VtepError("USAGE", `${flag} ${JSON.stringify(pair)} must be ${shape}`);
     }
-    if (mac in entries) throw new VtepError("USAGE", `--fdb has ${mac} twice: ${ONE_PLACE}`);
-    entries[mac] = to;
+    if (values.has(name)) throw new VtepError("USAGE", `${flag} has ${name} twice: ${remedy}`);
+    values.set(name, value);
   }
-  return { ...rest, fdb: entries };
+  return Object.fromEntries(values);
 }
 
 // ---- Putting together

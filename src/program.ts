@@ -37,9 +37,11 @@ async function takeTime(): Promise<void> {
   if (keptBefore() !== undefined && process.exitCode === EXIT_FAILURE) await pause(HASTE_MS);
 }
 
-/** Without commander's prefix, and with its suggestion of a near name on the same line. */
+/** Without commander's prefix, and with what it suggests on the same line. */
 function usageOf({ message }: CommanderError): string {
-  return message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
+  const said = message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
+  const isHelpful = /: Did you mean|Allowed choices/.test(said);
+  return isHelpful ? said : `${said.replace(/\.$/, "")}: see --help`;
 }
 
 /** `first` is the first of the forwarding threads, if there are to be any; `interim` forwards until then. */
