@@ -105,6 +105,17 @@ unpack_docker() {
   unpack build/docker docker.io containerd tini
 }
 
+# Open vSwitch is a peer in the tests, and a tunnel to compare with; its package would start a service, too.
+unpack_openvswitch() {
+  command -v ovs-vswitchd >/dev/null && return
+  [ ! -e build/openvswitch/libraries ] || return 0
+  command -v apt-get >/dev/null || fail "this is not Debian; install by hand: Open vSwitch"
+  say "unpacking Debian's openvswitch-switch to build/openvswitch; it is a VTEP of another make"
+  unpack build/openvswitch openvswitch-switch openvswitch-common \
+    libevent-2.1-7 libnuma1 libunbound8 libxdp1
+  (cd build/openvswitch && ln -s usr/lib/*-linux-gnu libraries)
+}
+
 install_modules() {
   if [ ! -e node_modules/.package-lock.json ] ||
     [ package-lock.json -nt node_modules/.package-lock.json ]; then
@@ -146,5 +157,6 @@ command -v node >/dev/null && command -v npm >/dev/null ||
 install_packages
 unpack_prometheus
 unpack_docker
+unpack_openvswitch
 install_modules
 build

@@ -14,9 +14,10 @@
 import { execFileSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { once } from "node:events";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import type { Host } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
 import type { Child } from "../test/lab/namespace.ts";
@@ -29,7 +30,8 @@ export interface Packaged {
   name: string;
   packages: string[];
   missing(): string | undefined;
-  start(lab: Lab): Promise<PackagedTunnel>;
+  /** On both hosts unless told: the other one has something else there then. */
+  start(lab: Lab, hosts?: readonly (1 | 2)[]): Promise<PackagedTunnel>;
 }
 
 interface PackagedTunnel extends AsyncDisposable {
@@ -41,6 +43,9 @@ interface PackagedTunnel extends AsyncDisposable {
 const TAP = "tunnel";
 const MTU = 1450;
 const PORT = 4790;
+/** Where setup.sh has unpacked Open vSwitch, unless it is installed. */
+const OVS = fileURLToPath(new URL("../build/openvswitch", import.meta.url));
+const PATH = `${process.env.PATH}:${OVS}/usr/bin:${OVS}/usr/sbin:${OVS}/usr/lib/openvswitch-switch`;
 /** How long a process may take to end when asked. */
 const PATIENCE_MS = 2_000;
 
@@ -117,7 +122,7 @@ function tunnel(
       isInstalled(command)
         ? undefined
         : `it is not installed: apt-get install ${packages.join(" ")}, or --install`,
-    async start(lab) {
+    async start(lab, hosts = [1, 2]) {
       const scratch = Scratch.folder(name);
       const ends: End[] = [];
       const dispose = async () => {
@@ -126,7 +131,7 @@ function tunnel(
       };
       const secrets = new Secrets();
       try {
-        for (const number of [1, 2]) {
+        for (const number of hosts) {
           const end = new End(lab.host(number), join(scratch.path, `h${number}`));
           ends.push(end);
           await setUp(end.site(lab.host(3 - number).address, secrets));
@@ -147,7 +152,8 @@ function tunnel(
 
 function isInstalled(command: string): boolean {
   try {
-    execFileSync("sh", ["-c", `command -v ${command}`], { stdio: "ignore" });
+    const env = { PATH };
+    execFileSync("/bin/sh", ["-c", `command -v ${command}`], { stdio: "ignore", env });
     return true;
   } catch {
     return false;
@@ -267,11 +273,12 @@ async function openVSwitch(site: Site): Promise<void> {
   const database = join(directory, "conf.db");
   const socket = `unix:${join(directory, "db.sock")}`;
   const here24 = `${here}/24`;
-  const inDirectory = ["env", `OVS_RUNDIR=${directory}`, `OVS_DBDIR=${directory}`];
-  inDirectory.push(`OVS_LOGDIR=${directory}`);
+  const inDirectory = ["env", `PATH=${PATH}`, `LD_LIBRARY_PATH=${OVS}/libraries`];
+  for (const of of ["RUN", "DB", "LOG"]) inDirectory.push(`OVS_${of}DIR=${directory}`);
   const vsctl = (...args: string[]) =>
     host.run(...inDirectory, "ovs-vsctl", `--db=${socket}`, "--timeout=10", ...args);
-  const schema = "/usr/share/openvswitch/vswitch.ovsschema";
+  const schemas = ["", OVS].map((at) => `${at}/usr/share/openvswitch/vswitch.ovsschema`);
+  const schema = schemas.find((path) => existsSync(path))!;
   await host.run(...inDirectory, "ovsdb-tool", "create", database, schema);
   const control = (name: string) => [`--unixctl=${directory}/${name}.ctl`, "--no-chdir"];
   await run(
