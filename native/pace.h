@@ -25,6 +25,7 @@ enum direction { ENCAP, DECAP };
 // SCHED_OTHER, or made it nice, which is then left alone. That is asked only now.
 int pace_begin();
 
+// Whether the thread was made to run before others here; a policy of the user's own is none of this.
 bool pace_runs_first();
 
 // So many frames were read from TAPs or written to them, among them so many bytes of TCP super-frames; or

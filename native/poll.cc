@@ -5,9 +5,10 @@
 
 #include "pace.h"
 
-// A core that was given away for so long is somebody else's too. One who polls there and yields gets nothing: so
-// for a while the thread sleeps at once, and is woken before who works all the time.
-static constexpr uint64_t GIVEN_AWAY_NS = 2'000'000;
+// Who takes the core for so long when it is given away may work on it all the time, and who polls beside that gets
+// nothing: so for a while the thread sleeps at once, and is woken before the other. A slice is longer, whatever the
+// kernel's tick.
+static constexpr uint64_t TAKEN_NS = 1'000'000;
 static constexpr uint64_t SHARED_NS = 300'000'000;
 
 static thread_local uint64_t shared_until;  // on uv_hrtime()'s clock
@@ -52,7 +53,7 @@ static void on_environment_end(napi_async_cleanup_hook_handle, void *data) {
   if (!uv_is_closing(reinterpret_cast<uv_handle_t *>(&w->handle))) watch_stop(w);
 }
 
-// A thread that runs before others would not give its core away.
+// A thread that runs before others does not give its core away by yielding.
 static bool may_spin(uint64_t time) { return time >= shared_until && !pace_runs_first(); }
 
 static void on_spin(uv_idle_t *spin) {
@@ -63,7 +64,7 @@ static void on_spin(uv_idle_t *spin) {
   }
   sched_yield();
   uint64_t again = uv_hrtime();
-  if (again - time > GIVEN_AWAY_NS) shared_until = again + SHARED_NS;
+  if (again - time > TAKEN_NS) shared_until = again + SHARED_NS;
 }
 
 // The callback may stop this watch, or throw: then it is an uncaught exception like any other's.

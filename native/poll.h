@@ -15,8 +15,9 @@ struct watch;
 // Calls `callback` with `owner` as this and one number: 0 when the descriptor is readable, as often
 // as the loop comes round and it still is; or a negative errno (libuv makes UV_EBADF of POLLERR)
 // after which there is silence. Keeps `owner` alive. `*slot` is the watch, and becomes null when it
-// stops. Once readable, the loop goes on asking for `busy_poll_us` microseconds before it sleeps, but
-// not while the thread runs before others, nor for 300 ms after another process worked on its core.
+// stops. Once readable, the loop goes on asking for `busy_poll_us` microseconds before it sleeps, in
+// which it gives its core to whoever wants it, as far as the thread's scheduling policy does; but not while it
+// runs before others (pace.h), nor for 300 ms after others took the core for more than a millisecond.
 // Returns 0 or -errno.
 int watch_start(Napi::Object owner, Napi::Function callback, int fd, int busy_poll_us,
                 watch **slot);

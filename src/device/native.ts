@@ -26,8 +26,7 @@ interface WatchedPort extends Port {
    * Calls back with 0 whenever there is something to read, or once with a negative errno, after
    * which there is silence (libuv makes UV_EBADF of POLLERR). Keeps the event loop alive, and from
    * sleeping for `busyPollUs` microseconds after each call, in which it gives its core to whoever wants
-   * it; not while the thread runs before others, nor for 300 ms after somebody took more than two
-   * milliseconds. Throws ERR_WATCHED when it is watched already.
+   * it (`native/poll.h`). Throws ERR_WATCHED when it is watched already.
    */
   watch(onReadable: (status: number) => void, busyPollUs?: number): void;
   unwatch(): void;

@@ -24,7 +24,10 @@ const FLOORS = {
     "UDP 64 B, two unpaced senders": 0.5,
   },
 };
-/** Times the kernel's. A thread that waits for its turn makes round trips of 68 to 118 over a wire, of 44 to 80 over veth. */
+/**
+ * Times the kernel's. Beside a stream a thread that waits for its turn makes round trips of 68 to 118 over a wire, of
+ * 44 to 80 over veth; idle, one that lets frames gather as beside a stream makes them of 10 and more.
+ */
 const CEILINGS = {
   wire: { "CPU per GB, whole system": 3, "RTT under it, median": 50, "RTT idle, median": 8 },
   veth: { "CPU per GB, whole system": 5, "RTT under it, median": 30, "RTT idle, median": 8 },
