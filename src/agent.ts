@@ -149,6 +149,8 @@ interface Beginnings {
 export class Agent implements Operations {
   /** Resolves when forwarding broke down, with the reason; never when it was stopped. */
   readonly lost: Promise<VtepError>;
+  /** From now on what is asked for is refused. */
+  isStopping = false;
   /** Its networks are those of now. */
   #config: Config;
   /** Of the file of edits, what cannot be done or read here; a reload forgets it. */
@@ -189,7 +191,6 @@ export class Agent implements Operations {
   #opened: Started | undefined;
   readonly #captures: Captures;
   #readyAt = 0;
-  #isStopping = false;
   #forwarded = true;
   /** What was dropped since it was logged. */
   readonly #logged = new Growth();
@@ -259,7 +260,7 @@ export class Agent implements Operations {
       sourcePorts: config.sourcePorts,
       offloads: config.offloads,
       busyPollUs: config.busyPollUs,
-      // Half of the cores are left to others.
+      // Only where half of the cores are left to others.
       paced: workers <= availableParallelism() / 2,
       strict: config.strict,
       flowSeed: randomInt(2 ** 31),
@@ -628,7 +629,7 @@ export class Agent implements Operations {
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
   async stop(): Promise<void> {
-    this.#isStopping = true;
+    this.isStopping = true;
     await this.#captures.end();
     await this.#exclusively(() =>
       this.#undo.all((error) => {
@@ -894,7 +895,7 @@ export class Agent implements Operations {
   /** What somebody asks for. What still waits for its turn when the agent is to stop is refused. */
   #asked<T>(change: () => Promise<T>): Promise<T> {
     return this.#exclusively(() => {
-      if (!this.#isStopping) return change();
+      if (!this.isStopping) return change();
       throw new VtepError("CLOSED", "the agent is stopping: ask again when it has started");
     });
   }
@@ -1070,7 +1071,7 @@ export class Agent implements Operations {
    */
   #renew(index: number, { message }: VtepError): void {
     const lost = [...this.#live.values()].find(({ plan }) => plan.index === index);
-    if (lost === undefined || this.#isStopping) return; // it was removed here
+    if (lost === undefined || this.isStopping) return; // it was removed here
     if (this.#renewing.has(lost)) return; // another thread has told of it
     this.#renewing.add(lost);
     const network = lost.config.name;

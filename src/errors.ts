@@ -34,7 +34,7 @@ export type ErrorCode =
   | "MTU" // larger than the underlay carries
   | "LINK" // iproute2 refused
   | "LOST" // a device went away while it was in use
-  | "CLOSED" // used after close
+  | "CLOSED" // used after close, or asked for while the agent stops
   | "SYSTEM"; // anything else that the kernel refused
 
 /** One sentence where it is our own, whatever else is known where it is a fault of the program. */

@@ -129,7 +129,7 @@ async function apply(agent: Agent, given: Record<string, unknown>): Promise<Chan
     const message = "the agent was started by flags alone: there is no file to read again";
     throw new VtepError("CONFLICT", `${message}, so add and remove networks, peers and entries`);
   } finally {
-    notifyReady(forwarding(agent.status().networks));
+    if (!agent.isStopping) notifyReady(forwarding(agent.status().networks));
   }
 }
 

@@ -55,6 +55,7 @@ const STATUS: Partial<Record<ErrorCode, ContentfulStatusCode>> = {
   NAME_IN_USE: 409,
   ADDRESS: 409,
   MTU: 409,
+  CLOSED: 503,
 };
 
 export function routes({ version, operations, reload, metrics, log }: Served): Hono {
