@@ -68,52 +68,57 @@ END
   rm -f "$log"
 }
 
-# unpack DIRECTORY PACKAGE…: the packages' files, without installing them
+scratch=
+trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+trap 'exit 130' INT TERM
+
+# unpack DIRECTORY PURPOSE PACKAGE…: the packages' files, without installing them, which would start a service, now
+# and at every boot. Only tests and comparisons need them, so nothing else ends when they cannot be had.
 unpack() {
   target=$1
-  shift
+  purpose=$2
+  shift 2
+  if ! command -v apt-get >/dev/null; then
+    say "this is not Debian: unpack to $target by hand: $*; it $purpose"
+    return
+  fi
+  say "unpacking Debian's $1 to $target; it $purpose"
   scratch=$(mktemp -d)
   chmod 755 "$scratch" # for apt's own user
-  if ! (cd "$scratch" && { apt-get download "$@" || { apt-get update && apt-get download "$@"; }; }) \
-    >"$scratch/log" 2>&1; then
+  rm -rf "$target" "$target.new"
+  mkdir -p "$target.new"
+  tree=$PWD/$target.new
+  if (
+    cd "$scratch" || exit
+    apt-get download "$@" || { apt-get update && apt-get download "$@"; } || exit
+    for file in *.deb; do dpkg-deb -x "$file" "$tree" || exit; done
+  ) >"$scratch/log" 2>&1; then
+    mv "$target.new" "$target" # whole or not at all
+  else
     tail -n 20 "$scratch/log" >&2
-    rm -rf "$scratch"
-    fail "could not download $*"
+    say "could not unpack $*: going on; what needs it fails until this can download it, if need be after: sudo apt-get update"
+    rm -rf "$target.new"
   fi
-  for file in "$scratch"/*.deb; do dpkg-deb -x "$file" "$scratch/tree"; done
-  mkdir -p "$(dirname "$target")"
-  rm -rf "$target"
-  mv "$scratch/tree" "$target"
   rm -rf "$scratch"
+  scratch=
 }
 
-# Prometheus checks the metrics, the alerts and the dashboard. Its package would start a service, now
-# and at every boot, so it is unpacked here instead of installed.
 unpack_prometheus() {
   command -v prometheus >/dev/null && command -v promtool >/dev/null && return
-  [ ! -e build/prometheus/usr/bin/promtool ] || return 0
-  command -v apt-get >/dev/null || fail "this is not Debian; install by hand: prometheus and promtool"
-  say "unpacking Debian's prometheus to build/prometheus; it checks metrics, alerts and the dashboard"
-  unpack build/prometheus prometheus
+  [ -e build/prometheus/usr/bin/promtool ] ||
+    unpack build/prometheus "checks metrics, alerts and the dashboard" prometheus
 }
 
-# Docker Engine, which containers of its network driver run in; its package would start a service, too.
 unpack_docker() {
-  [ ! -e build/docker/usr/sbin/dockerd ] || return 0
-  command -v apt-get >/dev/null || fail "this is not Debian; unpack by hand to build/docker: docker.io, containerd and tini"
-  say "unpacking Debian's docker.io to build/docker; it runs containers on the network driver"
-  unpack build/docker docker.io containerd tini
+  [ -e build/docker/usr/sbin/dockerd ] ||
+    unpack build/docker "runs containers on the network driver" docker.io containerd tini
 }
 
-# Open vSwitch is a peer in the tests, and a tunnel to compare with; its package would start a service, too.
 unpack_openvswitch() {
   command -v ovs-vswitchd >/dev/null && return
-  [ ! -e build/openvswitch/libraries ] || return 0
-  command -v apt-get >/dev/null || fail "this is not Debian; install by hand: Open vSwitch"
-  say "unpacking Debian's openvswitch-switch to build/openvswitch; it is a VTEP of another make"
-  unpack build/openvswitch openvswitch-switch openvswitch-common \
-    libevent-2.1-7 libnuma1 libunbound8 libxdp1
-  (cd build/openvswitch && ln -s usr/lib/*-linux-gnu libraries)
+  [ -e build/openvswitch/usr/lib/openvswitch-switch ] ||
+    unpack build/openvswitch "is a VTEP of another make" openvswitch-switch openvswitch-common \
+      libevent-2.1-7 libnuma1 libunbound8 libxdp1
 }
 
 install_modules() {
@@ -146,7 +151,7 @@ build() {
     npm run --silent build:native
     touch build/Release/vtep.node # make leaves it alone when nothing that matters has changed
   fi
-  if older_than dist/cli.js src package.json package-lock.json tsconfig.json packaging/bundle.mjs; then
+  if older_than dist/LICENSES.txt src package.json package-lock.json tsconfig.json packaging/bundle.mjs; then
     say "compiling TypeScript"
     npm run --silent build:ts
   fi
