@@ -1,7 +1,7 @@
 /**
  * Other tunnels in user space, as Debian packages them, without encryption and otherwise as they come.
  *
- * Each is set up on both hosts, and there makes a TAP, which joins the bridge where ours does:
+ * Each is set up on both hosts, unless told, and there makes a TAP, which joins the bridge where ours does:
  *
  * ```
  *  container ── br0 ── TAP ── its process ── eth0 ══ underlay
@@ -14,7 +14,7 @@
 import { execFileSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -39,7 +39,7 @@ interface PackagedTunnel extends AsyncDisposable {
   description: string;
 }
 
-/** Its interface into the bridge, on both hosts. */
+/** Its interface into the bridge, on every host. */
 const TAP = "tunnel";
 const MTU = 1450;
 const PORT = 4790;
@@ -203,7 +203,8 @@ class End implements AsyncDisposable {
         this.#said = (this.#said + text).slice(-2_000);
       });
     }
-    this.#children.push({ child, closed: once(child, "close"), command: command.join(" ") });
+    const words = command.slice(command[0] === "env" ? 1 : 0).filter((word) => !/^\w+=/.test(word));
+    this.#children.push({ child, closed: once(child, "close"), command: words.join(" ") });
   }
 
   async joinBridge(): Promise<void> {
@@ -264,6 +265,13 @@ async function fastd({ here, there, write, run, secrets }: Site): Promise<void> 
   await run("fastd", "--config", write("fastd.conf", `${lines.join("\n")}\n`));
 }
 
+/** Where those are that were unpacked beside it, whichever architecture it is. */
+function libraries(): string {
+  const lib = join(OVS, "usr/lib");
+  const found = existsSync(lib) ? readdirSync(lib) : [];
+  return found.map((name) => join(lib, name)).join(":");
+}
+
 /**
  * Its user-space datapath sends through a bridge of its own that has taken over the underlay's device
  * and address. The interface into the host's bridge is a TAP too: a port of type internal.
@@ -273,12 +281,13 @@ async function openVSwitch(site: Site): Promise<void> {
   const database = join(directory, "conf.db");
   const socket = `unix:${join(directory, "db.sock")}`;
   const here24 = `${here}/24`;
-  const inDirectory = ["env", `PATH=${PATH}`, `LD_LIBRARY_PATH=${OVS}/libraries`];
-  for (const of of ["RUN", "DB", "LOG"]) inDirectory.push(`OVS_${of}DIR=${directory}`);
+  const inDirectory = ["env", `PATH=${PATH}`, `LD_LIBRARY_PATH=${libraries()}`];
+  for (const kind of ["RUN", "DB", "LOG"]) inDirectory.push(`OVS_${kind}DIR=${directory}`);
   const vsctl = (...args: string[]) =>
     host.run(...inDirectory, "ovs-vsctl", `--db=${socket}`, "--timeout=10", ...args);
   const schemas = ["", OVS].map((at) => `${at}/usr/share/openvswitch/vswitch.ovsschema`);
-  const schema = schemas.find((path) => existsSync(path))!;
+  const schema = schemas.find((path) => existsSync(path));
+  if (schema === undefined) throw new Error("Open vSwitch is not there: npm run setup");
   await host.run(...inDirectory, "ovsdb-tool", "create", database, schema);
   const control = (name: string) => [`--unixctl=${directory}/${name}.ctl`, "--no-chdir"];
   await run(

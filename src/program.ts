@@ -38,10 +38,11 @@ async function takeTime(): Promise<void> {
 }
 
 /** Without commander's prefix, and with what it suggests on the same line. */
-function usageOf({ message }: CommanderError): string {
-  const said = message.replace(/^error: /, "").replace(/\n\((.*)\)$/, ": $1");
-  const isHelpful = /: Did you mean|Allowed choices/.test(said);
-  return isHelpful ? said : `${said.replace(/\.$/, "")}: see --help`;
+function usageOf({ message, code }: CommanderError): string {
+  const said = message.replace(/^error: /, "");
+  const suggestion = /\n\((.*)\)$/;
+  if (suggestion.test(said)) return said.replace(suggestion, ": $1");
+  return code === "commander.invalidArgument" ? said : `${said.replace(/\.$/, "")}: see --help`;
 }
 
 /** `first` is the first of the forwarding threads, if there are to be any; `interim` forwards until then. */

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 import { Client } from "../api/client.ts";
 import { keys } from "../config.ts";
+import { VtepError } from "../errors.ts";
 
 /** An answer for programs, and the same for people. */
 export interface Answer {
@@ -35,6 +36,11 @@ export function ask(
     .option("--json", "print JSON")
     .action(async (...given: unknown[]) => {
       const command = given.at(-1) as Command;
+      // What a script's variable that is not set becomes.
+      const empty = command.registeredArguments.find((_, at) => command.args[at] === "");
+      if (empty !== undefined) {
+        throw new VtepError("USAGE", `${empty.name()} is empty: see --help`);
+      }
       const options = command.opts<Options>();
       const client = new Client((options.socket as string | undefined) ?? DEFAULT_SOCKET);
       const answer = await act(client, command.args, options);

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 import type { ApiStatus, Client } from "../api/client.ts";
 import { load, networkOf } from "../config-file.ts";
+import { VtepError } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 import type { Drops, NetworkStatus } from "../operations.ts";
 import { type Answer, ask, group, type Options } from "./ask.ts";
@@ -126,6 +127,9 @@ function networkText({ fdb, counters, drops, ...network }: NetworkStatus): strin
 /** A network in the words of `vtep run`, checked before the agent is asked. */
 async function add(client: Client, _: unknown, options: Options): Promise<Answer> {
   const given = valuesByKey(options, "network");
+  if (Object.keys(given).length === 0) {
+    throw new VtepError("USAGE", "no network is given: name one with --vni N --peer ADDR");
+  }
   const { name } = load(undefined, given).config.networks[0]!;
   const { name: _name, ...described } = networkOf(given);
   const data = await client.putNetwork(name, described);

@@ -84,6 +84,14 @@ describe.concurrent("bad usage ends with 2", () => {
     expectRefused(await vtep("rum"), 2, ["rum", "run"]);
   });
 
+  test.each([
+    [["detach", ""], "TARGET is empty"],
+    [["network", "show", ""], "NETWORK is empty"],
+    [["network", "add"], "--vni N"],
+  ])("vtep %j", async (args, word) => {
+    expectRefused(await vtep(...args), 2, [word]);
+  });
+
   test("vtep, which then says how it is used", async () => {
     const { code, stdout, stderr } = await vtep();
     expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
