@@ -130,7 +130,7 @@ async function main(options: Options): Promise<void> {
     Object.assign(circumstances, Object.fromEntries(descriptions));
   }
   say(`
-  Medians of ${roundsOf(trials)} rounds of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
+  Medians of ${roundsOf(trials)} round${roundsOf(trials) === "1" ? "" : "s"} of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
   const report = { conditions: circumstances, explanations, javascript: shares, trials };
   if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);

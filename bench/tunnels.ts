@@ -265,7 +265,7 @@ async function fastd({ here, there, write, run, secrets }: Site): Promise<void> 
   await run("fastd", "--config", write("fastd.conf", `${lines.join("\n")}\n`));
 }
 
-/** Where those are that were unpacked beside it, whichever architecture it is. */
+/** Where the libraries lie that were unpacked with it, whatever the architecture. */
 function libraries(): string {
   const lib = join(OVS, "usr/lib");
   const found = existsSync(lib) ? readdirSync(lib) : [];

@@ -155,7 +155,10 @@ function startOf(node: unknown): number | undefined {
 
 function reasonOf(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;
-  if (code === "ENOENT") return "there is no such file";
+  if (code === "ENOENT")
+    return "there is no such file: vtep config example prints one to begin with";
+  if (code === "EISDIR") return "it is a directory: name a file in it";
+  if (code === "EACCES") return "this user may not: run as root, or let it";
   if (code === "MULTIPLE_DOCS") return "it holds several documents (---): keep one";
   return message.split("\n")[0]!.replace(/:$/, "");
 }

@@ -129,7 +129,7 @@ describe.concurrent("a bad configuration file ends with 2", () => {
   });
 
   test("a directory", async () => {
-    expectRefused(await run(`--config ${directory}`), 2, [directory]);
+    expectRefused(await run(`--config ${directory}`), 2, [directory, "name a file in it"]);
   });
 });
 

@@ -608,9 +608,14 @@ describe("a file", () => {
 
   it("that is not there, or cannot be read, is named", () => {
     expect(() => configure("/nonexistent/vtep.yaml", {})).toThrow(
-      new VtepError("USAGE", "/nonexistent/vtep.yaml cannot be read: there is no such file"),
+      new VtepError(
+        "USAGE",
+        "/nonexistent/vtep.yaml cannot be read: there is no such file: vtep config example prints one to begin with",
+      ),
     );
-    expect(() => configure(directory, {})).toThrow(/cannot be read: EISDIR/);
+    expect(() => configure(directory, {})).toThrow(
+      /cannot be read: it is a directory: name a file in it/,
+    );
     expect(() => configure("", {})).toThrow(
       new VtepError("USAGE", "--config names no file: give the path of one"),
     );
