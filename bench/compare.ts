@@ -130,7 +130,7 @@ async function main(options: Options): Promise<void> {
     Object.assign(circumstances, Object.fromEntries(descriptions));
   }
   say(`
-  Medians of ${roundsOf(trials)} round${roundsOf(trials) === "1" ? "" : "s"} of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
+  Medians of ${roundsOf(trials)} of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
   const report = { conditions: circumstances, explanations, javascript: shares, trials };
   if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
@@ -147,7 +147,8 @@ function roundsOf(trials: Trial[]): string {
     const rounds = trials.filter((trial) => trial.mode === mode).map(({ round }) => round + 1);
     return rounds.length > 0 ? Math.max(...rounds) : [];
   });
-  return [...new Set(counts)].join(" and ");
+  const numbers = [...new Set(counts)].join(" and ");
+  return `${numbers} ${numbers === "1" ? "round" : "rounds"}`;
 }
 
 /** What was asked for and can be started; what cannot is named. */

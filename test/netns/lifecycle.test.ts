@@ -252,7 +252,7 @@ describe("twenty networks with a bridge each", () => {
   test("of which one cannot be made leave none, and it is named", async () => {
     // Else the kernel makes what `survey` lets pass.
     const edit = 'sed "/add name br20/s/bridge$/none/"';
-    const path = await pathWithIp(
+    const { path } = await pathWithIp(
       `if [ "$*" = "-batch -" ]; then ${edit} | real "$@"; else real "$@"; fi`,
     );
     const child = ours.spawn("env", path, "node", cli, "run", "--config", file, "--socket", socket);
@@ -264,19 +264,19 @@ describe("twenty networks with a bridge each", () => {
   });
 });
 
-/** A PATH on which a script is found as `ip`, which knows the true one as `real`. */
-async function pathWithIp(script: string): Promise<string> {
+/** A PATH on which a script is found as `ip`, which knows the true one as `real`. Its directory is `here` in it. */
+async function pathWithIp(script: string): Promise<{ path: string; directory: string }> {
   const directory = await mkdtemp(join(tmpdir(), "vtep-ip-"));
   onTestFinished(() => rm(directory, { recursive: true }));
   const ip = (await ours.run("which", "ip")).trim();
   const shell = `#!/bin/sh\nhere=${directory}\nreal() { ${ip} "$@"; }\n${script}\n`;
   await writeFile(join(directory, "ip"), shell, { mode: 0o755 });
-  return `PATH=${directory}:${process.env.PATH}`;
+  return { path: `PATH=${directory}:${process.env.PATH}`, directory };
 }
 
 test("reloads that wait for their turn when it is told to stop are refused", async () => {
-  const path = await pathWithIp('while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"');
-  const [directory] = path.slice(5).split(":") as [string];
+  const script = 'while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"';
+  const { path, directory } = await pathWithIp(script);
   const [file, held] = [join(directory, "vtep.json"), join(directory, "held")];
   await writeFile(file, JSON.stringify({ networks: [{ vni: 42, peers: [theirs.address] }] }));
   await using vtep = await ours.vtepBy(["env", path], "--config", file).ready();
@@ -306,7 +306,8 @@ describe("an ip that fails while vtep stops", () => {
       [],
     ],
   ])("%s costs no bridge that has ports, and is logged", async (_, refuses, ports) => {
-    const path = await pathWithIp(`if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`);
+    const script = `if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`;
+    const { path, directory } = await pathWithIp(script);
     const child = ours.spawn(
       "env",
       path,
@@ -323,7 +324,7 @@ describe("an ip that fails while vtep stops", () => {
     for (let line = ""; !line.includes('"ready"'); ) line = (await lines.next()).value;
     await ours.ip("link add port42 type veth peer name port43");
     await ours.ip(...ports.map((port) => `link set ${port} master br42`));
-    await writeFile(join(path.slice(5).split(":")[0]!, "broken"), "");
+    await writeFile(join(directory, "broken"), "");
     const ended = once(child, "close");
     child.kill();
     const log: string[] = [];
