@@ -10,6 +10,11 @@ fail() {
   exit 1
 }
 
+# What a step has in the temporary folder, removed also when it is interrupted.
+scratch=
+trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+trap 'exit 130' INT TERM
+
 # command, the package that has it, what it is for. None of these packages starts a service.
 needed='
 g++      g++           compiles the addon
@@ -54,23 +59,19 @@ END
   command -v apt-get >/dev/null || fail "this is not Debian; install by hand:$missing"
   [ "$(id -u)" = 0 ] || fail "not root; run this first: sudo apt-get update && sudo $install"
 
-  log=$(mktemp)
+  scratch=$(mktemp)
   say "$install"
   # The lists a machine has may be absent or out of date: only then are they fetched.
-  if ! DEBIAN_FRONTEND=noninteractive $install </dev/null >"$log" 2>&1; then
+  if ! DEBIAN_FRONTEND=noninteractive $install </dev/null >"$scratch" 2>&1; then
     say "apt-get update"
-    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } </dev/null >"$log" 2>&1; then
-      tail -n 20 "$log" >&2
-      rm -f "$log"
+    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } </dev/null >"$scratch" 2>&1; then
+      tail -n 20 "$scratch" >&2
       fail "could not install$missing"
     fi
   fi
-  rm -f "$log"
+  rm -f "$scratch"
+  scratch=
 }
-
-scratch=
-trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
-trap 'exit 130' INT TERM
 
 # unpack DIRECTORY PURPOSE PACKAGE…: the packages' files, without installing them, which would start a service, now
 # and at every boot. Only tests and comparisons need them, so nothing else ends when they cannot be had.
