@@ -116,7 +116,13 @@ int tap_use_offloads(const tap *t, unsigned offloads) {
 
 bool has_room(const read_cursor *to) {
   static_assert(layout::TURN_BYTES + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES);
-  return to->row < layout::IN_ROWS && to->offset < layout::TURN_BYTES;
+  return to->row < to->rows && to->offset < layout::TURN_BYTES && to->datagrams < layout::IN_ROWS;
+}
+
+// Or a few more, for the headers are counted as payload.
+static int32_t datagrams_of(const virtio_net_hdr *vnet, int32_t length) {
+  bool is_super = vnet->gso_type != layout::VNET_GSO_NONE && vnet->gso_size > 0;
+  return is_super ? 1 + length / vnet->gso_size : 1;
 }
 
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
@@ -132,6 +138,7 @@ int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
     b->columns[layout::IN_SEGMENT + to->row] = length;
     b->columns[layout::IN_FLAGS + to->row] = length == FRAME_ROOM ? layout::TRUNCATED : 0;
     b->columns[layout::IN_TAP + to->row] = t->slot;
+    to->datagrams += datagrams_of(vnet_of(b, to->row), length);
     to->row++;
     to->offset = (offset + length + 15) & ~15;
   }

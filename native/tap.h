@@ -59,11 +59,14 @@ int tap_use_offloads(const tap *t, unsigned offloads);
 struct read_cursor {
   int row;
   int32_t offset;
+  int rows;           // that may be used
+  int32_t datagrams;  // that what was read is cut into
 };
 
 bool has_room(const read_cursor *to);
 
-// Reads up to `limit` frames, fewer if nothing waits or a turn's bytes have been read.
+// Reads up to `limit` frames, fewer if nothing waits or a turn's bytes have been read, or what would make
+// as many datagrams as there are rows.
 // Returns 0 or -errno; frames before an error are kept.
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 

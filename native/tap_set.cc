@@ -137,12 +137,13 @@ static bool ask_for_ready(tap_set *s) {
 // Returns 0 or -errno.
 static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to) {
   int before = to->row;
-  int32_t begin = to->offset;
+  int32_t begin = to->offset, datagrams = to->datagrams;
   int limit = limit_of(s, t);
   int error = tap_read(t, b, to, limit);
   int frames = to->row - before;
   t->last = has_room(to) ? frames : layout::IN_ROWS;  // or more
-  t->fills = !has_room(to) && (2 * frames > layout::IN_ROWS || 2 * (to->offset - begin) > layout::TURN_BYTES);
+  t->fills = !has_room(to) && (2 * frames > to->rows || 2 * (to->offset - begin) > layout::TURN_BYTES ||
+                               2 * (to->datagrams - datagrams) > layout::IN_ROWS);
   t->round = s->round;
   if (frames > 0) t->faults = 0;
   if (t->drains > 0) t->drains--;
@@ -165,9 +166,10 @@ static void count_read(const batch *b, int rows) {
   pace_carried(ENCAP, rows, streamed);
 }
 
-int tap_set_read(tap_set *s, const batch *b) {
+int tap_set_read(tap_set *s, const batch *b, int rows) {
   pace_rest();
   read_cursor to = {};
+  to.rows = std::min(rows, layout::IN_ROWS);
   bool asked = false;
   if (s->filled) s->next = s->end;  // what has come since may be little
   while (has_room(&to)) {

@@ -24,7 +24,7 @@ import * as ethernet from "./wire/ethernet.ts";
 import * as ip from "./wire/ip.ts";
 import * as tcp from "./wire/tcp.ts";
 
-/** Rows of the in columns: frames or datagrams that one read may return. */
+/** Rows of the in columns: frames or datagrams that one read may return, or datagrams that what it returns is cut into. */
 export const IN_ROWS = 256;
 /** Rows of the out columns: a flood to a thousand remotes fits. */
 export const OUT_ROWS = 1024;

@@ -8,7 +8,8 @@
  * underlay cannot return to it, whatever the FDB says.
  *
  * **Turns.** A device that is readable is read until nothing waits, for BURSTS reads at most, and until TURN_BYTES
- * have come; then the other way has its turn, and the event loop.
+ * have come, or TURN_DATAGRAMS left; then the other way has its turn, and the event loop. What a frame is copied to is
+ * known too late for that: after a burst that was flooded to many the next ones are of fewer frames.
  *
  * **Rows of many.** One read fills rows from every TAP that has something, and one write empties rows to any of
  * them: a frame of one in a thousand networks costs no call of its own.
@@ -33,7 +34,15 @@
  * **What it does not do.** It neither segments, coalesces nor completes checksums (the devices do),
  * and knows no address families (an address is 16 bytes).
  */
-import { ADDRESS_WORDS, Batch, HEADROOM, OUT_ROWS, TRUNCATED, TURN_BYTES } from "./batch.ts";
+import {
+  ADDRESS_WORDS,
+  Batch,
+  HEADROOM,
+  IN_ROWS,
+  OUT_ROWS,
+  TRUNCATED,
+  TURN_BYTES,
+} from "./batch.ts";
 import {
   Counter,
   type Counters,
@@ -59,6 +68,8 @@ import * as vxlan from "./wire/vxlan.ts";
 
 /** Reads of one device in a turn. */
 const BURSTS = 4;
+/** Datagrams that leave in a turn, more or less. */
+const TURN_DATAGRAMS = BURSTS * IN_ROWS;
 /** Entries of one network that may age out in one tick. */
 const AGED_PER_TICK = 4096;
 /** What a datagram's fate depends on: the VXLAN header and the Ethernet header behind it. */
@@ -89,6 +100,10 @@ export class Dataplane {
   #refusals = 0;
   /** Out rows filled and not yet written. */
   #out = 0;
+  /** Frames of the next burst from the TAPs, at most. */
+  #mostRows = IN_ROWS;
+  /** Datagrams that this burst leaves as. */
+  #datagrams = 0;
   /** Where answers are written, one at a time. */
   readonly #answer = new Batch();
   /** Where the frame of this burst begins that was decided on last, or −1; and what was decided. */
@@ -142,16 +157,19 @@ export class Dataplane {
   encap(): boolean {
     const { inOffset, inLength } = this.#batch;
     let bytes = 0;
+    let datagrams = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
-      const rows = this.#taps.read(this.#batch);
+      const rows = this.#taps.read(this.#batch, this.#mostRows);
       if (rows === 0) return false;
       this.#answered = NO_ROW;
-      this.#countRead(rows);
+      this.#datagrams = this.#countRead(rows);
       this.#encapBurst(rows);
       this.#send();
       this.#mirror?.publish();
+      this.#limitRows(rows);
       bytes += inOffset[rows - 1]! + inLength[rows - 1]!;
-      if (bytes >= TURN_BYTES) return true;
+      datagrams += this.#datagrams;
+      if (bytes >= TURN_BYTES || datagrams >= TURN_DATAGRAMS) return true;
     }
     return true;
   }
@@ -201,7 +219,8 @@ export class Dataplane {
 
   // encap
 
-  #countRead(rows: number): void {
+  /** Returns how many datagrams they are cut into. */
+  #countRead(rows: number): number {
     this.#counters.add(NO_NETWORK, Work.encapBatches, 1);
     this.#counters.add(NO_NETWORK, Work.encapRows, rows);
     let superFrames = 0;
@@ -211,9 +230,17 @@ export class Dataplane {
       superFrames++;
       segments += this.#batch.segments(row);
     }
-    if (superFrames === 0) return;
+    if (superFrames === 0) return rows;
     this.#counters.add(NO_NETWORK, Work.superFrames, superFrames);
     this.#counters.add(NO_NETWORK, Work.segments, segments);
+    return rows - superFrames + segments;
+  }
+
+  /** A burst that left as too many datagrams makes the next as much smaller, and every other one a frame larger. */
+  #limitRows(rows: number): void {
+    if (this.#datagrams > TURN_DATAGRAMS) {
+      this.#mostRows = Math.max(1, ((rows * TURN_DATAGRAMS) / this.#datagrams) | 0);
+    } else if (this.#mostRows < IN_ROWS) this.#mostRows++;
   }
 
   #encapBurst(rows: number): void {
@@ -291,6 +318,7 @@ export class Dataplane {
     const remotes = network.flood;
     if (remotes.length === 0) return this.#drop(network.index, Drop.VXLAN_NO_REMOTE);
     this.#counters.add(network.index, Counter.flooded, 1);
+    this.#datagrams += (remotes.length - 1) * this.#batch.segments(row);
     for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash, tos);
   }
 

@@ -40,12 +40,13 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or the rows or TURN_BYTES are used up. The frames of one flow are in their order, and no queue
+   * nothing waits, or `most` rows (1 to IN_ROWS, the default) or TURN_BYTES are used up, or what was read would make
+   * IN_ROWS datagrams. The frames of one flow are in their order, and no queue
    * waits for ever behind others.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */
-  read(batch: Batch): number;
+  read(batch: Batch, most?: number): number;
   /**
    * Writes the frames of out rows 0 to `count` − 1 (outTap, outOffset, outLength) in that order, and sets
    * outError of each. Returns how many failed. The slab may be reused when it returns.

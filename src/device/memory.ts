@@ -215,12 +215,12 @@ export class MemoryTap implements Tap {
 
   // ---- the VTEP's side
 
-  /** @internal Reads frames to in rows `first` and after, for `MemoryTaps`; the first row behind them. */
-  read(batch: Batch, index: number, first: number): number {
+  /** @internal Reads frames to in rows `first` to `end` − 1, for `MemoryTaps`; the first row behind them. */
+  read(batch: Batch, index: number, first: number, end: number): number {
     const queue = this.#port.queue;
     let rows = first;
     let offset = first === 0 ? HEADROOM : offsetAfter(batch, first - 1);
-    while (queue.rows > 0 && rows < IN_ROWS && offset < TURN_BYTES) {
+    while (queue.rows > 0 && rows < end && offset < TURN_BYTES) {
       const length = queue.oldestLength;
       batch.inTap[rows] = index;
       batch.inOffset[rows] = offset;
@@ -288,7 +288,7 @@ export class MemoryTaps implements Taps<MemoryTap> {
     this.#members.splice(at, 1);
   }
 
-  read(batch: Batch): number {
+  read(batch: Batch, most = IN_ROWS): number {
     const count = this.#members.length;
     const first = this.#next;
     let rows = 0;
@@ -296,7 +296,7 @@ export class MemoryTaps implements Taps<MemoryTap> {
       const at = (first + turn) % count;
       const { index, tap } = this.#members[at]!;
       const before = rows;
-      rows = tap.read(batch, index, rows);
+      rows = tap.read(batch, index, rows, most);
       if (rows > before) this.#next = (at + 1) % count;
     }
     return rows;

@@ -9,7 +9,7 @@
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import type { Batch } from "../batch.ts";
+import { type Batch, IN_ROWS } from "../batch.ts";
 import type { Offloads, Tap, Taps } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import {
@@ -123,12 +123,12 @@ export class NativeTaps implements Taps<NativeTap> {
     if (this.#members.delete(index)) this.#queues.remove(index);
   }
 
-  read(batch: Batch): number {
+  read(batch: Batch, most = IN_ROWS): number {
     const number = numberOf(batch);
-    let rows = this.#queues.read(number);
+    let rows = this.#queues.read(number, most);
     while (rows < 0) {
       this.#lose(batch.inTap[0]!, -rows);
-      rows = this.#queues.read(number);
+      rows = this.#queues.read(number, most);
     }
     return rows;
   }

@@ -190,7 +190,7 @@ describe("a TAP in memory", () => {
     const vnet = { flags: 1, gsoType: 4, hdrLen: 66, gsoSize: 1386, csumStart: 34, csumOffset: 16 };
     tap.transmit(new Uint8Array(60));
     tap.transmit(new Uint8Array(60), vnet);
-    expect(tap.read(batch, 1, 0)).toBe(2);
+    expect(tap.read(batch, 1, 0, IN_ROWS)).toBe(2);
     const at = batch.inVnet.byteOffset;
     expect([...new Uint16Array(batch.inVnet.buffer, at, 5)]).toEqual([0, 0, 0, 0, 0]);
     expect([...new Uint16Array(batch.inVnet.buffer, at + 16, 5)]).toEqual([
@@ -229,7 +229,7 @@ describe("a TAP in memory", () => {
         // A ring that keeps its rows whole may refuse early, but not by much more than a row.
         const bytes = held.reduce((sum, { length }) => sum + length, 0);
         if (held.length < 1000) expect(bytes).toBeGreaterThan(1024 * 1024 - 2 * 65_549);
-        const rows = tap.read(batch, 1, 0);
+        const rows = tap.read(batch, 1, 0, IN_ROWS);
         expect(rows).toBeGreaterThan(0);
         for (const [row, frame] of held.splice(0, rows).entries()) {
           const start = batch.inOffset[row]!;

@@ -340,6 +340,19 @@ describe.each(Object.entries(rigs))("TAP %s", (_name, makeRig) => {
       expect(Math.max(...reads)).toBe(IN_ROWS);
     });
 
+    test("no more frames than are asked for", async () => {
+      const sent = Array.from({ length: 20 }, (_, seed) => frame(70, seed));
+      rig.transmit(sent);
+      const frames: Uint8Array[] = [];
+      await eventually("20 frames", () => {
+        const rows = rig.taps.read(batch, 7);
+        expect(rows).toBeLessThanOrEqual(7);
+        for (let row = 0; row < rows; row++) frames.push(frameOf(batch, row));
+        return frames.length === sent.length;
+      });
+      expect(frames.map(hex)).toEqual(sent.map(hex));
+    });
+
     test("as many full frames as take a turn's bytes, and the rest the next time", async () => {
       rig.close();
       rig = makeRig(9000);

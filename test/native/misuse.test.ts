@@ -239,7 +239,7 @@ describe("methods", () => {
       own,
       ...none,
     ] as Any[]) {
-      expect(() => taps.read(value)).toThrow(throwing(INVALID));
+      expect(() => taps.read(value, 1)).toThrow(throwing(INVALID));
       expect(() => taps.write(value, 0)).toThrow(throwing(INVALID));
       expect(() => udp.receive(value)).toThrow(throwing(INVALID));
       expect(() => udp.send(value, 0)).toThrow(throwing(INVALID));
@@ -336,7 +336,7 @@ describe("methods", () => {
     closedTap.close();
     expect(closedTap.fd()).toBe(-1);
     const number = numberOf(batch);
-    expect(() => closedTaps.read(number)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.read(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.write(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.remove(0)).toThrow(throwing(CLOSED));
@@ -413,7 +413,7 @@ describe("rows", () => {
       udp.send(number, OUT_ROWS);
       taps.write(number, OUT_ROWS);
       udp.receive(number);
-      taps.read(number);
+      taps.read(number, 1);
     }
   });
 
@@ -534,7 +534,7 @@ describe("in a process of its own", () => {
       let number;
       for (let i = 0; i < 1000; i++) {
         ({ number } = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
-        read(number);
+        read(number, 1);
         if (i % 100 === 0) gc();
       }
       console.log(tap instanceof addon.Tap, tap.name === name, number);
@@ -548,9 +548,9 @@ describe("in a process of its own", () => {
       setImmediate(() => {
         gc();
         setImmediate(() => {
-          console.log(codeOf(() => read(number)));
+          console.log(codeOf(() => read(number, 1)));
           taps.close();
-          console.log(codeOf(() => read(batch.number)));
+          console.log(codeOf(() => read(batch.number, 1)));
           tap.close();
         });
       });

@@ -111,6 +111,15 @@ describe("segmentation", () => {
     expect(addon().segment(cut(frameOf({}, "partial")), vnet)).toBe(-EINVAL);
   });
 
+  it("refuses to make more segments than any stack would ask for", () => {
+    const segments = (bytes: number) => {
+      const given = { payload: new Uint8Array(bytes) };
+      return addon().segment(frameOf(given, "partial"), vnetOf(given, 1));
+    };
+    expect(segments(8192)).toHaveLength(8192);
+    expect(segments(8193)).toBe(-EINVAL);
+  });
+
   it("reads no header beyond the frame, whatever it is given", () => {
     fc.assert(
       fc.property(

@@ -147,6 +147,17 @@ describe("in a namespace of its own", () => {
     expect(alone(tap).read(batch)).toBe(0);
   });
 
+  it("a read stops when what it has brought would leave as many datagrams as there are rows", () => {
+    const tap = open({});
+    const script = `import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_UDP, 103, 1)  # UDP_SEGMENT
+for _ in range(5): s.sendto(bytes(64), ("192.0.2.2", 9))`;
+    within("python3", "-c", script);
+    expect([1, 2, 3].map(() => alone(tap).read(batch))).toEqual([3, 2, 0]);
+    expect(batch.segments(0)).toBe(64);
+  });
+
   it.each([
     [NONE, 0],
     [{}, VNET_NEEDS_CSUM],

@@ -112,6 +112,30 @@ async function streamed(
 const msg = expect.stringMatching(/^round trips beside a TCP stream take longer than they need/);
 const told = expect.objectContaining({ msg });
 
+// A turn of four reads of them would be 65,536 datagrams, a tenth of a second of work.
+test("nobody waits for a container whose super-frames are of tiny datagrams", async () => {
+  await using vteps = await lab.join(["native", "native"]);
+  const flooder = await lab.host(1).container();
+  await reach(near, far.address);
+  await reach(flooder, far.address);
+  const script = `import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_UDP, 103, 1)  # UDP_SEGMENT
+while True:
+  for _ in range(50): s.sendto(bytes(64), ("${far.address}", 9))
+  time.sleep(0.001)`;
+  const floods = flooder.spawn("timeout", "20", "python3", "-c", script);
+  const counted = async () => (await (vteps[0] as Vtep).status()).networks[0]!.counters.encapFrames;
+  try {
+    await until("they are forwarded", async () => (await counted()) > 10_000);
+    const { rttMs } = await ping(near, far.address, { count: 20 });
+    expect(rttMs).toBeLessThan(10);
+  } finally {
+    floods.kill("SIGTERM");
+    await once(floods, "close");
+  }
+});
+
 test("a thread that may, does", async () => {
   const { said, policies } = await streamed([]);
   expect(said).not.toContainEqual(told);

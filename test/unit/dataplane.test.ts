@@ -178,6 +178,33 @@ describe("a frame from the TAP", () => {
     expect(vtep.taps[0]!.written).toHaveLength(4);
   });
 
+  it("waits for few of those that are flooded to many", () => {
+    const peers = Array.from({ length: 100 }, (_, at) => address(2 + at));
+    const vtep = script([{ vni: VNI, peers }]);
+    const tap = vtep.taps[0]!;
+    const left = () => tap.bursts.reduce((sum, burst) => sum + burst.length, 0);
+    tap.bursts.push(Array.from({ length: 300 }, () => ({ bytes: frame(BROADCAST, A) })));
+    vtep.dataplane.encap(); // nothing is known of them yet
+    expect(left()).toBe(300 - 256);
+    vtep.dataplane.encap();
+    expect(left()).toBe(300 - 256 - (10 + 11));
+    expect(vtep.events()).toMatchObject({ flooded: 277, encapFrames: 27_700 });
+    tap.bursts.length = 0;
+    for (let burst = 0; burst < 300; burst++) tap.bursts.push([{ bytes: frame(B, A) }]);
+    vtep.networks[0]!.apply({
+      ...ONE_PEER,
+      vlan: 0,
+      clampMtu: 0,
+      ageSeconds: 0,
+      flood: [1],
+      allowed: [1],
+    });
+    for (let turn = 0; turn < 75; turn++) vtep.dataplane.encap();
+    tap.bursts.push(Array.from({ length: 300 }, () => ({ bytes: frame(B, A) })));
+    vtep.dataplane.encap();
+    expect(left(), "as many as ever, by and by").toBe(0);
+  });
+
   it("waits no longer than it takes to pass on what a turn's bytes are", () => {
     const vtep = script([ONE_PEER]);
     const superFrame = { bytes: frame(B, A, { length: 64_000 }) };

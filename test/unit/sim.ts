@@ -344,10 +344,12 @@ class ScriptedDevice {
   reads = 0;
   #nth = 0;
 
-  protected fill(batch: Batch): number {
+  /** A burst, or the first `most` of it. */
+  protected fill(batch: Batch, most = IN_ROWS): number {
     this.reads++;
-    const rows = this.bursts.shift() ?? [];
-    if (rows.length > IN_ROWS) throw new RangeError(`${rows.length} rows`);
+    const burst = this.bursts.shift() ?? [];
+    const rows = burst.slice(0, most);
+    if (most < burst.length) this.bursts.unshift(burst.slice(most));
     // What a burst left behind must not matter to the next one.
     batch.columns.fill(-1);
     batch.slab.fill(0xa5);
@@ -394,8 +396,8 @@ class ScriptedDevice {
 export class ScriptedTap extends ScriptedDevice implements Tap {
   readonly name = "vtep100";
 
-  read(batch: Batch): number {
-    return this.fill(batch);
+  read(batch: Batch, most?: number): number {
+    return this.fill(batch, most);
   }
 
   /** @internal For `ScriptedTaps`. */
@@ -415,9 +417,9 @@ class ScriptedTaps implements Taps<ScriptedTap> {
   remove(): void {}
 
   /** One TAP's burst at a time; the first one's end of them when there is none. */
-  read(batch: Batch): number {
+  read(batch: Batch, most?: number): number {
     const tap = this.#members.find(({ bursts }) => bursts.length > 0) ?? this.#members[0]!;
-    return tap.read(batch);
+    return tap.read(batch, most);
   }
 
   write(batch: Batch, count: number): number {
