@@ -51,7 +51,9 @@
   X(REMOTE_ADDRESS, 2)                              \
   X(REMOTE_PATH_MTU, 6)                             \
   X(REMOTE_LEARNED_AT, 7)                           \
-  X(REMOTE_REFUSED, REMOTE_ROWS * REMOTE_WORDS)
+  X(REMOTE_REFUSED, REMOTE_ROWS * REMOTE_WORDS)     \
+  X(NARROW_IPV4, 1280 + 50)                         \
+  X(NARROW_IPV6, 1280 + 70)
 
 namespace layout {
 #define X(name, value) constexpr int32_t name = value;

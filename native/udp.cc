@@ -68,22 +68,20 @@ static int drop_all(int fd) {
   return 0;
 }
 
+int udp_set_discovery(const udp *u, int fd, int how) {
+  return u->family == 4 ? set_option(fd, IPPROTO_IP, IP_MTU_DISCOVER, how)
+                        : set_option(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, how);
+}
+
 static int open_socket(const udp *u, const char **syscall) {
   *syscall = "socket";
   int domain = u->family == 4 ? AF_INET : AF_INET6;
   int fd = socket(domain, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return -errno;
   *syscall = "setsockopt";
-  // Path MTU discovery also means that nothing is ever fragmented (RFC 7348, section 4.3): what does
-  // not fit is EMSGSIZE.
-  int error;
-  if (u->family == 4) {
-    error = set_option(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO);
-  } else {
-    error = set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
-    if (error == 0) error = set_option(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO);
-    if (error == 0) error = set_option(fd, IPPROTO_UDP, UDP_NO_CHECK6_RX, 1);
-  }
+  int error = udp_set_discovery(u, fd, WHOLE);
+  if (error == 0 && u->family == 6) error = set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+  if (error == 0 && u->family == 6) error = set_option(fd, IPPROTO_UDP, UDP_NO_CHECK6_RX, 1);
   if (error == 0) return fd;
   close(fd);
   return error;
@@ -128,6 +126,8 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
     u->fd = open_socket(u, syscall);
     if (u->fd < 0) return u->fd;
   }
+  // It never sends, so what it is told of a path is made up.
+  udp_set_discovery(u, u->fd, IP_PMTUDISC_OMIT);
   set_buffer(u->fd, SO_RCVBUFFORCE, SO_RCVBUF, options->receive_buffer);
   if (u->family == 4) set_option(u->fd, IPPROTO_IP, IP_RECVTOS, 1);
   else set_option(u->fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);

@@ -77,6 +77,7 @@ struct udp {
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
   int out_fd, messages, parts, headers;
+  bool narrow;  // all of it is for narrow paths
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
@@ -98,6 +99,15 @@ int udp_receive(udp *u, const batch *b);
 // Sends those of the out rows 0 to count - 1 whose remote is of this family, sets the error of each
 // of them, and leaves the others alone. Returns how many were sent.
 int udp_send(udp *u, const batch *b, int count);
+
+// How datagrams leave: never fragmented (RFC 7348, section 4.3), so that what does not fit is EMSGSIZE ...
+constexpr int WHOLE = IP_PMTUDISC_DO;
+static_assert(WHOLE == IPV6_PMTUDISC_DO);
+// ... or fragmented on the way. Routers of IPv6 do not do that, so there the kernel does, by the route.
+constexpr int NARROW_4 = IP_PMTUDISC_INTERFACE, NARROW_6 = IPV6_PMTUDISC_DONT;
+
+// Returns 0 or -errno.
+int udp_set_discovery(const udp *u, int fd, int how);
 
 // Whether a send by `out_fd` to `remote` failed because of datagrams before it, and is to be tried
 // again. If it is the datagram that the path does not carry, the remote's row says what it does carry.

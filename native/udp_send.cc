@@ -10,7 +10,9 @@
 //
 // What a train is refused for is not told by row: its datagrams are then sent one by one, and each gets
 // its own error. If all of them leave, it was the cutting that the device (EIO) or the kernel (EINVAL)
-// cannot do, and no more trains are made.
+// cannot do, and no more trains are made; unless the path is narrow, on which they are longer than fits.
+//
+// What is for narrow paths (src/remotes.ts) leaves by itself, for DF is the socket's.
 
 #include <netinet/udp.h>
 
@@ -153,6 +155,7 @@ static bool send_apart(udp *u, const batch *b, int message) {
 // reason: then it is tried once more. A full interface (ENOBUFS) dropped a train as a whole.
 static void flush(udp *u, const batch *b) {
   int again = -1;
+  if (u->narrow) udp_set_discovery(u, u->out_fd, u->family == 4 ? NARROW_4 : NARROW_6);
   for (int message = 0; message < u->messages;) {
     int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
                      MSG_DONTWAIT);
@@ -167,12 +170,13 @@ static void flush(udp *u, const batch *b) {
       while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
     } else if (u->out_train[message].datagrams > 1 && error != ENOBUFS) {
       bool all = send_apart(u, b, message);
-      if (all && (error == EIO || error == EINVAL)) u->segments = false;
+      if (all && !u->narrow && (error == EIO || error == EINVAL)) u->segments = false;
       message++;
     } else {
       set_errors(u, b, &u->out[message++].msg_hdr, error);
     }
   }
+  if (u->narrow) udp_set_discovery(u, u->out_fd, WHOLE);
   u->messages = u->parts = u->headers = 0;
 }
 
@@ -227,11 +231,18 @@ static void add_datagram(udp *u, const datagram *d) {
   u->messages++;
 }
 
-static void make_room(udp *u, const batch *b, int parts, int headers) {
-  if (u->messages == OUT_MESSAGES || u->parts + parts > OUT_PARTS ||
-      u->headers + headers > OUT_HEADERS) {
-    flush(u, b);
+static bool is_narrow(const udp *u, const int32_t *remote) {
+  int32_t mtu = load(remote + layout::REMOTE_PATH_MTU);
+  return mtu != 0 && mtu < (u->family == 4 ? layout::NARROW_IPV4 : layout::NARROW_IPV6);
+}
+
+static void make_room(udp *u, const batch *b, const datagram *d, int headers) {
+  bool narrow = is_narrow(u, d->words);
+  if (u->messages == OUT_MESSAGES || u->parts + d->width > OUT_PARTS ||
+      u->headers + headers > OUT_HEADERS || narrow != u->narrow) {
+    if (u->messages > 0) flush(u, b);
   }
+  u->narrow = narrow;
 }
 
 // A row as it is read: what all of its datagrams have in common, and how it is cut.
@@ -302,7 +313,7 @@ static void add_segments(udp *u, const batch *b, int row, const outgoing *o) {
   d.width = 2;
   d.most = u->run_most;
   for (int32_t segment = 0; segment < s->segments; segment++) {
-    make_room(u, b, 2, headers);
+    make_room(u, b, &d, headers);
     uint8_t *to = u->out_headers + u->headers;
     const uint8_t *payload;
     memcpy(to, s->frame - o->prefix, static_cast<size_t>(o->prefix));
@@ -344,9 +355,9 @@ static int add_row(udp *u, const batch *b, int at, int end) {
     error = complete_checksum(b, o.in_row, vnet);
     if (error < 0) return error;
   }
-  make_room(u, b, 1, 0);
   datagram d = o.common;
   d.width = 1;
+  make_room(u, b, &d, 0);
   d.most = TRAIN_ROWS;
   u->out_part[u->parts] = {b->slab + o.offset, static_cast<size_t>(d.length)};
   u->out_row[u->parts] = static_cast<uint16_t>(row);

@@ -187,7 +187,8 @@ function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation
   const tooBig = targets.filter((remote) => {
     if (remotes.pathMtu(remote) === 0) return false;
     const room = remotes.longestFrame(remote);
-    const path = `The path to ${remotes.address(remote)} was found to have an MTU of ${remotes.pathMtu(remote)}`;
+    const narrow = remotes.isNarrow(remote) ? " and may fragment what is longer" : "";
+    const path = `The path to ${remotes.address(remote)} was found to have an MTU of ${remotes.pathMtu(remote)}${narrow}`;
     if (isHeaderOnly) {
       steps.push(`${path}: a frame of more than ${room} bytes would be dropped, PKT_TOO_BIG.`);
       return false;

@@ -57,8 +57,10 @@ export async function surroundings(peers: readonly string[]): Promise<Surroundin
   const addresses = [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
     addr_info.flatMap(({ local }) => local ?? []),
   );
-  const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
-    const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
+  const routes = rows.map(({ dst, dev, prefsrc, metrics, expires }) => {
+    // What ICMP has told of a path is not configured, and anybody can send that.
+    const configured = expires === undefined ? metrics : [];
+    const mtu = configured?.find((metric) => metric.mtu !== undefined)?.mtu;
     const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
     return [dst, route] as const;
   });
@@ -480,6 +482,8 @@ interface RouteRow {
   dev: string;
   prefsrc: string;
   metrics?: { mtu?: number }[];
+  /** Seconds, of what was learned and not configured. */
+  expires?: number;
 }
 
 async function query<Row>(args: readonly string[]): Promise<Row[]> {

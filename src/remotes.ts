@@ -10,6 +10,10 @@
  * forgotten after ten minutes, since only a datagram that is too long shows whether it still holds.
  * Any forwarding thread may learn and forget: the last one is right.
  *
+ * Anybody can send the ICMP message by which it is learned. So a path that carries less than a station may be told
+ * is believed to be **narrow**, no more: datagrams to it may be fragmented on the way, and nothing is lost if that
+ * was a lie.
+ *
  * Native code also counts, by remote, the ICMP errors that answered what was sent there.
  *
  * Index 0 is no remote: in the FDB it stands for the TAP.
@@ -37,6 +41,12 @@ const LEARNED_AT = 7;
 /** As long as the kernel keeps what it learned (net.ipv4.route.mtu_expires). */
 const PATH_SECONDS = 600;
 
+/** RFC 8200, section 5: every link carries packets of so many bytes, so no station is told less. */
+const LEAST_MTU = 1280;
+/** With an MTU of less, a path is narrow. */
+const NARROW_IPV4 = LEAST_MTU + OVERHEAD_IPV4;
+const NARROW_IPV6 = LEAST_MTU + OVERHEAD_IPV6;
+
 /** What an outer header takes from the MTU of a path, that of the inner Ethernet not included. */
 const OUTER_IPV4 = OVERHEAD_IPV4 - ETHERNET_HEADER;
 const OUTER_IPV6 = OVERHEAD_IPV6 - ETHERNET_HEADER;
@@ -54,6 +64,8 @@ export const REMOTE_LAYOUT = {
   REMOTE_PATH_MTU: PATH_MTU,
   REMOTE_LEARNED_AT: LEARNED_AT,
   REMOTE_REFUSED: REFUSED,
+  NARROW_IPV4,
+  NARROW_IPV6,
 } as const;
 
 const COUNT = REFUSED + REMOTE_ROWS;
@@ -151,10 +163,16 @@ export class Remotes {
     return this.words[index * REMOTE_WORDS + PATH_MTU]!;
   }
 
-  /** Bytes of the longest frame that fits into the path whose MTU was learned. */
+  /** Whether that is so little that datagrams may be fragmented on the way. */
+  isNarrow(index: number): boolean {
+    const mtu = this.pathMtu(index);
+    return mtu !== 0 && mtu < this.#leastMtu(index);
+  }
+
+  /** Bytes of the longest frame that is sent on the path whose MTU was learned. */
   longestFrame(index: number): number {
     const outer = this.words[index * REMOTE_WORDS] === 4 ? OUTER_IPV4 : OUTER_IPV6;
-    return this.pathMtu(index) - outer;
+    return Math.max(this.pathMtu(index), this.#leastMtu(index)) - outer;
   }
 
   learnPathMtu(index: number, mtu: number): void {
@@ -181,6 +199,10 @@ export class Remotes {
     const all = Array.from({ length: this.words[COUNT]! }, (_, at) => at + 1);
     const narrow = all.filter((index) => this.pathMtu(index) !== 0);
     return narrow.map((index) => ({ address: this.address(index), mtu: this.pathMtu(index) }));
+  }
+
+  #leastMtu(index: number): number {
+    return this.words[index * REMOTE_WORDS] === 4 ? NARROW_IPV4 : NARROW_IPV6;
   }
 
   #holds(index: number, words: Int32Array, at: number): boolean {

@@ -36,6 +36,7 @@ import {
 import type { Capabilities, Tap, Taps, Underlay, Watch } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import { addressWords, canonicalAddress, REMOTE_WORDS, type Remotes } from "../remotes.ts";
+import { HEADER as VXLAN_HEADER } from "../wire/vxlan.ts";
 
 const { EAFNOSUPPORT, EAGAIN, EINVAL, EMSGSIZE, ENETDOWN, ENETUNREACH, ENODEV } = constants.errno;
 
@@ -453,7 +454,7 @@ export class MemoryUnderlay implements Underlay {
       const mtu = this.#wire.carries(from.address, to.address);
       if (length + (family === 4 ? OUTER_4 : OUTER_6) > mtu) {
         this.#remotes.learnPathMtu(remote, mtu);
-        return EMSGSIZE;
+        if (length - VXLAN_HEADER > this.#remotes.longestFrame(remote)) return EMSGSIZE;
       }
     }
     // What nobody receives is lost without a word, as on any network.

@@ -67,6 +67,36 @@ async function streamMeanwhile(bytes: number, address: string, narrow: number): 
   expect(received).toEqual(sent);
 }
 
+/**
+ * The router tells host 1 that the path to an address carries as little as may be, about an answer that nobody has
+ * sent: no port is to be guessed for that.
+ */
+async function lie(from: string, to: string): Promise<void> {
+  const script = `import socket, struct, sys
+here, there = sys.argv[1:]
+v6 = ":" in here
+a, b = (socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, each) for each in (here, there))
+quoted = struct.pack("!IHBB", 6 << 28, 8, 58, 64) + a + b + struct.pack("!BBHHH", 129, 0, 0, 1, 1) if v6 else \
+  struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0x4000, 64, 1, 0) + a + b + struct.pack("!BBHHH", 0, 0, 0, 1, 1)
+told = lambda sum: struct.pack("!BBHI", *((2, 0) if v6 else (3, 4)), sum, 1280 if v6 else 68) + quoted
+total = sum(struct.unpack("!%dH" % (len(told(0)) // 2), told(0)))
+while total >> 16: total = (total & 0xffff) + (total >> 16)
+family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
+socket.socket(family, socket.SOCK_RAW, protocol).sendto(told(~total & 0xffff), (here, 0))`;
+  await lab.router.run("python3", "-c", script, from, to);
+  await until("host 1 believes it", async () => {
+    return (await h1.run("ip", "route", "get", to)).includes(from.includes(":") ? "1280" : "552");
+  });
+}
+
+/** Of both families, of which nothing may be lost. */
+async function streams(bytes: number): Promise<void> {
+  for (const address of [theirs.address, theirs.address6]) {
+    const { sent, received } = await transferTcp(ours, theirs, { bytes, address });
+    expect(received).toEqual(sent);
+  }
+}
+
 /** As it was, and forgotten that it was not. */
 async function widen(): Promise<void> {
   await lab.setMtu(h2, 1500);
@@ -103,30 +133,45 @@ describe.each([
       ]);
       expect(await pings(ours, theirs.address6, 1400 - overhead)).toEqual(ANSWERED);
       expect((await status()).paths).toEqual([{ address: remote, mtu: 1400 }]);
-      await lab.setMtu(h2, 1300);
+      await lab.setMtu(h2, 1360);
       // What has just fitted is lost once: the router says so, and then it is known.
       expect(await pings(ours, theirs.address, 1400 - overhead)).toEqual([
-        fragNeeded(theirs, 1300 - overhead),
+        fragNeeded(theirs, 1360 - overhead),
       ]);
-      expect(await pings(ours, theirs.address, 1300 - overhead)).toEqual(ANSWERED);
-      expect((await status()).paths).toEqual([{ address: remote, mtu: 1300 }]);
+      expect(await pings(ours, theirs.address, 1360 - overhead)).toEqual(ANSWERED);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1360 }]);
       expect(tooBig(await status())).toBeGreaterThan(0);
     });
 
     test.each(["veth", "wire"] as const)("a TCP stream goes on, in %s mode", async (mode) => {
       await lab.setMode(mode);
-      await streamMeanwhile(200 * MB, theirs.address, 1300);
+      await streamMeanwhile(200 * MB, theirs.address, 1360);
       const { networks } = await status();
       expect(networks[0]!.counters.toldTooBig).toBeGreaterThan(0);
-      expect((await status()).paths).toEqual([{ address: remote, mtu: 1300 }]);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1360 }]);
     });
 
     // Of a datagram in fragments none has DF set: the kernel would have the outer ones fragmented.
     test("datagrams that their sender cuts to the MTU are cut to what fits", async () => {
-      await lab.setMtu(h2, 1300);
+      await lab.setMtu(h2, 1360);
       const result = await transferUdp(ours, theirs, { count: 500, size: 4_000 });
       expect(result).toMatchObject({ corrupted: 0, duplicated: 0 });
       expect(result.received).toBeGreaterThan(400);
+    });
+
+    // Stations are told 1280 at least, and what is longer then is fragmented on the way.
+    test("to less than a station may be told, TCP goes on", async () => {
+      const narrow = 1280 + overhead - 20; // with less than 1280 Linux takes IPv6 from a link
+      await lab.setMtu(h2, narrow);
+      await streams(MB);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: narrow }]);
+    });
+
+    test("and that is a lie, TCP goes on", async () => {
+      const [own, told] = family === 4 ? [h1.address, 552] : [h1.address6, 1280];
+      await lie(own, remote);
+      await streams(MB);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: told }]);
     });
 
     test("a TCP stream over IPv6 goes on", async () => {
@@ -136,6 +181,13 @@ describe.each([
   },
 );
 
+test("what somebody says of a path is no reason to start with a smaller MTU", async () => {
+  await lie(h1.address, h2.address);
+  await using vtep = await h1.vtep("--vni", "42", "--tap", "t1", "--peer", h2.address).ready();
+  expect((await vtep.status()).networks[0]!.mtu).toBe(1450);
+  await widen();
+});
+
 // It cannot forbid fragmentation, and says so (dontFragment in its capabilities): nothing is too big.
 describe.each([
   { family: 4, overhead: 50 },
@@ -144,7 +196,7 @@ describe.each([
   test("everything goes on, in fragments", async () => {
     await using _ = await lab.join(["dgram", "kernel"], { family: path.family });
     await newcomers(1500 - path.overhead);
-    await streamMeanwhile(40 * MB, theirs.address, 1300);
+    await streamMeanwhile(40 * MB, theirs.address, 1360);
     // One way only: back, the kernel's device loses over IPv6 what it may not answer.
     const size = 1500 - path.overhead - 48;
     for (const address of [theirs.address, theirs.address6]) {

@@ -79,22 +79,22 @@ function world(mtus: readonly number[]): [World, ...Host[]] {
 
 describe("a frame that the path to its remote does not carry", () => {
   it("is answered to its sender, already the first one, and is counted", () => {
-    const [made, first, second] = world([1300]);
-    made.transmit(first!, udp4(1264), udp4(1265));
-    expect(second!.tap().received).toEqual([udp4(1264)]);
-    expect(told(first!)).toEqual([1250]);
+    const [made, first, second] = world([1340]);
+    made.transmit(first!, udp4(1304), udp4(1305));
+    expect(second!.tap().received).toEqual([udp4(1304)]);
+    expect(told(first!)).toEqual([1290]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
-    expect(first!.events()).toMatchObject({ encapFrames: 1, encapBytes: 1264, toldTooBig: 1 });
-    expect(first!.remotes.paths()).toEqual([{ address: second!.address, mtu: 1300 }]);
+    expect(first!.events()).toMatchObject({ encapFrames: 1, encapBytes: 1304, toldTooBig: 1 });
+    expect(first!.remotes.paths()).toEqual([{ address: second!.address, mtu: 1340 }]);
   });
 
   it("is not even tried once that is known", () => {
-    const [made, first, second] = world([1300]);
-    made.transmit(first!, udp4(1265));
+    const [made, first, second] = world([1340]);
+    made.transmit(first!, udp4(1305));
     made.wire.carries = undefined; // whatever is sent now arrives
-    made.transmit(first!, udp4(1265), udp4(1264), udp4(1514));
-    expect(second!.tap().received).toEqual([udp4(1264)]);
-    expect(told(first!)).toEqual([1250, 1250, 1250]);
+    made.transmit(first!, udp4(1305), udp4(1304), udp4(1514));
+    expect(second!.tap().received).toEqual([udp4(1304)]);
+    expect(told(first!)).toEqual([1290, 1290, 1290]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 3 });
   });
 
@@ -103,25 +103,34 @@ describe("a frame that the path to its remote does not carry", () => {
     made.transmit(first!, udp6(1364), udp6(1365));
     expect(told(first!)).toEqual([1350]);
     made.clear();
-    made.wire.carries = () => 1300;
+    made.wire.carries = () => 1000;
     made.transmit(first!, udp6(1364));
     expect(told(first!)).toEqual([1280]);
   });
 
+  it("is one of more than 1280 bytes of packet, however little the path is said to carry", () => {
+    const [made, first, second] = world([600]);
+    made.transmit(first!, udp4(1294), udp4(1295), udp6(1294), udp6(1295));
+    expect(second!.tap().received).toEqual([udp4(1294), udp6(1294)]);
+    expect(told(first!)).toEqual([1280, 1280]);
+    expect(first!.remotes.paths()).toEqual([{ address: second!.address, mtu: 600 }]);
+    expect(first!.remotes.isNarrow(1)).toBe(true);
+  });
+
   it("is smaller by its VLAN tags, which its answer has as well", () => {
-    const [made, first, second] = world([1300]);
+    const [made, first, second] = world([1340]);
     const tags = [CUSTOMER_TAG];
-    made.transmit(first!, udp4(1264, { tags }), udp4(1265, { tags }));
-    expect(second!.tap().received).toEqual([udp4(1264, { tags })]);
+    made.transmit(first!, udp4(1304, { tags }), udp4(1305, { tags }));
+    expect(second!.tap().received).toEqual([udp4(1304, { tags })]);
     const [answer] = first!.tap().received;
     expect(answer!.subarray(0, 18)).toEqual(
       bytes(documentationMac(A), documentationMac(B), CUSTOMER_TAG, [0x08, 0]),
     );
-    expect(answer!.subarray(18 + 26, 18 + 28)).toEqual(bytes(u16(1246)));
+    expect(answer!.subarray(18 + 26, 18 + 28)).toEqual(bytes(u16(1286)));
   });
 
   it("is only counted when there is nobody to tell", () => {
-    const [made, first] = world([1300]);
+    const [made, first] = world([1340]);
     made.transmit(first!, frame(mac(B), mac(A), { length: 1400 }));
     expect(first!.tap().received).toEqual([]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
@@ -129,7 +138,7 @@ describe("a frame that the path to its remote does not carry", () => {
   });
 
   it("is tried again ten minutes after the path was learned", () => {
-    const [made, first, second] = world([1300]);
+    const [made, first, second] = world([1340]);
     made.transmit(first!, udp4(1500));
     made.wire.carries = undefined;
     made.pass(1);
@@ -148,7 +157,7 @@ describe("a frame that the path to its remote does not carry", () => {
   });
 
   it("is answered a thousand times a second at most, and then again", () => {
-    const [made, first] = world([1300]);
+    const [made, first] = world([1340]);
     made.transmit(first!, udp4(1500));
     made.clear();
     let answers = 0;
@@ -172,7 +181,7 @@ describe("a flooded frame", () => {
   const UNKNOWN = documentationMac(0x77);
 
   it("goes to the remotes that can get it, and is counted for the others", () => {
-    const [made, first, ...others] = world([1500, 1300, 1500]);
+    const [made, first, ...others] = world([1500, 1340, 1500]);
     for (let time = 0; time < 2; time++) {
       made.transmit(first!, udp4(1400, { to: UNKNOWN }));
       expect(others.map((other) => other.tap().receivedCount)).toEqual([1, 0, 1]);
@@ -182,16 +191,16 @@ describe("a flooded frame", () => {
   });
 
   it("is answered once when it is for one station, however many paths are narrow", () => {
-    const [made, first] = world([1300, 1300, 1400]);
+    const [made, first] = world([1340, 1340, 1400]);
     made.transmit(first!, udp4(1450, { to: UNKNOWN }));
-    expect(told(first!)).toEqual([1250]);
+    expect(told(first!)).toEqual([1290]);
     made.transmit(first!, udp4(1450, { to: UNKNOWN }));
-    expect(told(first!)).toEqual([1250, 1250]);
+    expect(told(first!)).toEqual([1290, 1290]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 6 });
   });
 
   it("is never answered when it is for all", () => {
-    const [made, first] = world([1300]);
+    const [made, first] = world([1340]);
     made.transmit(first!, udp4(1400, { to: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] }));
     expect(first!.tap().received).toEqual([]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
@@ -199,16 +208,16 @@ describe("a flooded frame", () => {
 });
 
 describe("a super-frame", () => {
-  // 1300 − 36 bytes of frame, of which 14 + 20 + 32 or 14 + 40 + 32 are headers.
+  // 1340 − 36 bytes of frame, of which 14 + 20 + 32 or 14 + 40 + 32 are headers.
   it.each([
-    ["TCP over IPv4", tcp(20_000, 12, 4), VNET_GSO_TCPV4, 1264 - 66],
-    ["TCP over IPv4 with CWR", tcp(20_000, 12, 4), VNET_GSO_TCPV4 | VNET_GSO_ECN, 1264 - 66],
-    ["TCP over IPv6", tcp(20_000, 12, 6), VNET_GSO_TCPV6, 1264 - 86],
-    ["UDP over IPv4", udp4(20_000), VNET_GSO_UDP_L4, 1264 - 42],
-    ["UDP over IPv6", udp6(20_000), VNET_GSO_UDP_L4, 1264 - 62],
+    ["TCP over IPv4", tcp(20_000, 12, 4), VNET_GSO_TCPV4, 1304 - 66],
+    ["TCP over IPv4 with CWR", tcp(20_000, 12, 4), VNET_GSO_TCPV4 | VNET_GSO_ECN, 1304 - 66],
+    ["TCP over IPv6", tcp(20_000, 12, 6), VNET_GSO_TCPV6, 1304 - 86],
+    ["UDP over IPv4", udp4(20_000), VNET_GSO_UDP_L4, 1304 - 42],
+    ["UDP over IPv6", udp6(20_000), VNET_GSO_UDP_L4, 1304 - 62],
   ])("is as big as its segments: %s", (_, whole, gsoType, fits) => {
-    const [made, first, second] = world([1300]);
-    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1300);
+    const [made, first, second] = world([1340]);
+    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1340);
     made.wire.carries = undefined;
     first!.tap().transmit(whole, { gsoType, gsoSize: fits, hdrLen: 7 });
     first!.tap().transmit(whole, { gsoType, gsoSize: fits + 1, hdrLen: 7 });
@@ -264,12 +273,12 @@ describe("the MSS of TCP connections", () => {
     const made = new World();
     const [first, second] = made.mesh(2, { clampMtu: 1450 });
     made.transmit(second!, frame(BROADCAST, mac(B)));
-    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1300);
+    first!.remotes.learnPathMtu(first!.remotes.add(second!.address, 4789), 1340);
     made.clear();
     made.transmit(first!, syn(1460));
-    expect(second!.tap().received.map(mssOf)).toEqual([1210]);
+    expect(second!.tap().received.map(mssOf)).toEqual([1250]);
     made.transmit(second!, syn(1460, { from: B, to: A }));
-    expect(first!.tap().received.map(mssOf)).toEqual([1210]);
+    expect(first!.tap().received.map(mssOf)).toEqual([1250]);
   });
 
   it("needs no checksum where that is left to us", () => {
@@ -293,9 +302,9 @@ describe("what is known of a path", () => {
     remotes.learnPathMtu(six, 1400);
     expect([remotes.longestFrame(four), remotes.longestFrame(six)]).toEqual([1364, 1344]);
     for (const now of [1, 600]) remotes.forgetPaths(now);
-    remotes.learnPathMtu(four, 1300);
+    remotes.learnPathMtu(four, 1340);
     remotes.forgetPaths(601);
-    expect(remotes.paths()).toEqual([{ address: address(2), mtu: 1300 }]);
+    expect(remotes.paths()).toEqual([{ address: address(2), mtu: 1340 }]);
     remotes.forgetPaths(1201);
     expect(remotes.paths()).toEqual([]);
     expect(remotes.address(four)).toBe(address(2));
