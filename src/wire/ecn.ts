@@ -18,7 +18,6 @@
  * one cell: it sends CE as ECT(0) (RFC 3168's full functionality), which no receiver can tell.
  */
 import { checksumAdjusted } from "./checksum.ts";
-import * as ethernet from "./ethernet.ts";
 import * as ip from "./ip.ts";
 
 export const NOT_ECT = 0;
@@ -28,20 +27,9 @@ export const CE = 3;
 /** The bits of ECN in a TOS. */
 export const ECN_MASK = 3;
 
-/** Offset of the first byte of the IP header in the frame, or −1 where it carries none. */
-function ipOffset(view: DataView, frame: number, length: number): number {
-  const at = ethernet.networkOffset(view, frame, length);
-  if (at < 0) return -1;
-  const rest = frame + length - at;
-  const type = ethernet.etherType(view, at);
-  if (type === ethernet.ETHERTYPE_IPV4) return ip.isIpv4(view, at, rest) ? at : -1;
-  if (type === ethernet.ETHERTYPE_IPV6) return ip.isIpv6(view, at, rest) ? at : -1;
-  return -1;
-}
-
 /** TOS or traffic class of the packet in a frame; 0 where it carries none. */
 export function innerTos(view: DataView, frame: number, length: number): number {
-  const at = ipOffset(view, frame, length);
+  const at = ip.packetIn(view, frame, length);
   return at < 0 ? 0 : ip.tos(view, at);
 }
 
@@ -55,7 +43,7 @@ export function ecnOf(tos: number): number {
  * the frame must be dropped.
  */
 export function decapsulate(view: DataView, frame: number, length: number, outer: number): boolean {
-  const at = ipOffset(view, frame, length);
+  const at = ip.packetIn(view, frame, length);
   const inner = at < 0 ? NOT_ECT : ip.tos(view, at) & ECN_MASK;
   if (inner === NOT_ECT) return outer !== CE;
   if (outer === CE ? inner !== CE : outer === ECT_1 && inner === ECT_0) setEcn(view, at, outer);

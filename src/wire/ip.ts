@@ -8,6 +8,7 @@
  * to the end of the frame. It may exceed what the header says (Ethernet pads short frames), and it
  * may fall short of it.
  */
+import * as ethernet from "./ethernet.ts";
 
 /** Bytes of an IPv4 header without options. */
 export const IPV4_HEADER = 20;
@@ -26,6 +27,17 @@ export const PROTOCOL_TCP = 6;
 export const PROTOCOL_UDP = 17;
 export const PROTOCOL_ICMPV6 = 58;
 export const PROTOCOL_SCTP = 132;
+
+/** Where the IP header of a frame begins, by its ethertype, or −1 where it carries none. */
+export function packetIn(view: DataView, frame: number, length: number): number {
+  const at = ethernet.networkOffset(view, frame, length);
+  if (at < 0) return -1;
+  const rest = frame + length - at;
+  const type = ethernet.etherType(view, at);
+  if (type === ethernet.ETHERTYPE_IPV4) return isIpv4(view, at, rest) ? at : -1;
+  if (type === ethernet.ETHERTYPE_IPV6) return isIpv6(view, at, rest) ? at : -1;
+  return -1;
+}
 
 /** 4, 6, or garbage. Reads one byte. */
 export function version(view: DataView, ip: number): number {

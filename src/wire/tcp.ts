@@ -7,7 +7,6 @@
  *         +8   acknowledgement   +16  checksum                     are single bytes
  */
 import { checksumAdjusted } from "./checksum.ts";
-import * as ethernet from "./ethernet.ts";
 import * as ip from "./ip.ts";
 
 /** Bytes of a header without options. */
@@ -45,7 +44,7 @@ export function clampMss(
   mtu: number,
   partial: boolean,
 ): boolean {
-  const network = ethernet.networkOffset(view, frame, length);
+  const network = ip.packetIn(view, frame, length);
   if (network < 0) return false;
   const rest = frame + length - network;
   const upper = ip.upperLayer(view, network, rest);

@@ -116,6 +116,12 @@ describe("the MSS of a SYN", () => {
     }
   });
 
+  it.each([0x88b5, 0x88cc, 0x8847])("is not looked for in what is not IP: ethertype %i", (type) => {
+    const frame = segment();
+    frame.set(u16(type), 12);
+    expect(clamped(frame, 1400)).toBeUndefined();
+  });
+
   it("in a segment without SYN is nothing to us", () => {
     expect(clamped(segment({ flags: ACK }), 1400)).toBeUndefined();
   });
