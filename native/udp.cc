@@ -134,7 +134,10 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
   // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab.
   u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
   prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
-  if (options->fd >= 0) return 0;
+  if (options->fd >= 0) {
+    u->dropped_before = udp_drops(u);
+    return 0;
+  }
   // The first of those that share the port binds it alone, so that a stranger's is found, and then
   // opens it for the others; a flow stays with its socket, by the hash of its outer addresses and ports.
   *syscall = "setsockopt";
@@ -330,5 +333,5 @@ uint32_t udp_drops(const udp *u) {
   uint32_t memory[SK_MEMINFO_VARS] = {};
   socklen_t length = sizeof memory;
   if (getsockopt(u->fd, SOL_SOCKET, SO_MEMINFO, memory, &length) < 0) return 0;
-  return memory[SK_MEMINFO_DROPS];
+  return memory[SK_MEMINFO_DROPS] - u->dropped_before;
 }

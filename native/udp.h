@@ -59,6 +59,7 @@ struct udp {
   int fan;
   int fan_fd[MAX_FAN];
   uint32_t refusals;
+  uint32_t dropped_before;  // by the socket, until it was adopted
 
   int longest;  // datagrams that are longer are flagged as truncated
   int slot_bytes, stride, slots;
@@ -119,5 +120,6 @@ void store_address(const udp *u, const udp_name *name, int32_t *words);
 // ICMP errors that came back about datagrams that had been sent, but for those about their size.
 uint32_t udp_refusals(udp *u);
 
-// Datagrams that the receiving socket dropped, most of them for want of room in its buffer.
+// Datagrams that the receiving socket dropped since it was opened here, most of them for want of room in its buffer; modulo
+// 2^32. What one that was kept dropped while nobody had it open is not among them.
 uint32_t udp_drops(const udp *u);

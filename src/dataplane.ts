@@ -210,10 +210,10 @@ export class Dataplane {
       this.#counters.add(network.index, Counter.aged, aged);
     }
     const overflows = this.#underlay.overflows();
-    this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, overflows - this.#overflows);
+    this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, (overflows - this.#overflows) >>> 0);
     this.#overflows = overflows;
     const refusals = this.#underlay.refusals();
-    this.#counters.add(NO_NETWORK, Counter.refused, refusals - this.#refusals);
+    this.#counters.add(NO_NETWORK, Counter.refused, (refusals - this.#refusals) >>> 0);
     this.#refusals = refusals;
   }
 
@@ -268,6 +268,9 @@ export class Dataplane {
         return this.#counters.add(network.index, Counter.otherVlan, 1);
       }
       this.#batch.removeTag(row);
+      if (ethernet.isTag(ethernet.etherType(view, inOffset[row]! + ethernet.HEADER))) {
+        return this.#drop(network.index, Drop.VLAN_TAGGED);
+      }
     }
     const offset = inOffset[row]!;
     const length = inLength[row]!;

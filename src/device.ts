@@ -122,12 +122,12 @@ export interface Underlay {
    */
   send(batch: Batch, count: number): number;
   /**
-   * Datagrams that arrived and found the socket's buffer full, since it was opened; a train of them
+   * Datagrams that arrived and found the socket's buffer full, since it was opened here, modulo 2^32; a train of them
    * that the kernel had coalesced counts as one.
    */
   overflows(): number;
   /**
-   * ICMP errors that came back about datagrams that had been sent, since it was opened: nobody listens
+   * ICMP errors that came back about datagrams that had been sent, since it was opened, modulo 2^32: nobody listens
    * at a remote, or no way leads there. Always 0 where the kernel does not tell.
    */
   refusals(): number;

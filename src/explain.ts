@@ -149,6 +149,10 @@ function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation
     frame = Uint8Array.from(frame);
     ethernet.removeTag(viewOf(frame), 0);
     frame = frame.subarray(ethernet.TAG);
+    if (ethernet.isTag(ethernet.etherType(viewOf(frame), ethernet.HEADER))) {
+      steps.push("It has a second tag, which would lead into another VLAN elsewhere.");
+      return done(dropped("VLAN_TAGGED"));
+    }
   }
   const { source, destination } = addresses(frame);
   const bad = invalidSource(source);

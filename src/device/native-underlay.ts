@@ -164,14 +164,14 @@ export class NativeUnderlay implements Underlay {
     this.#assertOpen();
     let datagrams = 0;
     for (const family of this.#families) datagrams += family.overflows();
-    return datagrams;
+    return datagrams >>> 0;
   }
 
   refusals(): number {
     this.#assertOpen();
     let errors = 0;
     for (const family of this.#families) errors += family.refusals();
-    return errors;
+    return errors >>> 0;
   }
 
   watch(watch: Watch): void {

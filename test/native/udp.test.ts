@@ -297,7 +297,7 @@ u.sendto(b"zero", ("${address}", ${port}))`,
   });
 
   it("datagrams that found the buffer full are counted", async () => {
-    const { udp, toItself } = await open({ ...family, receiveBuffer: 4096 });
+    const { udp, port, toItself } = await open({ ...family, receiveBuffer: 4096 });
     let sent = 0;
     for (let round = 0; round < 4; round++) {
       fillRows(batch, new Array(IN_ROWS).fill(1000), toItself());
@@ -312,6 +312,11 @@ u.sendto(b"zero", ("${address}", ${port}))`,
     expect(udp.overflows()).toBeGreaterThan(0);
     expect(received).toBeGreaterThan(0);
     expect(received + udp.overflows()).toBeLessThanOrEqual(sent);
+    const fd = addon().duplicate(udp.fd());
+    udp.close();
+    const kept = new (addon().Udp)(udpOptions(port, { ...family, remotes: remotes.words, fd }));
+    onTestFinished(() => kept.close());
+    expect(kept.overflows(), "once").toBe(0);
   });
 });
 

@@ -784,6 +784,11 @@ describe("a frame that cannot be passed on", () => {
     vtep.underlay.overflowed = 9;
     vtep.dataplane.tick(3);
     expect(vtep.drops()).toEqual({ SOCKET_RCVBUFF: 9 });
+    vtep.underlay.overflowed = 2 ** 32 - 1;
+    vtep.dataplane.tick(4);
+    vtep.underlay.overflowed = 1; // the kernel counts with 32 bits
+    vtep.dataplane.tick(5);
+    expect(vtep.drops()).toEqual({ SOCKET_RCVBUFF: 2 ** 32 + 1 });
   });
 
   it("because queues are full is counted at both ends of the wire", () => {
@@ -986,6 +991,18 @@ describe("a network that is a VLAN", () => {
     expect(vtep.events()).toMatchObject({ otherVlan: 1, learned: 0, encapFrames: 0 });
     expect(vtep.drops()).toEqual({});
   });
+
+  it.each([0x8100, 0x88a8])(
+    "drops what comes from the TAP with a second tag, of type %i",
+    (type) => {
+      const vtep = script([VLAN]);
+      const inner = tagged(20, frame(B, A));
+      inner.set([type >> 8, type & 0xff], 12);
+      vtep.encap([tagged(10, inner)]);
+      expect(vtep.underlay.written).toEqual([]);
+      expect(vtep.drops()).toEqual({ VLAN_TAGGED: 1 });
+    },
+  );
 
   it.each([10, 20])("drops what comes from a remote with a tag, be it of VLAN %d", (id) => {
     const vtep = script([VLAN]);
