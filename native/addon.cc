@@ -490,6 +490,7 @@ class Udp : public port<Udp, udp> {
         !get_int(options, "slotBytes", 1, MAX_SLOT, &o.slot_bytes) ||
         !get_int(options, "receiveBuffer", 0, 1 << 30, &o.receive_buffer) ||
         !get_int(options, "sendBuffer", 0, 1 << 30, &o.send_buffer) ||
+        !get_bool(options, "whole", &o.whole) ||
         !get_bool(options, "segment", &o.segment) || !get_bool(options, "coalesce", &o.coalesce)) {
       return;
     }

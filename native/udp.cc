@@ -79,7 +79,7 @@ static int open_socket(const udp *u, const char **syscall) {
   int fd = socket(domain, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return -errno;
   *syscall = "setsockopt";
-  int error = udp_set_discovery(u, fd, WHOLE);
+  int error = udp_set_discovery(u, fd, u->discovery);
   if (error == 0 && u->family == 6) error = set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
   if (error == 0 && u->family == 6) error = set_option(fd, IPPROTO_UDP, UDP_NO_CHECK6_RX, 1);
   if (error == 0) return fd;
@@ -203,6 +203,7 @@ int udp_open(udp *u, const udp_options *options, const char **syscall) {
   memset(u, 0, sizeof *u);
   u->family = options->family;
   u->remotes = options->remotes;
+  u->discovery = options->whole ? WHOLE : fragmented(u->family);
   u->fd = -1;
   u->longest = options->slot_bytes;
   u->segments = options->segment;

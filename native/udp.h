@@ -25,6 +25,7 @@ struct udp_options {
   int fan;         // sending sockets wanted; fewer if the range has fewer free ports
   int slot_bytes;  // longest datagram that is received whole
   int receive_buffer, send_buffer;
+  bool whole;              // whether datagrams may not be fragmented on the way
   bool segment, coalesce;  // whether trains leave as one message (UDP_SEGMENT), arrive as one (UDP_GRO)
   int32_t *remotes;        // written to: what their paths carry, and who refused datagrams
 };
@@ -73,6 +74,7 @@ struct udp {
 
   uint8_t choice[layout::OUT_ROWS];
   uint16_t order[layout::OUT_ROWS];
+  int discovery;  // of the sending sockets: WHOLE, or by their family one of the others
   bool segments;  // the kernel splits trains (UDP_SEGMENT), until it refuses one
   bool coalesces;
 
@@ -105,7 +107,8 @@ int udp_send(udp *u, const batch *b, int count);
 constexpr int WHOLE = IP_PMTUDISC_DO;
 static_assert(WHOLE == IPV6_PMTUDISC_DO);
 // ... or fragmented on the way. Routers of IPv6 do not do that, so there the kernel does, by the route.
-constexpr int NARROW_4 = IP_PMTUDISC_INTERFACE, NARROW_6 = IPV6_PMTUDISC_DONT;
+constexpr int FRAGMENTED_4 = IP_PMTUDISC_INTERFACE, FRAGMENTED_6 = IPV6_PMTUDISC_DONT;
+inline int fragmented(int family) { return family == 4 ? FRAGMENTED_4 : FRAGMENTED_6; }
 
 // Returns 0 or -errno.
 int udp_set_discovery(const udp *u, int fd, int how);

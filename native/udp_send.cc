@@ -10,7 +10,7 @@
 //
 // What a train is refused for is not told by row: its datagrams are then sent one by one, and each gets
 // its own error. If all of them leave, it was the cutting that the device (EIO) or the kernel (EINVAL)
-// cannot do, and no more trains are made; unless the path is narrow, on which they are longer than fits.
+// cannot do, and no more trains are made; unless they may be fragmented, for what is to be is not cut (EINVAL).
 //
 // What is for narrow paths (src/remotes.ts) leaves by itself, for DF is the socket's.
 
@@ -155,7 +155,7 @@ static bool send_apart(udp *u, const batch *b, int message) {
 // reason: then it is tried once more. A full interface (ENOBUFS) dropped a train as a whole.
 static void flush(udp *u, const batch *b) {
   int again = -1;
-  if (u->narrow) udp_set_discovery(u, u->out_fd, u->family == 4 ? NARROW_4 : NARROW_6);
+  if (u->narrow) udp_set_discovery(u, u->out_fd, fragmented(u->family));
   for (int message = 0; message < u->messages;) {
     int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
                      MSG_DONTWAIT);
@@ -170,13 +170,14 @@ static void flush(udp *u, const batch *b) {
       while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
     } else if (u->out_train[message].datagrams > 1 && error != ENOBUFS) {
       bool all = send_apart(u, b, message);
-      if (all && !u->narrow && (error == EIO || error == EINVAL)) u->segments = false;
+      bool whole = !u->narrow && u->discovery == WHOLE;
+      if (all && (error == EIO || (error == EINVAL && whole))) u->segments = false;
       message++;
     } else {
       set_errors(u, b, &u->out[message++].msg_hdr, error);
     }
   }
-  if (u->narrow) udp_set_discovery(u, u->out_fd, WHOLE);
+  if (u->narrow) udp_set_discovery(u, u->out_fd, u->discovery);
   u->messages = u->parts = u->headers = 0;
 }
 

@@ -258,6 +258,7 @@ export class Agent implements Operations {
       local6: found.local6,
       port: config.port,
       sourcePorts: config.sourcePorts,
+      df: config.df,
       offloads: config.offloads,
       busyPollUs: config.busyPollUs,
       // Only where half of the cores are left to others.

@@ -29,6 +29,8 @@ import { DEFAULT_PORT, MAX_VNI } from "./wire/vxlan.ts";
 
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
 export const UNDERLAYS = ["auto", "native", "dgram"] as const;
+/** Of what ip-link(8) knows of a kernel's VXLAN device; "inherit" would find a narrow path by some frames only. */
+const DF = ["set", "unset"] as const;
 
 /** What a key needs besides its schema to be a flag, and to be shown. */
 interface Traits {
@@ -362,6 +364,11 @@ const endpointEntries = {
     { value: "N|inherit" },
     v.optional(wordOr("inherit", 0, 63), 0),
   ),
+  df: key(
+    "don't fragment: set, so that what a path carries is found and told; unset, for a path of IPv4 that loses what is longer and says nothing: its routers then fragment it, as with dgram always",
+    { value: DF.join("|") },
+    v.optional(v.picklist(DF, `must be one of ${DF.join(", ")}`), "set"),
+  ),
   offload: key(
     `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}; tso and uso need csum`,
     { value: "NAME=off,...", sample: { tso: "off" } },
@@ -458,6 +465,7 @@ export interface Config {
   readonly underlay: (typeof UNDERLAYS)[number];
   readonly sourcePorts: readonly [low: number, high: number];
   readonly dscp: number | "inherit";
+  readonly df: (typeof DF)[number];
   readonly offloads: Offloads;
   readonly workers: number | "auto";
   readonly busyPollUs: number;
@@ -810,6 +818,7 @@ function complete(parsed: Parsed): Config {
     underlay: parsed.underlay,
     sourcePorts: parsed["source-ports"],
     dscp: parsed.dscp,
+    df: parsed.df,
     offloads: parsed.offload,
     workers: parsed.workers,
     busyPollUs: parsed["busy-poll"],
@@ -851,6 +860,7 @@ export function asWritten(config: Config): Record<EndpointKey, unknown> {
     underlay: config.underlay,
     "source-ports": config.sourcePorts.join("-"),
     dscp: config.dscp,
+    df: config.df,
     offload: Object.fromEntries(OFFLOADS.map((name) => [name, offloads[name] ? "on" : "off"])),
     workers: config.workers,
     "busy-poll": config.busyPollUs,

@@ -59,6 +59,8 @@ export interface Plan {
   readonly local6: string | undefined;
   readonly port: number;
   readonly sourcePorts: readonly [low: number, high: number];
+  /** Whether datagrams leave whole, or may be fragmented on the way. */
+  readonly df: "set" | "unset";
   readonly offloads: Offloads;
   /** Microseconds for which a thread, once it was woken, asks for more before it sleeps. */
   readonly busyPollUs: number;
@@ -355,6 +357,7 @@ async function openUnderlay(
     port: plan.port,
     remotes,
     sourcePorts: plan.sourcePorts,
+    df: plan.df,
     offloads: plan.offloads,
     busyPollUs: plan.busyPollUs,
     sharer: plan.workers > 1 ? worker : -1,

@@ -62,19 +62,14 @@ export interface NativeUnderlayOptions {
   sharer?: number;
   /** Microseconds for which the thread, once it was woken, asks for more before it sleeps; default 0. */
   busyPollUs?: number;
+  /** Whether DF is set in what is sent; by default it is. */
+  df?: "set" | "unset";
   /** What is wanted; by default all. */
   offloads?: Partial<UnderlayOffloads>;
 }
 
 export class NativeUnderlay implements Underlay {
-  readonly capabilities: Capabilities = {
-    sourcePortEntropy: true,
-    dontFragment: true,
-    zeroChecksum6: true,
-    countsOverflows: true,
-    carriesTos: true,
-    cutsSuperFrames: true,
-  };
+  readonly capabilities: Capabilities;
   readonly #families: UdpFamily[] = [];
   /** The descriptors of the sockets that receive. */
   readonly fds: { 4?: number; 6?: number } = {};
@@ -92,6 +87,15 @@ export class NativeUnderlay implements Underlay {
   constructor(options: NativeUnderlayOptions) {
     const { port, sourcePorts = [49_152, 65_535], remotes, largestDatagram } = options;
     const native = addon();
+    const whole = options.df !== "unset";
+    this.capabilities = {
+      sourcePortEntropy: true,
+      dontFragment: whole,
+      zeroChecksum6: true,
+      countsOverflows: true,
+      carriesTos: true,
+      cutsSuperFrames: true,
+    };
     this.#busyPollUs = options.busyPollUs ?? 0;
     for (const family of [4, 6] as const) {
       const address = family === 4 ? options.local4 : options.local6;
@@ -107,6 +111,7 @@ export class NativeUnderlay implements Underlay {
         slotBytes: Math.min(largestDatagram, LARGEST_SLOT),
         receiveBuffer: BUFFER_BYTES,
         sendBuffer: BUFFER_BYTES,
+        whole,
         segment: options.offloads?.gso ?? true,
         coalesce: options.offloads?.gro ?? true,
         remotes: remotes.words,

@@ -91,6 +91,8 @@ export interface UdpFamilyOptions {
   receiveBuffer: number;
   sendBuffer: number;
   /** Whether trains leave as one message, and arrive as one, where the kernel can do it. */
+  /** Whether datagrams leave with DF set. */
+  whole: boolean;
   segment: boolean;
   coalesce: boolean;
   /** `Remotes.words`. */

@@ -1,7 +1,7 @@
 /** The way to each peer: its route, its MTU, whether it answers, the device that it leaves by. */
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
-import { overheadTo } from "../remotes.ts";
+import { addressFamily, overheadTo } from "../remotes.ts";
 import { isOurs, LARGEST_MTU } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
@@ -160,12 +160,13 @@ function checkMtu(facts: Facts, peer: string): Finding[] {
     ];
   }
   const carries = `the path to ${peer} carries ${path.mtu} bytes`;
+  const canFragment = addressFamily(peer) === 4; // routers of IPv6 do not
   if (path.mtu >= needed) return [{ ...about, severity: "ok", finding: `${carries}; ${needs}` }];
   return [
     {
       ...about,
-      ...tooNarrow(path, carries, needs),
-      ...narrowed(facts.config, path.mtu - overhead),
+      ...tooNarrow(path, carries, needs, canFragment && facts.config.df === "unset"),
+      ...narrowed(facts.config, path.mtu - overhead, path.silently && canFragment),
     },
   ];
 }
@@ -175,7 +176,14 @@ function tooNarrow(
   { narrowedBy, silently }: Extract<PathFacts, { mtu: number }>,
   carries: string,
   needs: string,
+  fragments: boolean,
 ): Pick<Finding, "severity" | "finding"> {
+  if (fragments) {
+    return {
+      severity: "warning",
+      finding: `${carries}, and ${needs}; longer ones are fragmented, for df is unset`,
+    };
+  }
   if (silently) {
     return {
       severity: "error",
@@ -186,10 +194,15 @@ function tooNarrow(
   return { severity: "warning", finding: `${carries}${by}, and ${needs}` };
 }
 
-function narrowed({ networks }: Config, mtu: number): Pick<Finding, "remedy"> {
+function narrowed(
+  { networks, df }: Config,
+  mtu: number,
+  mayFragment: boolean,
+): Pick<Finding, "remedy"> {
+  const fragment = mayFragment && df === "set" ? ", or have it fragmented with --df unset" : "";
   const where = networks.length > 1 ? `mtu: ${mtu} for that network` : `--mtu ${mtu}`;
   return {
-    remedy: `raise the MTU on the way, or set ${where} and the same behind its bridge; let ICMP pass`,
+    remedy: `raise the MTU on the way, or set ${where} and the same behind its bridge; let ICMP pass${fragment}`,
   };
 }
 

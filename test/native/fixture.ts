@@ -107,6 +107,7 @@ export function udpOptions(port: number, changes: Partial<UdpFamilyOptions> = {}
     slotBytes: 1500,
     receiveBuffer: 1 << 20,
     sendBuffer: 1 << 20,
+    whole: true,
     segment: true,
     coalesce: true,
     remotes: new Remotes().words,

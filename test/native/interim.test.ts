@@ -55,6 +55,7 @@ beforeEach(async () => {
     strict: false,
     flowSeed: randomInt(2 ** 31),
     dscp: 0,
+    df: "set",
     kept: {},
     keptOnly: false,
     largestMtu: 1450,

@@ -110,7 +110,7 @@ describe("when nobody closes", () => {
       function open() {
         for (let i = 0; i < 50; i++) new addon.Tap(options);
         new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-          fd: -1, sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+          fd: -1, sharer: -1, fan: 16, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, whole: true, segment: true, coalesce: true, remotes });
         const watched = new addon.Taps();
         for (let i = 0; i < 3; i++) watched.add(i, new addon.Tap(options));
         watched.watch(() => {});
@@ -145,7 +145,7 @@ describe("a worker that is terminated", () => {
     const { workerData, parentPort } = require("node:worker_threads");
     const remotes = new Int32Array(new SharedArrayBuffer(65536 * 36));
     const udp = new addon.Udp({ family: 4, address: "127.0.0.1", port: ${port}, sourcePorts: [20000, 30000],
-      fd: -1, sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, segment: true, coalesce: true, remotes });
+      fd: -1, sharer: -1, fan: 4, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 0, whole: true, segment: true, coalesce: true, remotes });
     const tap = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
     const unwatched = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });
     const stopped = new addon.Tap({ name: workerData.name, fd: -1, multiQueue: true, furtherQueues: 0, coalesceTcp: true, coalesceUdp: true });

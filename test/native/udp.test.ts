@@ -602,7 +602,7 @@ describe("in a namespace of its own", () => {
        const remotes = new Remotes();
        const remote = remotes.add("192.0.2.2", 4789);
        const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-         fd: -1, sharer: -1, fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, segment: true, coalesce: true, remotes: remotes.words });
+         fd: -1, sharer: -1, fan: 2, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 20000, whole: true, segment: true, coalesce: true, remotes: remotes.words });
        const batch = new Batch();
        for (let row = 0; row < 1000; row++) {
          batch.outLength[row] = 1000; batch.outRemote[row] = remote; batch.outHash[row] = row % 2; 
@@ -639,7 +639,7 @@ describe("in a namespace of its own", () => {
     const remotes = new Remotes();
     const remote = remotes.add("192.0.2.2", 4789);
     const udp = new (addon().Udp)({ family: 4, address: "192.0.2.1", port: 4789, sourcePorts: [50000, 50010],
-      fd: -1, sharer: -1, fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, segment: true, coalesce: true, remotes: remotes.words });
+      fd: -1, sharer: -1, fan: 1, slotBytes: 1500, receiveBuffer: 0, sendBuffer: 1 << 20, whole: true, segment: true, coalesce: true, remotes: remotes.words });
     const [batch, out] = [new Batch(), new Batch()];
     const send = (length) => {
       batch.outLength.fill(length); batch.outRemote.fill(remote); batch.outError.fill(-1);

@@ -181,6 +181,22 @@ describe.each([
   },
 );
 
+test("where a router says nothing, --df unset has it fragment, and TCP goes on", async () => {
+  const rules =
+    "table ip t { chain c { type filter hook output priority 0; icmp type destination-unreachable drop; }; }";
+  await lab.router.run("nft", rules);
+  await using vtep = await h1
+    .vtep("--vni", "42", "--bridge", "br0", "--peer", h2.address, "--df", "unset")
+    .ready();
+  await using _ = await h2.join("kernel", { vni: 42, peers: [h1.address] });
+  await newcomers(1450);
+  await lab.setMtu(h2, 1360);
+  await streams(MB);
+  expect(await vtep.status()).toMatchObject({ capabilities: { dontFragment: false }, paths: [] });
+  await lab.router.run("nft", "delete table ip t");
+  await widen();
+});
+
 test("what somebody says of a path is no reason to start with a smaller MTU", async () => {
   await lie(h1.address, h2.address);
   await using vtep = await h1.vtep("--vni", "42", "--tap", "t1", "--peer", h2.address).ready();

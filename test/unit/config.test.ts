@@ -61,6 +61,7 @@ describe("defaults", () => {
       underlay: "auto",
       sourcePorts: [49152, 65535],
       dscp: 0,
+      df: "set",
       offloads: ALL_ON,
       workers: "auto",
       busyPollUs: 0,
@@ -154,6 +155,7 @@ describe("the flags", () => {
       underlay: "native",
       "source-ports": "1024-1024",
       dscp: "inherit",
+      df: "unset",
       offload: "tso=off,coalesce-udp=off,gro=on",
       workers: "1",
       "busy-poll": "50",
@@ -168,6 +170,7 @@ describe("the flags", () => {
       underlay: "native",
       sourcePorts: [1024, 1024],
       dscp: "inherit",
+      df: "unset",
       offloads: { ...ALL_ON, tso: false, "coalesce-udp": false },
       workers: 1,
       busyPollUs: 50,
@@ -488,6 +491,7 @@ describe("a file", () => {
     expect(() => configure(file(`networks:\n  -\n${lines}`), {})).not.toThrow();
     expect(keys.filter((key) => !inNetwork.includes(key)).sort()).toEqual([
       "busy-poll",
+      "df",
       "dscp",
       "local",
       "log-level",
@@ -541,7 +545,7 @@ describe("a file", () => {
     ],
     [
       `colour: green\n${ONE_NETWORK}`,
-      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, offload, workers, busy-poll, strict, log-level, socket, metrics-listen, include, networks",
+      "FILE: colour is no key of the configuration: known are local, port, underlay, source-ports, dscp, df, offload, workers, busy-poll, strict, log-level, socket, metrics-listen, include, networks",
     ],
     [
       "networks: [{vni: 1, peers: [192.0.2.2], colour: green}]",
