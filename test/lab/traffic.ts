@@ -9,6 +9,7 @@ import { until } from "./until.ts";
 
 const stream = fileURLToPath(new URL("stream.mjs", import.meta.url));
 const datagram = fileURLToPath(new URL("datagram.mjs", import.meta.url));
+const superFrame = fileURLToPath(new URL("super.py", import.meta.url));
 
 export interface PingOptions {
   /** 3 unless told. */
@@ -111,20 +112,26 @@ export interface UdpTransfer {
   reordered: number;
 }
 
-/** Numbered datagrams with checksums. Some may be lost; none may be altered. */
+/**
+ * Numbered datagrams with checksums. Some may be lost; none may be altered. `together`: so many at a
+ * time, a multiple of eight, are one super-frame of the sender's, of one size but for the last.
+ */
 export async function transferUdp(
   from: Container,
   to: Container,
   {
     count,
     size,
+    together,
     address = to.address,
-  }: { count: number; size: number | number[]; address?: string },
+  }: { count: number; size: number | number[]; together?: number; address?: string },
 ): Promise<UdpTransfer> {
   const receiver = new Program(to, stream, "udp-receive");
   const { port } = (await receiver.next()) as { port: number };
   const numbers = [port, count, size].map(String);
-  const sender = new Program(from, stream, "udp-send", address, ...numbers, seed());
+  const sender = together
+    ? new Program(from, superFrame, address, ...numbers, `${together}`)
+    : new Program(from, stream, "udp-send", address, ...numbers, seed());
   const results = await Promise.all([sender.next(), receiver.next()]);
   return Object.assign({}, ...results) as UdpTransfer;
 }
@@ -233,8 +240,9 @@ class Program {
   readonly #child: Child;
   #stderr = "";
 
-  constructor(where: Namespace, ...command: string[]) {
-    this.#child = where.spawn("node", ...command);
+  constructor(where: Namespace, script: string, ...args: string[]) {
+    const interpreter = script.endsWith(".py") ? "python3" : "node";
+    this.#child = where.spawn(interpreter, script, ...args);
     this.#child.stdin.end();
     this.#child.stderr.setEncoding("utf8").on("data", (text) => {
       this.#stderr += text;

@@ -1,12 +1,16 @@
 import { once } from "node:events";
 import { mkdirSync, rmSync } from "node:fs";
+import { get, type IncomingMessage } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { threadId } from "node:worker_threads";
+import type { AgentEvent } from "../../src/operations.ts";
 import type { Endpoint, Host } from "./host.ts";
 import type { Child } from "./namespace.ts";
+import { samples } from "./prometheus.ts";
 import { until } from "./until.ts";
 
 export const cli = fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
@@ -155,6 +159,20 @@ export class Vtep implements Endpoint {
     return networks[0]?.fdb.find((row) => row.mac === mac)?.destination;
   }
 
+  /** Its metrics as they are now: name with labels as written, and value. */
+  async metrics(): Promise<Map<string, number>> {
+    return samples(await text(await this.#answer("/metrics")));
+  }
+
+  /** A list that grows by whatever happens from now on. */
+  async events(): Promise<AgentEvent[]> {
+    const events: AgentEvent[] = [];
+    createInterface(await this.#answer("/v1/events")).on("line", (line) => {
+      if (line.startsWith("data: ")) events.push(JSON.parse(line.slice("data: ".length)));
+    });
+    return events;
+  }
+
   /** Asks it to stop and waits until it has. */
   async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<Exit> {
     const asked = performance.now();
@@ -169,6 +187,11 @@ export class Vtep implements Endpoint {
 
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#running) await this.stop();
+  }
+
+  async #answer(path: string): Promise<IncomingMessage> {
+    const [answer] = await once(get({ socketPath: this.socket, path }), "response");
+    return answer as IncomingMessage;
   }
 
   async #logged(msg: string, from: number): Promise<LogLine> {

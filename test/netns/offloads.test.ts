@@ -2,6 +2,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { OFFLOADS, type Offloads } from "../../src/device.ts";
 import { Lab } from "../lab/lab.ts";
 import { reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { Vtep } from "../lab/vtep.ts";
 import { underlays } from "./kinds.ts";
 
 /** csum=off is tso=off and uso=off. */
@@ -22,6 +23,12 @@ afterAll(() => lab[Symbol.asyncDispose]());
 const [ours, theirs] = [lab.host(1), lab.host(2)];
 const here = await ours.container();
 const there = await theirs.container();
+
+/** All that was sent arrived, as it was sent and in order. */
+const intact = (count: number) => ({
+  ...{ sent: count, received: count },
+  ...{ corrupted: 0, duplicated: 0, reordered: 0 },
+});
 
 describe.each(underlays.filter((kind) => kind === "native"))("%s beside kernel VXLAN", (kind) => {
   test.each(combinations.map((off) => [off.join(", ") || "none", off] as const))(
@@ -48,4 +55,29 @@ describe.each(underlays.filter((kind) => kind === "native"))("%s beside kernel V
     },
     30_000 + bytes / 10_000, // 10 MB a second, which the slowest of them exceeds
   );
+});
+
+describe.each([
+  ["native", "kernel"],
+  ["native", "native"],
+] as const)("%s beside %s", (...kinds) => {
+  test.each([
+    [4, "address"],
+    [6, "address6"],
+  ] as const)("super-frames of UDP over IPv%i are cut, one by one", async (_, address) => {
+    await using endpoints = await lab.join([...kinds]);
+    const vteps = endpoints.filter((endpoint) => endpoint instanceof Vtep);
+    await reach(here, there[address]);
+    const superFrames = () =>
+      Promise.all(
+        vteps.map(async (vtep) => (await vtep.metrics()).get("vtep_super_frames_total")!),
+      );
+    for (const [sender, from, to] of [[0, here, there] as const, [1, there, here] as const]) {
+      const before = await superFrames();
+      const options = { count: 50 * 24, size: 1_400, together: 24, address: to[address] };
+      expect(await transferUdp(from, to, options)).toEqual(intact(50 * 24));
+      const cut = before.map((sum, at) => (at === sender ? sum + 50 : sum));
+      expect(await superFrames()).toEqual(cut);
+    }
+  });
 });
