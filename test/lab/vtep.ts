@@ -167,9 +167,11 @@ export class Vtep implements Endpoint {
   /** A list that grows by whatever happens from now on. */
   async events(): Promise<AgentEvent[]> {
     const events: AgentEvent[] = [];
-    createInterface(await this.#answer("/v1/events")).on("line", (line) => {
+    const lines = createInterface(await this.#answer("/v1/events"));
+    lines.on("line", (line) => {
       if (line.startsWith("data: ")) events.push(JSON.parse(line.slice("data: ".length)));
     });
+    lines.on("error", () => {}); // it ends with the agent
     return events;
   }
 

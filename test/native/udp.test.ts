@@ -1,9 +1,7 @@
 /** UDP beyond what every `Underlay` does: what the kernel's sockets add, over loopback. */
 import { execFileSync } from "node:child_process";
 import type dgram from "node:dgram";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED, VNET_WORDS } from "../../src/batch.ts";
@@ -11,6 +9,7 @@ import { addon, numberOf, type UdpFamily, type UdpFamilyOptions } from "../../sr
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import type { VtepError } from "../../src/errors.ts";
 import { addressWords, REMOTE_WORDS, Remotes } from "../../src/remotes.ts";
+import { preload } from "../lab/preload.ts";
 import { until } from "../lab/until.ts";
 import {
   fillRows,
@@ -655,27 +654,19 @@ describe("in a namespace of its own", () => {
 
   // Linux 6.11 and newer cut in software for any device, so the kernel's refusal has to be played.
   it("where trains are refused, none is sent any more, and nothing is lost", () => {
-    const directory = mkdtempSync(join(tmpdir(), "vtep-udp-"));
-    onTestFinished(() => rmSync(directory, { recursive: true }));
-    const library = join(directory, "refuse.so");
-    execFileSync("g++", ["-shared", "-fPIC", "-x", "c++", "-", "-o", library, "-ldl"], {
-      input: `#include <cerrno>
-        #include <dlfcn.h>
-        #include <sys/socket.h>
-        static bool refused = false;
-        extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
-          if (!refused && messages->msg_hdr.msg_control != nullptr) {
-            refused = true;
-            errno = EIO;
-            return -1;
-          }
-          using call = int (*)(int, mmsghdr *, unsigned, int);
-          return reinterpret_cast<call>(dlsym(RTLD_NEXT, "sendmmsg"))(fd, messages, count, flags);
-        }`,
-    });
+    using refusing = preload(`#include <sys/socket.h>
+      static bool refused = false;
+      extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
+        if (!refused && messages->msg_hdr.msg_control != nullptr) {
+          refused = true;
+          errno = EIO;
+          return -1;
+        }
+        return next(sendmmsg, "sendmmsg")(fd, messages, count, flags);
+      }`);
     const { output } = moduleChild(
       `${trains} console.log(JSON.stringify([send(1000), send(1000)]));`,
-      ["unshare", "--net", "env", `LD_PRELOAD=${library}`],
+      ["unshare", "--net", ...refusing.way],
     );
     const apart = { sent: 60, errors: [0], lengths: new Array(60).fill(14 + 20 + 8 + 1000) };
     expect(JSON.parse(output)).toEqual([apart, apart]);

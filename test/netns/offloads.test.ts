@@ -1,7 +1,11 @@
 import { afterAll, describe, expect, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import { OFFLOADS, type Offloads } from "../../src/device.ts";
+import type { AgentEvent } from "../../src/operations.ts";
 import { Lab } from "../lab/lab.ts";
+import { preload } from "../lab/preload.ts";
 import { reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
 import { Vtep } from "../lab/vtep.ts";
 import { underlays } from "./kinds.ts";
 
@@ -24,6 +28,8 @@ const [ours, theirs] = [lab.host(1), lab.host(2)];
 const here = await ours.container();
 const there = await theirs.container();
 
+const network = ["--vni", "42", "--peer", theirs.address, "--bridge", "br0"];
+
 /** All that was sent arrived, as it was sent and in order. */
 const intact = (count: number) => ({
   ...{ sent: count, received: count },
@@ -34,7 +40,6 @@ describe.each(underlays.filter((kind) => kind === "native"))("%s beside kernel V
   test.each(combinations.map((off) => [off.join(", ") || "none", off] as const))(
     "content arrives as it was sent, off: %s",
     async (_, off) => {
-      const network = ["--vni", "42", "--peer", theirs.address, "--bridge", "br0"];
       const words = off.map((name) => `${name}=off`).join(",");
       await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
       await using vtep = await ours
@@ -79,5 +84,92 @@ describe.each([
       const cut = before.map((sum, at) => (at === sender ? sum + 50 : sum));
       expect(await superFrames()).toEqual(cut);
     }
+  });
+});
+
+describe("what the kernel refuses is done without", () => {
+  /** Every way in which an agent tells of it, once an event has come; it ends then. */
+  async function toldBy(vtep: Vtep, events: AgentEvent[]) {
+    const told = () => events.filter(({ event }) => event === "offload-demoted");
+    await until("an event", () => told().length > 0);
+    const { offloads } = await new Client(vtep.socket).status();
+    const metrics = await vtep.metrics();
+    await vtep.stop();
+    const lines = vtep.log.filter(({ msg }) => msg === "offloads were refused");
+    return {
+      status: OFFLOADS.filter((name) => !offloads[name]),
+      metric: OFFLOADS.filter((name) => !metrics.get(`vtep_offload_in_use{offload="${name}"}`)),
+      lines: lines.map(({ level, offloads }) => ({ level, offloads })),
+      events: told(),
+    };
+  }
+  const warning = (...offloads: string[]) => ({ level: 40, offloads });
+  const demoted = (offload: string) => ({ event: "offload-demoted", offload });
+
+  test("trains of datagrams, by any thread, and it is told once", async () => {
+    using refusing = preload(`#include <netinet/udp.h>
+      #include <sys/socket.h>
+      static bool is_train(msghdr *of) {
+        for (cmsghdr *c = CMSG_FIRSTHDR(of); c; c = CMSG_NXTHDR(of, c))
+          if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_SEGMENT) return true;
+        return false;
+      }
+      extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
+        for (unsigned i = 0; i < count; i++) if (is_train(&messages[i].msg_hdr)) count = i;
+        if (count == 0) return errno = EIO, -1;
+        return next(sendmmsg, "sendmmsg")(fd, messages, count, flags);
+      }`);
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await using vtep = await ours.vtepBy(refusing.way, ...network, "--workers", "2").ready();
+    const events = await vtep.events();
+    await reach(here, there.address);
+    const streams = Array.from({ length: 4 }, () => transferTcp(here, there, { bytes: 5e6 }));
+    for (const { sent, received } of await Promise.all(streams)) expect(received).toEqual(sent);
+    const superFrames = { count: 20 * 24, size: 1_400, together: 24 };
+    expect(await transferUdp(here, there, superFrames)).toEqual(intact(20 * 24));
+    expect(await toldBy(vtep, events)).toEqual({
+      status: ["gso"],
+      metric: ["gso"],
+      lines: [warning("gso")],
+      events: [demoted("gso")],
+    });
+  });
+
+  test("super-frames of UDP in either direction, as before Linux 6.2", async () => {
+    using old = preload(`#include <cstdarg>
+      #include <linux/if_tun.h>
+      #include <sys/ioctl.h>
+      #include <sys/uio.h>
+      extern "C" int ioctl(int fd, unsigned long request, ...) {
+        va_list rest;
+        va_start(rest, request);
+        unsigned long word = va_arg(rest, unsigned long);
+        va_end(rest);
+        // TUN_F_USO4 and TUN_F_USO6, which headers this old do not know either
+        if (request == TUNSETOFFLOAD && (word & 0x60) != 0) return errno = EINVAL, -1;
+        return next(ioctl, "ioctl")(fd, request, word);
+      }
+      extern "C" ssize_t writev(int fd, const iovec *parts, int count) {
+        const unsigned char *vnet = static_cast<unsigned char *>(parts->iov_base);
+        if (parts->iov_len == 10 && vnet[1] == 5) return errno = EINVAL, -1;
+        return next(writev, "writev")(fd, parts, count);
+      }`);
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await using vtep = await ours.vtepBy(old.way, ...network).ready();
+    const events = await vtep.events();
+    await reach(here, there.address);
+    const superFrames = { count: 20 * 24, size: 1_400, together: 24 };
+    for (const [from, to] of [[here, there] as const, [there, here] as const]) {
+      expect(await transferUdp(from, to, superFrames)).toEqual(intact(20 * 24));
+    }
+    expect((await vtep.metrics()).get("vtep_super_frames_total")).toBe(0);
+    const { sent, received } = await transferTcp(there, here, { bytes: 5e6 });
+    expect(received).toEqual(sent);
+    expect(await toldBy(vtep, events)).toEqual({
+      status: ["uso", "coalesce-udp"],
+      metric: ["uso", "coalesce-udp"],
+      lines: [warning("uso"), warning("coalesce-udp")],
+      events: [demoted("coalesce-udp")], // nobody could listen yet when the TAP was opened
+    });
   });
 });
