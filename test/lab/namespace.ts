@@ -70,6 +70,20 @@ export class Namespace {
     await this.run("sh", "-c", lines.join("\n"));
   }
 
+  /** What the kernel has counted here under one of nstat's names. */
+  async counted(name: string): Promise<number> {
+    return JSON.parse(await this.run("nstat", "-asz", "--json")).kernel[name];
+  }
+
+  /** A rule of nftables, before what others do to packets that come in or pass through. */
+  async rule(hook: "prerouting" | "forward", words: string): Promise<Rule> {
+    const rule = new Rule(this);
+    const chain = `type filter hook ${hook} priority -300;`;
+    const input = `table inet ${rule.table} { chain c { ${chain} ${words}\n}\n}`;
+    succeeded(words, await this.finish(["nft", "-f", "-"], { input }));
+    return rule;
+  }
+
   /** The names of the interfaces in this namespace, sorted. */
   async links(): Promise<string[]> {
     const links = JSON.parse(await this.run("ip", "-json", "link")) as { ifname: string }[];
@@ -86,6 +100,27 @@ export class Namespace {
     const gone = [...this.#children].map((child) => once(child, "close"));
     this.killAll();
     await Promise.all(gone);
+  }
+}
+
+/** A rule that acts until it is disposed of. */
+export class Rule implements AsyncDisposable {
+  static #last = 0;
+  readonly table = `rule${++Rule.#last}`;
+  readonly #where: Namespace;
+
+  constructor(where: Namespace) {
+    this.#where = where;
+  }
+
+  /** The packets that its `counter` has met. */
+  async count(): Promise<number> {
+    const listed = await this.#where.run("nft", "list", "table", "inet", this.table);
+    return Number(/counter packets (\d+)/.exec(listed)?.[1]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#where.run("nft", "delete", "table", "inet", this.table);
   }
 }
 
