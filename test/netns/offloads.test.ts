@@ -1,12 +1,15 @@
+import { randomBytes } from "node:crypto";
 import { afterAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { OFFLOADS, type Offloads } from "../../src/device.ts";
 import type { AgentEvent } from "../../src/operations.ts";
 import { Lab } from "../lab/lab.ts";
 import { preload } from "../lab/preload.ts";
-import { reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { Probe } from "../lab/probe.ts";
+import { Ear, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { Vtep } from "../lab/vtep.ts";
+import { frameOf } from "../native/segments.ts";
 import { underlays } from "./kinds.ts";
 
 /** csum=off is tso=off and uso=off. */
@@ -27,6 +30,11 @@ afterAll(() => lab[Symbol.asyncDispose]());
 const [ours, theirs] = [lab.host(1), lab.host(2)];
 const here = await ours.container();
 const there = await theirs.container();
+const [nearProbe, farProbe] = [await Probe.attach(ours), await Probe.attach(theirs)];
+// Where the frames of segments.ts go.
+for (const end of [here, there]) {
+  await end.ip("addr add 192.0.2.2/24 dev eth0", "addr add 2001:db8::2/64 dev eth0 nodad");
+}
 
 const network = ["--vni", "42", "--peer", theirs.address, "--bridge", "br0"];
 
@@ -83,6 +91,37 @@ describe.each([
       expect(await transferUdp(from, to, options)).toEqual(intact(50 * 24));
       const cut = before.map((sum, at) => (at === sender ? sum + 50 : sum));
       expect(await superFrames()).toEqual(cut);
+    }
+  });
+
+  test.each([
+    [4, "UdpInCsumErrors"],
+    [6, "Udp6InCsumErrors"],
+  ] as const)("what is spoilt within a train stays so, over IPv%i", async (family, errors) => {
+    await using endpoints = await lab.join([...kinds]);
+    const agents = endpoints.filter((endpoint) => endpoint instanceof Vtep).map(({ pid }) => pid);
+    await reach(here, there.address);
+    for (const [probe, to] of [[nearProbe, there] as const, [farProbe, here] as const]) {
+      const destination = [...Buffer.from(to.mac.replaceAll(":", ""), "hex")];
+      const payloads = Array.from({ length: 60 }, () => randomBytes(500));
+      const frames = payloads.map((payload, id) =>
+        Buffer.from(frameOf({ v6: family === 6, tcp: false, destination, id, payload })),
+      );
+      const isSpoilt = (at: number) => at % 10 === 7;
+      for (const [at, frame] of frames.entries()) if (isSpoilt(at)) frame[frame.length - 1]! ^= 1;
+      await using ear = await Ear.open(to, 443, "ff02::1"); // IPv4 as well
+      const before = await to.counted(errors);
+      const spoilt = async () => (await to.counted(errors)) - before;
+      // Agents that find all of them waiting make trains of them.
+      for (const pid of agents) process.kill(pid, "SIGSTOP");
+      await probe.send(...frames).finally(() => {
+        for (const pid of agents) process.kill(pid, "SIGCONT");
+      });
+      const all = async () => ear.heard.length + (await spoilt()) >= frames.length;
+      await until("all of them", all);
+      expect(await spoilt()).toBe(6);
+      const others = payloads.filter((_, at) => !isSpoilt(at));
+      expect(ear.heard.map(({ payload }) => payload)).toEqual(others);
     }
   });
 });
