@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Endpoint } from "../lab/host.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
 import { ping, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import type { Vtep } from "../lab/vtep.ts";
 import { kinds, underlays } from "./kinds.ts";
 
 const lab = await Lab.draw({ hosts: 3, mode: "wire" });
@@ -46,6 +47,36 @@ describe.each(kinds)("%s over an IPv6 underlay", (kind) => {
     await reach(ours, second.address);
     expect(await endpoints[0]?.remoteOf(second.mac)).toBe(h2.address6);
   });
+});
+
+describe.each(underlays)("%s beside a kernel that sends outer checksums of zero", (kind) => {
+  const zeros = [
+    [4, ["noudpcsum"]],
+    [6, ["udp6zerocsumtx", "udp6zerocsumrx"]],
+  ] as const;
+  // node:dgram cannot ask for them over IPv6.
+  const heard = zeros.filter(([family]) => family === 4 || kind === "native");
+  test.each(heard)(
+    "content arrives as it was sent, both ways, over IPv%i",
+    async (family, options) => {
+      await using endpoints = await lab.join([kind, "kernel"], { family, options: [...options] });
+      const vtep = endpoints[0] as Vtep;
+      const directions = [[ours, second] as const, [second, ours] as const];
+      await reach(ours, second.address);
+      await using rule = await h1.rule("prerouting", "udp dport 4789 udp checksum 0 counter");
+      for (const [from, to] of directions) {
+        const udp = await transferUdp(from, to, { count: 500, size: 1_402 });
+        expect(udp).toMatchObject({ received: 500, corrupted: 0, duplicated: 0 });
+      }
+      expect(await rule.count()).toBeGreaterThan(0);
+      const { drops, networks } = await vtep.status();
+      expect([drops, networks[0]?.drops]).toEqual([{}, {}]);
+      for (const [from, to] of directions) {
+        const { sent, received } = await transferTcp(from, to, { bytes: 10_000_000 });
+        expect(received).toEqual(sent);
+      }
+    },
+  );
 });
 
 describe.each(underlays)("%s with an IPv4 and an IPv6 peer in one network", (kind) => {
