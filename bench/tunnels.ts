@@ -7,14 +7,14 @@
  *  container ── br0 ── TAP ── its process ── eth0 ══ underlay
  * ```
  *
- * All of them are one process a host, except Open vSwitch, which has a database beside it. They run in
- * the foreground, as children of the lab's namespaces: none outlives it. What they are given by way of
- * files lies in a scratch directory of the trial and goes with it.
+ * All of them are one process a host, except Open vSwitch, which has a database beside it, and vtun, which
+ * forks. They run in the foreground, as children of the lab's namespaces: none outlives it. What they are
+ * given by way of files lies in a scratch directory of the trial and goes with it.
  */
 import { execFileSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -72,6 +72,7 @@ export const packaged: Packaged[] = [
     site.finally(() => host.ip(`route del ${groups}`));
     await run("vde_plug", `tap://${TAP}`, "vxvde://239.0.0.1/v4/if=eth0");
   }),
+  tunnel("vtun", ["vtun"], "vtund", vtun),
   tunnel("ovs", ["openvswitch-switch"], "ovs-vswitchd", openVSwitch),
   {
     name: "n2n",
@@ -136,6 +137,8 @@ function tunnel(
           ends.push(end);
           await setUp(end.site(lab.host(3 - number).address, secrets));
         }
+        // All of them up first: vtund ends when a frame comes for a TAP that is down.
+        for (const end of ends) await end.bringUp();
         for (const end of ends) await end.joinBridge();
       } catch (error) {
         await dispose();
@@ -174,8 +177,9 @@ class End implements AsyncDisposable {
     mkdirSync(directory);
   }
 
+  /** Those it has started, and what they have started. */
   get pids(): number[] {
-    return this.#children.map(({ child }) => child.pid!);
+    return this.#children.flatMap(({ child }) => familyOf(child.pid!));
   }
 
   get command(): string {
@@ -207,25 +211,49 @@ class End implements AsyncDisposable {
     this.#children.push({ child, closed: once(child, "close"), command: words.join(" ") });
   }
 
-  async joinBridge(): Promise<void> {
+  async bringUp(): Promise<void> {
     const appears = async () => {
       const ended = this.#children.find(({ child }) => child.exitCode !== null);
       if (ended) throw new Error(`${ended.command} ended: ${this.#said}`);
       return (await this.#host.links()).includes(TAP);
     };
     await until(`${TAP} in ${this.#host.name}`, appears, 10_000);
+    await this.#host.ip(`link set ${TAP} mtu ${MTU} up`);
+  }
+
+  async joinBridge(): Promise<void> {
     await this.#host.bridge();
-    await this.#host.ip(`link set ${TAP} mtu ${MTU} master br0 up`);
+    await this.#host.ip(`link set ${TAP} master br0`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const { child, closed } of this.#children.toReversed()) {
-      child.kill();
+      // All of them: unshare lets SIGTERM wait while it waits for its child.
+      for (const pid of child.exitCode === null ? familyOf(child.pid!).reverse() : []) ask(pid);
       await Promise.race([closed, pause(PATIENCE_MS, undefined, { ref: false })]);
       child.kill("SIGKILL");
       await closed;
     }
     for (const undo of this.#undo) await undo();
+  }
+}
+
+/** A process and those that descend from it, itself first; none when it has ended. */
+function familyOf(pid: number): number[] {
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+    return [pid, ...children.split(" ").filter(Boolean).map(Number).flatMap(familyOf)];
+  } catch {
+    return [];
+  }
+}
+
+/** Asks a process to end, unless it has. */
+function ask(pid: number): void {
+  try {
+    process.kill(pid, "SIGTERM");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
   }
 }
 
@@ -263,6 +291,29 @@ async function fastd({ here, there, write, run, secrets }: Site): Promise<void> 
     `peer "there" { key "${keys(there).public}"; remote ${there}:${PORT}; }`,
   ];
   await run("fastd", "--config", write("fastd.conf", `${lines.join("\n")}\n`));
+}
+
+/**
+ * Host 1 answers and host 2 calls, when it is heard: it would wait for 5 s before it called again. Who answers
+ * forks a process for its caller, which would outlive it. So each has a namespace of processes, which ends
+ * with the first of them, and a `/run` of its own, where its locks lie whatever one says.
+ */
+async function vtun({ host, there, write, run }: Site): Promise<void> {
+  const lines = [
+    `options { port ${PORT}; }`,
+    `lab { passwd lab; type ether; device ${TAP}; proto udp; encrypt no; compress no; keepalive no; }`,
+  ];
+  const file = write("vtund.conf", `${lines.join("\n")}\n`);
+  const answers = host.number === 1;
+  const role = answers ? "-s" : `lab ${there}`;
+  await run(
+    ...["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "sh", "-c"],
+    `mount -t tmpfs none /run && mkdir -p /run/lock/vtund && exec vtund -n -f ${file} ${role}`,
+  );
+  if (!answers) return;
+  const sockets = ["ss", "--no-header", "--tcp", "--listening", "--numeric"];
+  const listens = async () => (await host.run(...sockets)).includes(`:${PORT} `);
+  await until(`vtund on ${host.name}`, listens);
 }
 
 /** Where the libraries lie that were unpacked with it, whatever the architecture. */
