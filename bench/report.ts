@@ -99,7 +99,7 @@ function quarters(values: number[]): string {
 
 /**
  * Medians of the packaged tunnels, and beside them how `ours` compares with the best of them, which is
- * another one for each figure.
+ * another one for each figure: the one with the best median, in ratios within a round.
  */
 export function beside(
   ours: Named,
@@ -110,18 +110,24 @@ export function beside(
   const packaged = subjects.filter(({ family }) => family === "packaged");
   const heading = ["", "", ours.name, ...packaged.map(({ name }) => name), `${ours.name} ÷ best`];
   const rows = eachFigure(measurements, (figure, measurement, label) => {
-    const medianOf = (subject: Named) => median(valuesOf(trials, subject, measurement, figure));
-    const medians = packaged.map(medianOf);
-    const known = medians.filter(Number.isFinite);
-    const best = figure.better === "more" ? Math.max(...known) : Math.min(...known);
+    const of = (subject: Named) => valuesOf(trials, subject, measurement, figure);
+    const [own, others] = [of(ours), packaged.map(of)];
+    const best = bestOf(others, figure);
     return [
       label,
       unitOf(figure),
-      ...[medianOf(ours), ...medians].map((value) => number(value, figure.digits)),
-      figure.better && known.length > 0 ? number(medianOf(ours) / best) : "",
+      ...[own, ...others].map((values) => number(median(values), figure.digits)),
+      best ? range(ratios(own, best)) : "",
     ];
   });
   return { heading, rows };
+}
+
+/** Of several subjects' values those with the best median; undefined when there is none, or nothing is better. */
+function bestOf(all: number[][], { better }: Figure): number[] | undefined {
+  const sign = better === "more" ? -1 : 1;
+  const known = all.filter((values) => better && Number.isFinite(median(values)));
+  return known.sort((a, b) => sign * (median(a) - median(b)))[0];
 }
 
 function eachFigure(

@@ -133,9 +133,25 @@ describe("the comparison", () => {
   it("compares with the best packaged tunnel, whichever that is for a figure", () => {
     const { heading, rows } = beside(subjects[1]!, trials(), subjects, measurements);
     expect(heading).toEqual(["", "", "native", "slow & <odd>", "slower", "native ÷ best"]);
-    expect(rows[0]!.slice(2)).toEqual(["12.00", "1.00", "0.50", "12.0"]);
-    expect(rows[2]!.slice(2)).toEqual(["1.33", "16.00", "32.00", "0.083"]);
+    expect(rows[0]!.slice(2)).toEqual(["12.00", "1.00", "0.50", "12.0 (12.0–12.0)"]);
+    expect(rows[2]!.slice(2)).toEqual(["1.33", "16.00", "32.00", "0.083 (0.083–0.083)"]);
     expect(rows.at(-1)!.slice(2)).toEqual(["–", "–", "–", ""]);
+  });
+
+  it("compares with the best packaged tunnel within a round, and leaves out a round it has a gap in", () => {
+    const rounds: Record<string, number[]> = {
+      native: [10, 20, 90],
+      "slow & <odd>": [5, 2, Number.NaN],
+      slower: [1, 3, 4],
+    };
+    const drifting = Object.entries(rounds).flatMap(([subject, values]) =>
+      values.map((value, round): Trial => {
+        const of = { mode: "wire" as const, round, subject };
+        return { ...of, measurement: "tcp1", values: { "TCP 1 stream": value } };
+      }),
+    );
+    const { rows } = beside(subjects[1]!, drifting, subjects, measurements);
+    expect(rows[0]!.slice(2)).toEqual(["20.00", "3.50", "3.00", "6.00 (2.00–10.00)"]);
   });
 
   it("is drawn with its numbers to the right and its words to the left", () => {
