@@ -6,6 +6,7 @@ import { defineConfig } from "vitest/config";
  */
 const ALONE = [
   "api",
+  "bench",
   "congestion",
   "containers",
   "content",

@@ -33,7 +33,7 @@ export interface Report {
 }
 
 /** Plots of figures, by the name of their measurement; a measurement that was not taken has none. */
-const plots: { title: string; remark: string; measurements: string[]; figures: RegExp }[] = [
+export const plots: { title: string; remark: string; measurements: string[]; figures: RegExp }[] = [
   {
     title: "Throughput",
     remark: "TCP goodput, iperf3. More is better.",
@@ -61,7 +61,8 @@ const plots: { title: string; remark: string; measurements: string[]; figures: R
   },
 ];
 
-const latencies = [
+/** Plots of the round-trip times of a measurement. */
+export const latencies = [
   { title: "Latency, idle", measurement: "rtt" },
   { title: "Latency under one TCP stream", measurement: "tcp1" },
 ];

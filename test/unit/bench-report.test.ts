@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { htmlReport, type Report, ticks } from "../../bench/html.ts";
+import { htmlReport, latencies, plots, type Report, ticks } from "../../bench/html.ts";
 import { percentInMaps } from "../../bench/javascript.ts";
+import { measurements as real } from "../../bench/measurements.ts";
 import { beside, betweenBuilds, comparison, type Trial, tableOf } from "../../bench/report.ts";
 import { percentile, ratios, summary } from "../../bench/statistics.ts";
 import { table } from "../../bench/table.ts";
@@ -230,6 +231,40 @@ describe("the page", () => {
     expect(page).toContain("prefers-color-scheme: dark");
     const svgs = [...page.matchAll(/<svg.*?<\/svg>/gs)].join("");
     expect(svgs).not.toMatch(/fill=|stroke=|#[0-9a-f]{3}/i);
+  });
+});
+
+describe("the plots", () => {
+  const named = (wanted: string) => real.find(({ name }) => name === wanted);
+
+  it.each(plots)("$title has a figure of each of its measurements", ({ measurements, figures }) => {
+    for (const name of measurements) {
+      const matching = named(name)?.figures.filter((figure) => figures.test(figure.name)) ?? [];
+      expect(matching, name).not.toEqual([]);
+    }
+  });
+
+  it("have every figure of which more or less is better", () => {
+    const plotted = real.flatMap(({ name, figures }) => {
+      const patterns = plots.filter((plot) => plot.measurements.includes(name));
+      const isLatency = latencies.some(({ measurement }) => measurement === name);
+      return figures.filter(
+        (figure) =>
+          patterns.some((plot) => plot.figures.test(figure.name)) ||
+          (isLatency && figure.unit === "ms"),
+      );
+    });
+    const better = real.flatMap(({ figures }) => figures.filter((figure) => figure.better));
+    expect(better.filter((figure) => !plotted.includes(figure))).toEqual([]);
+  });
+
+  it("of CPU time know the part of the tunnel's processes", () => {
+    for (const { figures } of real) {
+      const names = figures.map(({ name }) => name);
+      for (const name of names.filter((name) => name.includes("whole system"))) {
+        expect(names).toContain(name.replace("whole system", "tunnel's processes"));
+      }
+    }
   });
 });
 
