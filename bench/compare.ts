@@ -29,7 +29,7 @@ import { type Measurement, measurements, prepare } from "./measurements.ts";
 import { beside, type Trial, tableOf } from "./report.ts";
 import { type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
-import { take, trialOf } from "./trials.ts";
+import { isTimeFor, take, trialOf } from "./trials.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -46,7 +46,7 @@ const quick = {
   profile: false,
 };
 
-/** How long `--quick` may take unless rounds are asked for: then fewer are run, but always one. */
+/** How long `--quick` may take unless rounds are asked for: fewer are run then, but one of each mode. */
 const QUICK_MS = 84_000;
 
 /** Columns that the names of conditions take. */
@@ -109,7 +109,7 @@ function options(): Options {
 async function main(options: Options): Promise<void> {
   const chosen: Chosen = {
     rounds: options.pairs ?? ROUNDS,
-    budgetMs: options.quick && !options.pairs ? QUICK_MS / options.mode.length : Infinity,
+    deadline: options.quick && !options.pairs ? QUICK_MS : Infinity,
     seconds: options.seconds,
     subjects: [baseline, ...available(options)],
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
@@ -119,9 +119,14 @@ async function main(options: Options): Promise<void> {
   for (const [name, value] of Object.entries(circumstances)) say(`${name.padEnd(WORDS)} ${value}`);
   const trials: Trial[] = [];
   const shares: Shares = {};
-  for (const mode of modes.filter((mode) => options.mode.includes(mode))) {
+  const wanted = modes.filter((mode) => options.mode.includes(mode));
+  for (const [at, mode] of wanted.entries()) {
     say(`\n${mode} mode: ${explanations[mode]}`);
-    const { trials: ofMode, descriptions, shares: shareOf } = await compare(mode, chosen);
+    const {
+      trials: ofMode,
+      descriptions,
+      shares: shareOf,
+    } = await compare(mode, chosen, wanted.length - at - 1);
     for (const [name, text] of descriptions) say(`${name.padEnd(WORDS)} ${text}`);
     show(ofMode, chosen);
     for (const [name, share] of Object.entries(shareOf)) say(sentence(name, share));
@@ -191,8 +196,8 @@ function withoutServices(work: () => void): void {
 
 interface Chosen {
   rounds: number;
-  /** No round of a mode begins that would not end within this, as far as the ones before it tell. */
-  budgetMs: number;
+  /** No round but a mode's first begins that would end later, in ms since the start of the process. */
+  deadline: number;
   seconds: number;
   subjects: Subject[];
   measurements: Measurement[];
@@ -209,17 +214,18 @@ interface Comparison {
   shares: Record<string, JavaScriptShare>;
 }
 
-async function compare(mode: Mode, chosen: Chosen): Promise<Comparison> {
-  const began = performance.now();
+/** In one mode; so many are `later` ones. */
+async function compare(mode: Mode, chosen: Chosen, later: number): Promise<Comparison> {
   await using lab = await Lab.draw({ hosts: 2, mode });
   const near = await lab.host(1).container();
   const far = await lab.host(2).container();
   for (const end of [near, far]) await prepare(end);
   const trials: Trial[] = [];
   const descriptions = new Map<string, string>();
+  const began = performance.now();
   for (let round = 0; round < chosen.rounds; round++) {
-    const spent = performance.now() - began;
-    if (round > 0 && spent + spent / round > chosen.budgetMs) {
+    const now = performance.now();
+    if (!isTimeFor(round, { spent: now - began, left: chosen.deadline - now, later })) {
       note(`${mode} mode: ${round} of ${chosen.rounds} rounds, as time is short`);
       break;
     }

@@ -5,6 +5,7 @@ import { measurements as real } from "../../bench/measurements.ts";
 import { beside, betweenBuilds, comparison, type Trial, tableOf } from "../../bench/report.ts";
 import { percentile, ratios, summary } from "../../bench/statistics.ts";
 import { table } from "../../bench/table.ts";
+import { isTimeFor } from "../../bench/trials.ts";
 
 const subjects: Report["subjects"] = [
   { name: "kernel", family: "kernel" },
@@ -89,6 +90,36 @@ describe("builds, of which two pairs were measured in turn", () => {
     expect(rows.at(-1)).toEqual([
       ...["UDP 64 B, one unpaced sender", "kpps ↑", "–", "–", "–", "– –"],
     ]);
+  });
+});
+
+describe("rounds when time is short", () => {
+  /** How many of at most three each mode gets, of so many seconds each, before that is over. */
+  const rounds = (seconds: number[], deadline: number) => {
+    let now = 0;
+    return seconds.map((length, at) => {
+      const began = now;
+      const later = seconds.length - at - 1;
+      let round = 0;
+      while (round < 3 && isTimeFor(round, { spent: now - began, left: deadline - now, later })) {
+        now += length;
+        round++;
+      }
+      return round;
+    });
+  };
+
+  it("are as many as fit into the time of all modes together, the first before the second", () => {
+    expect(rounds([14, 14], 84)).toEqual([3, 3]);
+    expect(rounds([15, 15], 84)).toEqual([3, 2]);
+    expect(rounds([15, 11], 84)).toEqual([3, 3]);
+    expect(rounds([20, 20], 84)).toEqual([2, 2]);
+    expect(rounds([25], 84)).toEqual([3]);
+  });
+
+  it("are one of each mode at least, and three where there is no deadline", () => {
+    expect(rounds([60, 60], 84)).toEqual([1, 1]);
+    expect(rounds([60, 60], Infinity)).toEqual([3, 3]);
   });
 });
 
