@@ -50,11 +50,11 @@ export function progress(text: string): void {
   else if (text) process.stderr.write(`${text}\n`);
 }
 
-/** The lab's own listeners, which were added first, have removed it by the time that these are called. */
-export function exitOnSignals(farewell: string): void {
+/** The lab's own listeners, which were added first, have removed it by the time that `farewell` is called. */
+export function exitOnSignals(farewell: () => void): void {
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(signal, () => {
-      process.stderr.write(farewell);
+      farewell();
       process.exit(128 + constants.signals[signal]);
     });
   }

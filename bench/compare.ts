@@ -16,6 +16,7 @@ import { Lab, type Mode } from "../test/lab/lab.ts";
 import {
   aboveZero,
   benchmark,
+  exitOnSignals,
   note,
   progress,
   say,
@@ -23,10 +24,10 @@ import {
   wholeNumber,
 } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
-import { htmlReport } from "./html.ts";
-import { canProfile, type JavaScriptShare, javaScriptShare } from "./javascript.ts";
+import { htmlReport, type Report } from "./html.ts";
+import { type JavaScriptShare, javaScriptShare, whyNoProfile } from "./javascript.ts";
 import { type Measurement, measurements, prepare } from "./measurements.ts";
-import { beside, type Trial, tableOf } from "./report.ts";
+import { beside, findings, type Trial, tableOf } from "./report.ts";
 import { type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
 import { isTimeFor, take, trialOf } from "./trials.ts";
@@ -113,47 +114,72 @@ async function main(options: Options): Promise<void> {
     seconds: options.seconds,
     subjects: [baseline, ...available(options)],
     measurements: measurements.filter(({ name }) => options.measure.includes(name)),
-    profile: options.profile && canProfile(),
+    profile: options.profile && canBeProfiled(),
   };
   const circumstances = conditions();
   for (const [name, value] of Object.entries(circumstances)) say(`${name.padEnd(WORDS)} ${value}`);
-  const trials: Trial[] = [];
-  const shares: Shares = {};
+  const results: Comparison[] = [];
+  exitOnSignals(() => {
+    const measured = results.filter(({ trials }) => trials.length > 0);
+    if (measured.length === 0) return note("bench: interrupted before the first round was whole");
+    note("bench: interrupted; what there is of whole rounds follows");
+    const last = results.at(-1)!;
+    if (measured.includes(last)) show(last, chosen); // those before it were shown
+    conclude(measured, circumstances, chosen, options);
+  });
   const wanted = modes.filter((mode) => options.mode.includes(mode));
   for (const [at, mode] of wanted.entries()) {
     say(`\n${mode} mode: ${explanations[mode]}`);
-    const {
-      trials: ofMode,
-      descriptions,
-      shares: shareOf,
-    } = await compare(mode, chosen, wanted.length - at - 1);
-    for (const [name, text] of descriptions) say(`${name.padEnd(WORDS)} ${text}`);
-    show(ofMode, chosen);
-    for (const [name, share] of Object.entries(shareOf)) say(sentence(name, share));
-    trials.push(...ofMode);
-    shares[mode] = shareOf;
-    Object.assign(circumstances, Object.fromEntries(descriptions));
+    const result: Comparison = { mode, trials: [], tunnels: {}, shares: {} };
+    results.push(result);
+    await compare(result, chosen, wanted.length - at - 1);
+    show(result, chosen);
   }
+  conclude(results, circumstances, chosen, options);
+}
+
+/** Writes the files that were asked for, and ends what is said on the terminal. */
+function conclude(
+  results: Comparison[],
+  circumstances: Record<string, string>,
+  { seconds, subjects, measurements }: Chosen,
+  { json, html }: Options,
+): void {
+  const trials = results.flatMap((result) => result.trials);
   say(`
-  Medians of ${roundsOf(trials)} of ${chosen.seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
+  Medians of ${roundsOf(trials)} of ${seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
-  const report = { conditions: circumstances, explanations, javascript: shares, trials };
-  if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
-  if (options.html) {
-    const { subjects, measurements } = chosen;
-    writeFileSync(options.html, htmlReport({ ...report, subjects, measurements }));
+  if (json) {
+    const byMode = results.map(({ mode, trials, tunnels, shares }) => {
+      const figures = findings(trials, subjects, measurements);
+      const what = { underlay: explanations[mode], conditions: tunnels, rounds: countOf(trials) };
+      return [mode, { ...what, javascript: shares, figures }];
+    });
+    const file = { conditions: circumstances, modes: Object.fromEntries(byMode), trials };
+    writeFileSync(json, `${JSON.stringify(file, null, 2)}\n`);
   }
-  for (const file of [options.json, options.html]) if (file) say(`  Written: ${file}`);
+  if (html) {
+    const of = <T>(part: (result: Comparison) => T) =>
+      Object.fromEntries(results.map((result) => [result.mode, part(result)]));
+    const report: Report = {
+      ...{ conditions: circumstances, tunnels: of(({ tunnels }) => tunnels), explanations },
+      ...{ trials, subjects, measurements, javascript: of(({ shares }) => shares) },
+    };
+    writeFileSync(html, htmlReport(report));
+  }
+  for (const file of [json, html]) if (file) say(`  Written: ${file}`);
+  if (!json && !html) say("  --json FILE writes every figure to a file, --html a page with plots.");
 }
 
 /** How many there were: of each mode, where they differ. */
 function roundsOf(trials: Trial[]): string {
-  const counts = modes.flatMap((mode) => {
-    const rounds = trials.filter((trial) => trial.mode === mode).map(({ round }) => round + 1);
-    return rounds.length > 0 ? Math.max(...rounds) : [];
-  });
-  const numbers = [...new Set(counts)].join(" and ");
+  const counts = modes.map((mode) => countOf(trials.filter((trial) => trial.mode === mode)));
+  const numbers = [...new Set(counts)].filter((count) => count > 0).join(" and ");
   return `${numbers} ${numbers === "1" ? "round" : "rounds"}`;
+}
+
+function countOf(trials: Trial[]): number {
+  return Math.max(0, ...trials.map(({ round }) => round + 1));
 }
 
 /** What was asked for and can be started; what cannot is named. */
@@ -165,6 +191,13 @@ function available({ tunnel, install: mayInstall }: Options): Subject[] {
     if (reason) say(`${subject.name} is left out: ${reason}`);
     return !reason;
   });
+}
+
+/** Whether perf can be asked; why not is said. */
+function canBeProfiled(): boolean {
+  const reason = whyNoProfile();
+  if (reason) say(`CPU time in compiled JavaScript is left out: ${reason}`);
+  return !reason;
 }
 
 function install(missing: Subject[]): void {
@@ -204,24 +237,24 @@ interface Chosen {
   profile: boolean;
 }
 
-/** By mode and subject. */
-type Shares = Partial<Record<Mode, Record<string, JavaScriptShare>>>;
-
+/** What has been found out so far, in one mode. */
 interface Comparison {
+  mode: Mode;
+  /** Of whole rounds. */
   trials: Trial[];
-  /** Of the tunnels, by their names. */
-  descriptions: Map<string, string>;
+  /** By name: how each was started. */
+  tunnels: Record<string, string>;
+  /** By the name of one of ours. */
   shares: Record<string, JavaScriptShare>;
 }
 
-/** In one mode; so many are `later` ones. */
-async function compare(mode: Mode, chosen: Chosen, later: number): Promise<Comparison> {
+/** Adds to `result`, so that it is there when this is interrupted; so many modes are `later` ones. */
+async function compare(result: Comparison, chosen: Chosen, later: number): Promise<void> {
+  const { mode } = result;
   await using lab = await Lab.draw({ hosts: 2, mode });
   const near = await lab.host(1).container();
   const far = await lab.host(2).container();
   for (const end of [near, far]) await prepare(end);
-  const trials: Trial[] = [];
-  const descriptions = new Map<string, string>();
   const began = performance.now();
   for (let round = 0; round < chosen.rounds; round++) {
     const now = performance.now();
@@ -229,13 +262,14 @@ async function compare(mode: Mode, chosen: Chosen, later: number): Promise<Compa
       note(`${mode} mode: ${round} of ${chosen.rounds} rounds, as time is short`);
       break;
     }
+    const trials: Trial[] = [];
     for (const subject of chosen.subjects) {
       const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
       const of = { mode, round, subject: subject.name };
       progress(`${where}: starting`);
       try {
         await using tunnel = await started(subject, lab, near, far);
-        descriptions.set(subject.name, tunnel.description);
+        result.tunnels[subject.name] = tunnel.description;
         for (const measurement of chosen.measurements) {
           progress(`${where}: ${measurement.name}`);
           const scene = { near, far, ...tunnel, seconds: chosen.seconds };
@@ -244,23 +278,26 @@ async function compare(mode: Mode, chosen: Chosen, later: number): Promise<Compa
       } catch (error) {
         note(`${where} could not be measured: ${(error as Error).message}`);
         // The others' rounds stay paired.
-        for (const measurement of chosen.measurements) trials.push(trialOf(of, measurement));
+        const taken = trials.filter((trial) => trial.subject === subject.name);
+        for (const measurement of chosen.measurements.slice(taken.length)) {
+          trials.push(trialOf(of, measurement));
+        }
       }
     }
+    result.trials.push(...trials);
   }
-  const shares: Comparison["shares"] = {};
   if (chosen.profile) {
     for (const subject of chosen.subjects.filter(({ family }) => family === "vtep")) {
       progress(`${mode} mode, ${subject.name}: profile`);
-      shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
+      result.shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
     }
   }
   progress("");
-  return { trials, descriptions, shares };
 }
 
 /** Ours beside the kernel, and then beside the packaged tunnels. */
-function show(trials: Trial[], { subjects, measurements }: Chosen): void {
+function show({ trials, tunnels, shares }: Comparison, { subjects, measurements }: Chosen): void {
+  for (const [name, text] of Object.entries(tunnels)) say(`${name.padEnd(WORDS)} ${text}`);
   const ofOurs = subjects.filter(({ family }) => family !== "packaged");
   say(tableOf(trials, ofOurs, measurements));
   const ours = subjects.find(({ family }) => family === "vtep") ?? baseline;
@@ -268,6 +305,7 @@ function show(trials: Trial[], { subjects, measurements }: Chosen): void {
     const { heading, rows } = beside(ours, trials, subjects, measurements);
     say(`\n${table(heading, rows)}`);
   }
+  for (const [name, share] of Object.entries(shares)) say(sentence(name, share));
 }
 
 function sentence(name: string, share: JavaScriptShare): string {

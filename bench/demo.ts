@@ -292,7 +292,7 @@ function paint(format: Parameters<typeof styleText>[0], text: string): string {
   return colours ? styleText(format, text) : text;
 }
 
-exitOnSignals("\nInterrupted: everything was removed.\n");
+exitOnSignals(() => process.stderr.write("\nInterrupted: everything was removed.\n"));
 
 const began = performance.now();
 try {

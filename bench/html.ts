@@ -22,7 +22,10 @@ import {
 import { percentile, ratios, summary } from "./statistics.ts";
 
 export interface Report {
+  /** Of the run, by name. */
   conditions: Record<string, string>;
+  /** By mode and subject: how it was started. A mode that was not measured has none. */
+  tunnels: Partial<Record<Mode, Record<string, string>>>;
   /** What each mode means. */
   explanations: Record<Mode, string>;
   trials: Trial[];
@@ -89,9 +92,8 @@ ${modes.map((mode) => section(report, mode)).join("\n")}
 <section>
 <h2>Conditions</h2>
 <p>Ratios are taken within a round, one trial after the other. Absolute figures hold for this run only.</p>
-<dl>${Object.entries(report.conditions)
-    .map(([name, value]) => `<dt>${escaped(name)}</dt><dd>${escaped(value)}</dd>`)
-    .join("\n")}</dl>
+${terms(report.conditions)}
+${modes.map((mode) => `<h3>${escaped(mode)} mode</h3>\n${terms(report.tunnels[mode] ?? {})}`).join("\n")}
 </section>
 </main>
 </body>
@@ -296,6 +298,13 @@ function tableElement({ heading, rows }: Rows): string {
     return row("td", cells).replace("<tr>", isFurther ? '<tr class="further">' : "<tr>");
   });
   return `<div class="scroll"><table><thead>${row("th", heading)}</thead><tbody>${body.join("\n")}</tbody></table></div>`;
+}
+
+function terms(of: Record<string, string>): string {
+  const all = Object.entries(of).map(
+    ([name, value]) => `<dt>${escaped(name)}</dt><dd>${escaped(value)}</dd>`,
+  );
+  return `<dl>${all.join("\n")}</dl>`;
 }
 
 function shares(ofMode: Record<string, JavaScriptShare> = {}): string {

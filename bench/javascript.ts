@@ -14,13 +14,16 @@ export type JavaScriptShare = Record<"TCP 1 stream" | "UDP 64 B, one unpaced sen
 /** Where V8 writes what it compiled, for perf to read. */
 const mapOf = (pid: number) => `/tmp/perf-${pid}.map`;
 
-/** Whether there is a perf that may look at every process here. */
-export function canProfile(): boolean {
+/** Why perf cannot look at processes here, and what to do about it; undefined: it can. */
+export function whyNoProfile(): string | undefined {
   try {
     execFileSync("perf", ["record", "-q", "-o", "/dev/null", "true"], { stdio: "ignore" });
-    return true;
-  } catch {
-    return false;
+    return undefined;
+  } catch (error) {
+    const isMissing = (error as NodeJS.ErrnoException).code === "ENOENT";
+    return isMissing
+      ? "perf is not installed: apt-get install linux-perf"
+      : "perf cannot record here: try `perf record true`";
   }
 }
 

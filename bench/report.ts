@@ -1,6 +1,6 @@
 import type { Mode } from "../test/lab/lab.ts";
 import type { Figure, Measurement } from "./measurements.ts";
-import { percentile, ratios, summary } from "./statistics.ts";
+import { percentile, ratios, type Summary, summary } from "./statistics.ts";
 import type { Subject } from "./subjects.ts";
 import { table } from "./table.ts";
 
@@ -52,6 +52,38 @@ export function comparison(trials: Trial[], subjects: Named[], measurements: Mea
     return row;
   });
   return { heading, rows };
+}
+
+/** A figure of several subjects in one mode. */
+export interface Finding {
+  measurement: string;
+  figure: string;
+  /** Empty for a count. */
+  unit: string;
+  better: "more" | "less" | "neither";
+  /** By name, over all rounds; one without a value is left out. */
+  subjects: Record<string, Summary & { ratio?: Summary }>;
+}
+
+/** The same for a program: ratios are to the first subject, within a round, where more or less is better. */
+export function findings(trials: Trial[], subjects: Named[], measurements: Measured[]): Finding[] {
+  const [baseline] = subjects as [Named, ...Named[]];
+  return measurements.flatMap((measurement) =>
+    measurement.figures.map((figure): Finding => {
+      const reference = valuesOf(trials, baseline, measurement, figure);
+      const found = subjects.flatMap((subject) => {
+        const values = valuesOf(trials, subject, measurement, figure);
+        const of = summary(values);
+        if (!of) return [];
+        const hasRatio = figure.better && subject !== baseline;
+        const ratio = hasRatio ? summary(ratios(values, reference)) : undefined;
+        return [[subject.name, { ...of, ...(ratio && { ratio }) }] as const];
+      });
+      const { name, unit, better = "neither" } = figure;
+      const of = { measurement: measurement.name, subjects: Object.fromEntries(found) };
+      return { ...of, figure: name, unit, better };
+    }),
+  );
 }
 
 /**

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -6,6 +6,8 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { latencies, plots } from "../../bench/html.ts";
+import type { Finding } from "../../bench/report.ts";
+import { hears } from "../lab/traffic.ts";
 import { ROOT } from "../native/fixture.ts";
 
 // Every plot has a figure of these.
@@ -18,17 +20,31 @@ const [jsonFile, htmlFile] = [join(folder, "bench.json"), join(folder, "bench.ht
 
 let stdout: string;
 let stderr: string;
-let json: { conditions: Record<string, string>; trials: { subject: string }[] };
+let json: {
+  conditions: Record<string, string>;
+  modes: { wire: { conditions: Record<string, string>; rounds: number; figures: Finding[] } };
+};
 let page: string;
 
-beforeAll(async () => {
-  const few = ["--tunnel", "native", "--mode", "wire", "--pairs", "1", "--seconds", "0.1"];
-  const files = ["--json", jsonFile, "--html", htmlFile];
-  const options = [...few, "--measure", ...MEASURES, "--no-profile", ...files];
-  const npm = spawn("npm", ["run", "bench", "--", ...options], { cwd: ROOT, stdio: "pipe" });
+const running: ChildProcess[] = [];
+afterAll(() => {
+  for (const { pid, exitCode } of running) if (exitCode === null) process.kill(-pid!, "SIGTERM");
+});
+
+/** Starts it with native, for as short as it can be. */
+function bench(...options: string[]) {
+  const few = ["--tunnel", "native", "--mode", "wire", "--seconds", "0.1", "--no-profile"];
+  const args = ["run", "bench", "--", ...few, ...options];
+  const npm = spawn("npm", args, { cwd: ROOT, stdio: "pipe", detached: true });
   npm.stdin.end();
-  const closed = once(npm, "close");
-  [stdout, stderr] = await Promise.all([text(npm.stdout), text(npm.stderr)]);
+  running.push(npm);
+  return { npm, closed: once(npm, "close"), stdout: text(npm.stdout) };
+}
+
+beforeAll(async () => {
+  const files = ["--json", jsonFile, "--html", htmlFile];
+  const { npm, closed, stdout: said } = bench("--pairs", "1", "--measure", ...MEASURES, ...files);
+  [stdout, stderr] = await Promise.all([said, text(npm.stderr)]);
   expect(await closed, stderr).toEqual([0, null]);
   json = JSON.parse(readFileSync(jsonFile, "utf8"));
   page = readFileSync(htmlFile, "utf8");
@@ -58,10 +74,26 @@ test("what it holds for is on the terminal, in the file and on the page", () => 
   expect(Object.keys(json.conditions)).toEqual(
     expect.arrayContaining(["system", "cpu", "node", "commit", "command line", "MTU"]),
   );
+  const { conditions } = json.modes.wire;
+  expect(Object.keys(conditions)).toEqual(NAMES);
   const terms = inside("dt", page);
-  for (const name of Object.keys(json.conditions)) {
+  for (const name of Object.keys({ ...json.conditions, ...conditions })) {
     expect(stdout).toMatch(RegExp(`^${name} `, "m"));
     expect(terms).toContain(name);
+  }
+});
+
+test("the file has medians of both, and ratios of what is better or worse", () => {
+  const { rounds, figures } = json.modes.wire;
+  expect(rounds).toBe(1);
+  const measured = new Set(figures.map(({ measurement }) => measurement));
+  expect([...measured]).toEqual(MEASURES);
+  for (const { figure, better, subjects } of figures) {
+    const { kernel, native } = subjects;
+    if (!figure.startsWith("memory")) expect(kernel?.median, figure).toBeTypeOf("number");
+    expect(native?.median, figure).toBeTypeOf("number");
+    if (better === "neither") expect(native?.ratio, figure).toBeUndefined();
+    else expect(native?.ratio?.median, figure).toBeCloseTo(native!.median / kernel!.median);
   }
 });
 
@@ -100,4 +132,16 @@ describe("the page", () => {
   test("loads nothing from elsewhere", () => {
     expect(page).not.toMatch(/https?:|url\(|@import|\ssrc\s*=|<(script|link|img|iframe)\b/i);
   });
+});
+
+test("Ctrl-C in the second round has the first one written", async () => {
+  const file = join(folder, "interrupted.json");
+  const { npm, closed, stdout: said } = bench("--measure", "footprint", "--json", file);
+  await hears(npm.stderr, "round 2/3");
+  process.kill(-npm.pid!, "SIGINT"); // to all of them, as a terminal does
+  expect(await closed).toEqual([130, null]);
+  expect(await said).toContain("Medians of 1 round");
+  const { rounds, figures } = JSON.parse(readFileSync(file, "utf8")).modes.wire;
+  expect(rounds).toBe(1);
+  expect(figures[0].subjects.native.median).toBeGreaterThan(0);
 });

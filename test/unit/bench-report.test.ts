@@ -2,7 +2,14 @@ import { describe, expect, it } from "vitest";
 import { htmlReport, latencies, plots, type Report, ticks } from "../../bench/html.ts";
 import { percentInMaps } from "../../bench/javascript.ts";
 import { measurements as real } from "../../bench/measurements.ts";
-import { beside, betweenBuilds, comparison, type Trial, tableOf } from "../../bench/report.ts";
+import {
+  beside,
+  betweenBuilds,
+  comparison,
+  findings,
+  type Trial,
+  tableOf,
+} from "../../bench/report.ts";
 import { percentile, ratios, summary } from "../../bench/statistics.ts";
 import { table } from "../../bench/table.ts";
 import { isTimeFor } from "../../bench/trials.ts";
@@ -202,9 +209,37 @@ describe("the comparison", () => {
   });
 });
 
+describe("the findings of a report for programs", () => {
+  const found = findings(trials(), subjects.slice(0, 2), measurements);
+  const figure = (wanted: string) => found.find((one) => one.figure === wanted)!;
+
+  it("have each figure's unit, which of it is better, medians, and ratios within a round", () => {
+    const same = (value: number) => ({ least: value, median: value, greatest: value });
+    expect(figure("TCP 1 stream")).toEqual({
+      ...{ measurement: "tcp1", figure: "TCP 1 stream", unit: "Gbit/s", better: "more" },
+      subjects: {
+        kernel: { least: 4, median: 8, greatest: 8.8 },
+        native: { least: 6, median: 12, greatest: 12 * 1.1, ratio: same(1.5) },
+      },
+    });
+    expect(figure("CPU per GB, whole system").better).toBe("less");
+  });
+
+  it("have no ratio of what only explains another figure, and nothing of what is missing", () => {
+    const { better, subjects } = figure("retransmits");
+    const counts = { least: 0, median: 7, greatest: 14 };
+    expect({ better, subjects }).toEqual({
+      better: "neither",
+      subjects: { kernel: counts, native: counts },
+    });
+    expect(figure("UDP 64 B, one unpaced sender").subjects).toEqual({});
+  });
+});
+
 describe("the page", () => {
   const report: Report = {
     conditions: { date: "2026-01-02", commit: '"<b>" & more' },
+    tunnels: { wire: { kernel: "vxlan id 42", native: "node cli.js" } },
     explanations: { wire: "as a plain NIC", veth: "super-packets" },
     trials: trials(),
     subjects,
@@ -238,6 +273,10 @@ describe("the page", () => {
     const names = [...page.matchAll(/class="name"[^>]*>(.*?)</g)].map(([, name]) => name);
     expect(names.filter((name) => name === "slower")).toHaveLength(4);
     expect(page).not.toContain("NaN");
+  });
+
+  it("says how each tunnel was started, in each mode", () => {
+    expect(page).toContain("<h3>wire mode</h3>\n<dl><dt>kernel</dt><dd>vxlan id 42</dd>");
   });
 
   it("leaves out a plot of what was not measured, and a mode that was not run", () => {
