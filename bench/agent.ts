@@ -28,7 +28,7 @@ import { cli, type Vtep } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
 import { benchmark } from "./command-line.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
-import { prepare, residentMegabytes } from "./measurements.ts";
+import { delivered, packetRates, prepare, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
 import { percentile } from "./statistics.ts";
 import { REST_MS } from "./subjects.ts";
@@ -364,7 +364,8 @@ async function costs(vtep: Vtep, of: Flows, learning: { frames: number; rate?: n
   return { in: await cost("in"), out: await cost("out") };
 }
 
-function ratio(what: string, wanted: string, ratios: number[]): void {
+function ratio(what: string, wanted: string, all: number[]): void {
+  const ratios = all.filter(Number.isFinite);
   const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
   row(what, wanted, `${percentile(ratios, 50).toFixed(2)} (${range})`);
 }
@@ -499,7 +500,7 @@ async function sustains(): Promise<void> {
   }
 }
 
-/** One TCP stream with IPv6 inside, and with an IPv6 underlay, beside IPv4 in IPv4. */
+/** One TCP stream and packet rates with IPv6 inside, and with an IPv6 underlay, beside IPv4 in IPv4. */
 async function carriesIpv6(): Promise<void> {
   await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
   const [from, to] = [await wire.host(1).container(), await wire.host(2).container()];
@@ -507,27 +508,41 @@ async function carriesIpv6(): Promise<void> {
     await prepare(end);
     await end.ip("route change fd01::/64 dev eth0 proto kernel metric 256 congctl cubic");
   }
-  const stream = async (family: 4 | 6, address: string) => {
+  /** By what they are of; NaN where no rate was free of loss. */
+  const rates = async (family: 4 | 6, address: string): Promise<Record<string, number>> => {
     await using _ = await wire.join(["native", "native"], { family });
     await reach(from, to.address);
     await pause(REST_MS);
     const { received } = await iperf3(from, to, { address });
-    return received.bits_per_second;
+    const datagrams = { near: from, far: to, pids: [], size: 64, seconds: 1, address };
+    const { one, two, paced } = await packetRates(datagrams);
+    return {
+      TCP: received.bits_per_second,
+      "UDP 64 B, one unpaced sender": delivered(one),
+      "UDP 64 B, two unpaced senders": delivered(two),
+      "UDP 64 B, paced, < 0.1 % lost": paced ? delivered(paced.run) : Number.NaN,
+    };
   };
   const ways = {
-    ipv4: () => stream(4, to.address),
-    inside: () => stream(4, to.address6),
-    underlay: () => stream(6, to.address),
+    ipv4: () => rates(4, to.address),
+    inside: () => rates(4, to.address6),
+    underlay: () => rates(6, to.address),
   };
-  const ratios = { inside: [] as number[], underlay: [] as number[] };
+  const rounds: Record<keyof typeof ways, Record<string, number>>[] = [];
   for (let round = 0; round < IPV6_ROUNDS; round++) {
     const order = Object.keys(ways) as (keyof typeof ways)[];
-    const rates = { ipv4: 0, inside: 0, underlay: 0 };
-    for (const way of round % 2 === 0 ? order : order.reverse()) rates[way] = await ways[way]();
-    for (const way of ["inside", "underlay"] as const) ratios[way].push(rates[way] / rates.ipv4);
+    const found = { ipv4: {}, inside: {}, underlay: {} };
+    for (const way of round % 2 === 0 ? order : order.reverse()) found[way] = await ways[way]();
+    rounds.push(found);
   }
-  ratio("TCP, IPv6 inside", "0.8 of IPv4", ratios.inside);
-  ratio("TCP, IPv6 as underlay", "0.8 of IPv4", ratios.underlay);
+  const places = { inside: "IPv6 inside", underlay: "IPv6 as underlay" } as const;
+  for (const [way, place] of Object.entries(places) as ["inside" | "underlay", string][]) {
+    for (const what of Object.keys(rounds[0]!.ipv4)) {
+      const wanted = what === "TCP" ? "0.8 of IPv4" : "";
+      const ratios = rounds.map((of) => of[way][what]! / of.ipv4[what]!);
+      ratio(`${what}, ${place}`, wanted, ratios);
+    }
+  }
 }
 
 function ms(time: number): string {

@@ -4,8 +4,8 @@
  *   blast NETNS ADDRESS SIZE SECONDS RATE SENDERS
  *
  * The sources are sockets of the namespace it is started in; the sink is one of NETNS (a path), where
- * ADDRESS is. SIZE is that of a payload, RATE the datagrams per second of all SENDERS (threads, each
- * with a source port of its own) together, 0 for as many as they can. Prints one line:
+ * ADDRESS is, of IPv4 or IPv6. SIZE is that of a payload, RATE the datagrams per second of all SENDERS
+ * (threads, each with a source port of its own) together, 0 for as many as they can. Prints one line:
  *
  *   {"sent":…,"received":…,"seconds":…,"lost":…,"reordered":…,"silence":…}
  *
@@ -60,7 +60,11 @@ struct source {
 };
 
 static const char *far_netns;
-static struct sockaddr_in far;
+static union {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+} far;
 static size_t size;
 static double duration;
 static unsigned senders;
@@ -87,7 +91,7 @@ static double now(void)
 static int udp_socket(void)
 {
 	int bytes = SOCKET_BUFFER;
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+	int fd = socket(far.any.sa_family, SOCK_DGRAM | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		die("socket");
@@ -215,11 +219,20 @@ static void *open_sink(void *argument)
 	if (netns < 0 || setns(netns, CLONE_NEWNET) < 0)
 		die(far_netns);
 	fd = udp_socket();
-	if (bind(fd, (struct sockaddr *)&far, sizeof far) < 0 ||
-	    getsockname(fd, (struct sockaddr *)&far, &length) < 0)
+	if (bind(fd, &far.any, sizeof far) < 0 || getsockname(fd, &far.any, &length) < 0)
 		die("bind");
 	*(int *)argument = fd;
 	return NULL;
+}
+
+static bool is_address(const char *text)
+{
+	bool has_colon = strchr(text, ':');
+
+	far.any.sa_family = has_colon ? AF_INET6 : AF_INET;
+	if (has_colon)
+		return inet_pton(AF_INET6, text, &far.v6.sin6_addr) == 1;
+	return inet_pton(AF_INET, text, &far.v4.sin_addr) == 1;
 }
 
 int main(int argc, char **argv)
@@ -232,12 +245,11 @@ int main(int argc, char **argv)
 	if (argc != 7)
 		goto usage;
 	far_netns = argv[1];
-	far.sin_family = AF_INET;
 	size = strtoul(argv[3], NULL, 10);
 	duration = strtod(argv[4], NULL);
 	senders = (unsigned)strtoul(argv[6], NULL, 10);
-	if (inet_pton(AF_INET, argv[2], &far.sin_addr) != 1 || size < sizeof(struct mark) ||
-	    size > MAX_SIZE || duration <= 0 || duration > 600 || senders < 1 || senders > MAX_SENDERS)
+	if (!is_address(argv[2]) || size < sizeof(struct mark) || size > MAX_SIZE || duration <= 0 ||
+	    duration > 600 || senders < 1 || senders > MAX_SENDERS)
 		goto usage;
 
 	if (pthread_create(&opener, NULL, open_sink, &sink_fd) || pthread_join(opener, NULL) ||
@@ -247,7 +259,7 @@ int main(int argc, char **argv)
 		sources[i].id = i;
 		sources[i].rate = strtod(argv[5], NULL) / senders;
 		sources[i].fd = udp_socket();
-		if (connect(sources[i].fd, (struct sockaddr *)&far, sizeof far) < 0)
+		if (connect(sources[i].fd, &far.any, sizeof far) < 0)
 			die("connect");
 	}
 	for (unsigned i = 0; i < senders; i++)

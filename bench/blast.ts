@@ -23,6 +23,8 @@ export interface BlastOptions {
   seconds: number;
   /** Threads, each with a source port of its own; 1 unless told. */
   senders?: number;
+  /** Of the sink: its IPv4 one unless told. */
+  address?: string;
   /** Datagrams per second of all senders together; as many as they can unless told. */
   rate?: number;
 }
@@ -31,10 +33,10 @@ export interface BlastOptions {
 export async function blast(
   from: Container,
   to: Container,
-  { size, seconds, senders = 1, rate = 0 }: BlastOptions,
+  { size, seconds, senders = 1, rate = 0, address = to.address }: BlastOptions,
 ): Promise<Blast> {
   const program = compiled("blast");
-  const args = [`/run/netns/${to.name}`, to.address, ...[size, seconds, rate, senders].map(String)];
+  const args = [`/run/netns/${to.name}`, address, ...[size, seconds, rate, senders].map(String)];
   const command = [program, ...args];
   const finished = await from.finish(command, { timeoutMs: seconds * 1000 + 10_000 });
   return JSON.parse(succeeded(command.join(" "), finished)) as Blast;

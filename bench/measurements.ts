@@ -194,9 +194,10 @@ function udp(name: string, size: number): Measurement {
       { name: "reordered, of any of them", unit: "%", digits: 2 },
     ],
     async take({ near, far, pids, seconds }) {
-      const one = await blast(near, far, { size, seconds });
-      const two = await blast(near, far, { size, seconds, senders: 2 });
-      const paced = await highestPaced({ near, far, pids, size, seconds, fastest: one });
+      const { one, two, paced } = await packetRates({
+        ...{ near, far, pids, size, seconds },
+        address: far.address,
+      });
       const all = [one, two, ...(paced ? [paced.run] : [])];
       const sum = (of: (run: Blast) => number) => all.reduce((total, run) => total + of(run), 0);
       const millions = (paced?.run.received ?? Number.NaN) / 1e6;
@@ -215,19 +216,42 @@ function udp(name: string, size: number): Measurement {
   };
 }
 
-interface PacedSearch {
-  near: Container;
-  far: Container;
-  pids: number[];
+export interface Datagrams extends Pick<Scene, "near" | "far" | "pids" | "seconds"> {
+  /** Of a payload. */
   size: number;
-  seconds: number;
-  /** What one unpaced sender did: no pace is above it. */
-  fastest: Blast;
+  /** One of `far`. */
+  address: string;
 }
 
-/** The run that confirmed the highest rate, and its CPU time; undefined when no rate is free of loss. */
-async function highestPaced({ near, far, pids, size, seconds, fastest }: PacedSearch) {
-  const run = (rate: number, length: number) => blast(near, far, { size, rate, seconds: length });
+/** The three that stand together: one unpaced sender, two, and the highest paced one. */
+export interface PacketRates {
+  one: Blast;
+  two: Blast;
+  /** Undefined when no rate is free of loss. */
+  paced: Paced | undefined;
+}
+
+/** The run that confirmed a rate, and its CPU time in seconds. */
+interface Paced {
+  run: Blast;
+  machine: number;
+  processes: number;
+}
+
+export async function packetRates(datagrams: Datagrams): Promise<PacketRates> {
+  const { near, far, size, seconds, address } = datagrams;
+  const one = await blast(near, far, { size, seconds, address });
+  const two = await blast(near, far, { size, seconds, address, senders: 2 });
+  return { one, two, paced: await highestPaced(datagrams, one) };
+}
+
+/** No pace is above that of `fastest`, one unpaced sender. */
+async function highestPaced(
+  { near, far, pids, size, seconds, address }: Datagrams,
+  fastest: Blast,
+): Promise<Paced | undefined> {
+  const run = (rate: number, length: number) =>
+    blast(near, far, { size, rate, address, seconds: length });
   const length = Math.max(seconds * STEP, 0.15);
   const passes = async (rate: number) => {
     for (let attempt = 1; ; attempt++) {
@@ -253,7 +277,7 @@ async function highestPaced({ near, far, pids, size, seconds, fastest }: PacedSe
 }
 
 /** In thousands per second. */
-function delivered({ received, seconds }: Blast): number {
+export function delivered({ received, seconds }: Blast): number {
   return received / seconds / 1000;
 }
 
