@@ -177,9 +177,11 @@ class End implements AsyncDisposable {
     mkdirSync(directory);
   }
 
-  /** Those it has started, and what they have started. */
+  /** Those it has started and what they have started, but for an unshare, which only waits for its child. */
   get pids(): number[] {
-    return this.#children.flatMap(({ child }) => familyOf(child.pid!));
+    return this.#children
+      .flatMap(({ child }) => familyOf(child.pid!))
+      .filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").trim() !== "unshare");
   }
 
   get command(): string {
