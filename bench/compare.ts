@@ -155,7 +155,8 @@ function conclude(
       const what = { underlay: explanations[mode], conditions: tunnels, rounds: countOf(trials) };
       return [mode, { ...what, javascript: shares, figures }];
     });
-    const file = { conditions: circumstances, modes: Object.fromEntries(byMode), trials };
+    const head = { conditions: circumstances, baseline: baseline.name };
+    const file = { ...head, modes: Object.fromEntries(byMode), trials };
     writeFileSync(json, `${JSON.stringify(file, null, 2)}\n`);
   }
   if (html) {

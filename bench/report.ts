@@ -80,8 +80,8 @@ export function findings(trials: Trial[], subjects: Named[], measurements: Measu
         return [[subject.name, { ...of, ...(ratio && { ratio }) }] as const];
       });
       const { name, unit, better = "neither" } = figure;
-      const of = { measurement: measurement.name, subjects: Object.fromEntries(found) };
-      return { ...of, figure: name, unit, better };
+      const what = { measurement: measurement.name, figure: name, unit };
+      return { ...what, better, subjects: Object.fromEntries(found) };
     }),
   );
 }

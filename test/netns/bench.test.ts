@@ -22,6 +22,7 @@ let stdout: string;
 let stderr: string;
 let json: {
   conditions: Record<string, string>;
+  baseline: string;
   modes: { wire: { conditions: Record<string, string>; rounds: number; figures: Finding[] } };
 };
 let page: string;
@@ -98,6 +99,7 @@ test("what it holds for is on the terminal, in the file and on the page", () => 
 test("the file has medians of both, and ratios of what is better or worse", () => {
   const { rounds, figures } = json.modes.wire;
   expect(rounds).toBe(1);
+  expect(json.baseline).toBe("kernel");
   const measured = new Set(figures.map(({ measurement }) => measurement));
   expect([...measured]).toEqual(MEASURES);
   for (const { figure, better, subjects } of figures) {
