@@ -365,12 +365,12 @@ const endpointEntries = {
     v.optional(wordOr("inherit", 0, 63), 0),
   ),
   df: key(
-    "don't fragment: set, so that what a path carries is found and told; unset, for a path of IPv4 that loses what is longer and says nothing: its routers then fragment it, as with dgram always",
+    "the outer header's don't-fragment bit: set, so that what a path carries is found and senders are told; unset, for paths that lose what is longer and say nothing: routers of IPv4 fragment it then, as they do with dgram always",
     { value: DF.join("|") },
     v.optional(v.picklist(DF, `must be one of ${DF.join(", ")}`), "set"),
   ),
   offload: key(
-    `offloads to do without, all on unless the kernel refuses: ${OFFLOADS.join(", ")}; tso and uso need csum`,
+    "offloads to do without, all on unless the kernel refuses: csum (checksums of the host's frames are left to us), tso, uso (and their cutting to the MTU, of TCP and UDP; both need csum), gso, gro (datagrams leave, arrive in trains), coalesce-tcp, coalesce-udp (so do frames for the host)",
     { value: "NAME=off,...", sample: { tso: "off" } },
     v.optional(offloads, {}),
   ),
