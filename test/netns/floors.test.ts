@@ -16,12 +16,14 @@ const FLOORS = {
     "TCP 4 streams": 0.45,
     "UDP 64 B, one unpaced sender": 0.9,
     "UDP 64 B, two unpaced senders": 0.45,
+    "UDP 1300 B, one unpaced sender": 0.8,
   },
   veth: {
     "TCP 1 stream": 0.2,
     "TCP 4 streams": 0.18,
     "UDP 64 B, one unpaced sender": 0.9,
     "UDP 64 B, two unpaced senders": 0.5,
+    "UDP 1300 B, one unpaced sender": 0.8,
   },
 };
 /**
@@ -43,9 +45,15 @@ type Readings = Record<string, number>;
 
 const measurement = (wanted: string) => measurements.find(({ name }) => name === wanted)!;
 const others = ["tcp1", "tcp4", "rtt"].map(measurement);
-const senders = { "one unpaced sender": 1, "two unpaced senders": 2 };
+const unpaced = [
+  ["UDP 64 B, one unpaced sender", 64, 1],
+  ["UDP 64 B, two unpaced senders", 64, 2],
+  ["UDP 1300 B, one unpaced sender", 1300, 1],
+] as const;
+const LOST = "UDP 64 B, lost of what the kernel delivers of one sender";
 
-async function take(kind: "kernel" | "native"): Promise<Readings> {
+/** `kernels`: what was taken of it just before. */
+async function take(kind: "kernel" | "native", kernels?: Readings): Promise<Readings> {
   await using endpoints: Endpoints = await lab.join([kind, kind]);
   await reach(near, far.address);
   const pids = kind === "native" ? endpoints.map((vtep) => (vtep as Vtep).pid) : [];
@@ -55,11 +63,14 @@ async function take(kind: "kernel" | "native"): Promise<Readings> {
     const { values } = await other.take(scene);
     for (const [at, { name }] of other.figures.entries()) readings[name] = values[at]!;
   }
-  for (const [words, count] of Object.entries(senders)) {
-    const datagrams = { size: 64, seconds: 0.3, senders: count };
-    const { received, seconds } = await blast(near, far, datagrams);
-    readings[`UDP 64 B, ${words}`] = received / seconds;
+  for (const [name, size, senders] of unpaced) {
+    const { received, seconds } = await blast(near, far, { size, seconds: 0.3, senders });
+    readings[name] = received / seconds;
   }
+  if (kernels === undefined) return readings;
+  const rate = Math.floor(kernels["UDP 64 B, one unpaced sender"]!);
+  const { sent, received } = await blast(near, far, { size: 64, seconds: 0.3, rate });
+  readings[LOST] = 1 - received / sent;
   return readings;
 }
 
@@ -69,7 +80,8 @@ describe.each(["wire", "veth"] as const)("beside kernel VXLAN in %s mode", (mode
   beforeAll(async () => {
     await lab.setMode(mode);
     for (let round = 0; round < ROUNDS; round++) {
-      rounds.push({ kernel: await take("kernel"), native: await take("native") });
+      const kernel = await take("kernel");
+      rounds.push({ kernel, native: await take("native", kernel) });
     }
   }, 90_000);
   const median = (figure: string) =>
@@ -77,6 +89,11 @@ describe.each(["wire", "veth"] as const)("beside kernel VXLAN in %s mode", (mode
 
   test.each(Object.entries(FLOORS[mode]))("%s is at least %d of the kernel's", (figure, floor) => {
     expect(median(figure)).toBeGreaterThan(floor);
+  });
+
+  test("less than a hundredth is lost at the rate that the kernel delivers", () => {
+    const lost = summary(rounds.map(({ native }) => native[LOST]!))!.median;
+    expect(lost).toBeLessThan(0.01);
   });
 
   test.each(Object.entries(CEILINGS[mode]))(
