@@ -366,6 +366,7 @@ async function costs(vtep: Vtep, of: Flows, learning: { frames: number; rate?: n
 
 function ratio(what: string, wanted: string, all: number[]): void {
   const ratios = all.filter(Number.isFinite);
+  if (ratios.length === 0) return row(what, wanted, "–");
   const range = `${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
   row(what, wanted, `${percentile(ratios, 50).toFixed(2)} (${range})`);
 }

@@ -181,7 +181,7 @@ class End implements AsyncDisposable {
   get pids(): number[] {
     return this.#children
       .flatMap(({ child }) => familyOf(child.pid!))
-      .filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").trim() !== "unshare");
+      .filter((pid) => !["unshare", undefined].includes(nameOf(pid)));
   }
 
   get command(): string {
@@ -247,6 +247,15 @@ function familyOf(pid: number): number[] {
     return [pid, ...children.split(" ").filter(Boolean).map(Number).flatMap(familyOf)];
   } catch {
     return [];
+  }
+}
+
+/** Of a process; undefined when it has ended. */
+function nameOf(pid: number): string | undefined {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, "utf8").trim();
+  } catch {
+    return undefined;
   }
 }
 

@@ -16,6 +16,7 @@
   X(HEADROOM, 10)                                   \
   X(SLAB_BYTES, 640 * 1024)                         \
   X(TURN_BYTES, 256 * 1024)                         \
+  X(MOST_SEGMENTS, 8192)                            \
   X(VNET_WORDS, 4)                                  \
   X(ADDRESS_WORDS, 4)                               \
   X(TRUNCATED, 1)                                   \
@@ -52,8 +53,8 @@
   X(REMOTE_PATH_MTU, 6)                             \
   X(REMOTE_LEARNED_AT, 7)                           \
   X(REMOTE_REFUSED, REMOTE_ROWS * REMOTE_WORDS)     \
-  X(NARROW_IPV4, 1280 + 50)                         \
-  X(NARROW_IPV6, 1280 + 70)
+  X(NARROW_IPV4, 1280 + 2 * 4 + 50)                 \
+  X(NARROW_IPV6, 1280 + 2 * 4 + 70)
 
 namespace layout {
 #define X(name, value) constexpr int32_t name = value;

@@ -7,10 +7,6 @@
 
 #include "checksum.h"
 
-// A segment of Linux's TCP has 8 bytes or more (TCP_MIN_SND_MSS without options), a super-frame of its UDP no more than
-// 128 (UDP_MAX_SEGMENTS). Packet sockets can ask for segments of a byte, which would take tens of milliseconds.
-static constexpr int32_t MOST_SEGMENTS = 65536 / 8;
-
 // Where the network header begins, behind up to two VLAN tags; its type in `*type`.
 static int32_t network_offset(const uint8_t *frame, int32_t length, uint16_t *type) {
   int32_t at = ETHERNET;
@@ -44,7 +40,7 @@ int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
   s->length = length;
   s->size = vnet->gso_size;
   s->segments = (length - h->payload + s->size - 1) / s->size;
-  return s->segments <= MOST_SEGMENTS ? 0 : -EINVAL;
+  return s->segments <= layout::MOST_SEGMENTS ? 0 : -EINVAL;
 }
 
 static void put_network(const super_frame *s, int32_t segment, uint8_t *to, int32_t length) {

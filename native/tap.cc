@@ -64,13 +64,13 @@ void tap_open_further(tap *t) {
   while (opened < wanted && open_queue(&t->further[opened], t->name, IFF_MULTI_QUEUE, &syscall) == 0) {
     opened++;
   }
-  t->drains = opened > 0 ? UINT8_MAX : 0;  // a queue of 1,000 super-frames is no longer
+  t->drains = opened > 0 ? UINT16_MAX : 0;  // reads of a frame each, at least; until it is empty
   if (opened > 0) steer_apart(t->fd, opened + 1);
   else steer_by_flow(t->fd);
 }
 
 int tap_open(tap *t, const tap_options *options, const char **syscall) {
-  if (options->further_queues > 0 && can_steer() == 0) t->wanted_queues = options->further_queues;
+  if (options->further_queues > 0 && can_steer() == 0) t->wanted_queues = static_cast<uint16_t>(options->further_queues);
   int flags = options->multi_queue ? IFF_MULTI_QUEUE : 0;
   if (t->wanted_queues > 0) flags = IFF_MULTI_QUEUE | IFF_TUN_EXCL;  // nobody else is to join it
   int error = open_queue(t, options->name, flags, syscall);
@@ -93,7 +93,7 @@ int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) 
   if (error < 0) return tap_close(t), error;
   strncpy(t->name, options->name, IFNAMSIZ - 1);
   if (options->multi_queue) steer_by_flow(fd);
-  if (queues && can_steer() == 0) t->wanted_queues = options->further_queues;
+  if (queues && can_steer() == 0) t->wanted_queues = static_cast<uint16_t>(options->further_queues);
   return 0;
 }
 
@@ -119,7 +119,7 @@ bool has_room(const read_cursor *to) {
   return to->row < to->rows && to->offset < layout::TURN_BYTES && to->datagrams < layout::IN_ROWS;
 }
 
-// Or a few more, for the headers are counted as payload.
+// That a frame makes, or a few more: its headers are counted as payload.
 static int32_t datagrams_of(const virtio_net_hdr *vnet, int32_t length) {
   bool is_super = vnet->gso_type != layout::VNET_GSO_NONE && vnet->gso_size > 0;
   return is_super ? 1 + length / vnet->gso_size : 1;

@@ -12,10 +12,10 @@ struct alignas(64) tap {
   char name[IFNAMSIZ] = {};
   bool coalesce_tcp = true, coalesce_udp = true;  // trains are written as super-frames
   bool fills = false;  // most of a turn was its, and more may wait, when it was read last
-  uint8_t drains = 0;  // turns for which it comes first: what waits may be older than what waits in further queues
   tap *further = nullptr;
   int further_queues = 0;
-  int wanted_queues = 0;  // to be opened once nothing waits
+  uint16_t wanted_queues = 0;  // to be opened once nothing waits
+  uint16_t drains = 0;  // reads for which it comes first: what waits may be older than what waits in further queues
   // Of the set that it is in, if any.
   struct tap_set *set = nullptr;
   int slot = 0;
@@ -65,8 +65,8 @@ struct read_cursor {
 
 bool has_room(const read_cursor *to);
 
-// Reads up to `limit` frames, fewer if nothing waits or a turn's bytes have been read, or what would make
-// as many datagrams as there are rows.
+// Reads up to `limit` frames, fewer if nothing waits, or a turn's bytes or what makes IN_ROWS datagrams
+// have been read.
 // Returns 0 or -errno; frames before an error are kept.
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 

@@ -30,9 +30,9 @@ void tap_set_close(tap_set *s);
 int tap_set_add(tap_set *s, int slot, tap *t);
 void tap_set_remove(tap_set *s, int slot);
 
-// Fills up to so many in rows with what waits on any of them, each queue in its turn, until nothing waits or a turn's
-// bytes have been read, or what would make as many datagrams as there are rows. After that, queues that filled most of a turn come last, so that nothing waits behind more than one turn of them,
-// but for no longer than some turns.
+// Fills up to so many in rows with what waits on any of them, each queue in its turn, until nothing waits, or a turn's
+// bytes or what makes IN_ROWS datagrams have been read. After that, queues that filled most of a turn come last, so that
+// nothing waits behind more than one turn of them, but for no longer than some turns.
 // Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or -errno when
 // a TAP is of no use any more: its slot is in IN_TAP of row 0. That is so once its interface is gone, or so
 // many reads in a row have failed.

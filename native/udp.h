@@ -80,7 +80,7 @@ struct udp {
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
   int out_fd, messages, parts, headers;
-  bool narrow;  // all of it is for narrow paths
+  bool narrow;  // it may be fragmented, as it is for narrow paths
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
@@ -106,9 +106,9 @@ int udp_send(udp *u, const batch *b, int count);
 // How datagrams leave: never fragmented (RFC 7348, section 4.3), so that what does not fit is EMSGSIZE ...
 constexpr int WHOLE = IP_PMTUDISC_DO;
 static_assert(WHOLE == IPV6_PMTUDISC_DO);
-// ... or fragmented on the way. Routers of IPv6 do not do that, so there the kernel does, by the route.
-constexpr int FRAGMENTED_4 = IP_PMTUDISC_INTERFACE, FRAGMENTED_6 = IPV6_PMTUDISC_DONT;
-inline int fragmented(int family) { return family == 4 ? FRAGMENTED_4 : FRAGMENTED_6; }
+// ... or fragmented where they are too long: by routers, or by the kernel for an interface of ours. What the route is
+// said to carry is for IPv6 alone, whose routers do not.
+inline int fragmented(int family) { return family == 4 ? IP_PMTUDISC_OMIT : IPV6_PMTUDISC_DONT; }
 
 // Returns 0 or -errno.
 int udp_set_discovery(const udp *u, int fd, int how);

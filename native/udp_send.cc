@@ -12,7 +12,8 @@
 // its own error. If all of them leave, it was the cutting that the device (EIO) or the kernel (EINVAL)
 // cannot do, and no more trains are made; unless they may be fragmented, for what is to be is not cut (EINVAL).
 //
-// What is for narrow paths (src/remotes.ts) leaves by itself, for DF is the socket's.
+// What is for narrow paths (src/remotes.ts) leaves by itself, for DF is the socket's; but for the datagram by which a
+// path is found to be narrow, and those after it.
 
 #include <netinet/udp.h>
 
@@ -85,6 +86,11 @@ static void set_name(const udp *u, const int32_t *remote, udp_name *name, sockle
   *length = sizeof name->v6;
 }
 
+static bool is_narrow(const udp *u, const int32_t *remote) {
+  int32_t mtu = load(remote + layout::REMOTE_PATH_MTU);
+  return mtu != 0 && mtu < (u->family == 4 ? layout::NARROW_IPV4 : layout::NARROW_IPV6);
+}
+
 // ---- sending what was gathered
 
 static void set_errors(const udp *u, const batch *b, const msghdr *header, int error) {
@@ -119,15 +125,25 @@ static void set_control(const udp *u, train *t, msghdr *header) {
   if (used == 0) header->msg_control = nullptr;
 }
 
+static void allow_fragments(const udp *u, bool allowed) {
+  if (u->discovery == WHOLE) udp_set_discovery(u, u->out_fd, allowed ? fragmented(u->family) : WHOLE);
+}
+
+// Whether what does not fit may be sent all the same, to be fragmented, as has just been found.
+static bool turns_narrow(udp *u, int32_t remote, int error) {
+  if (error != EMSGSIZE || u->narrow || !is_narrow(u, u->remotes + remote * layout::REMOTE_WORDS)) return false;
+  allow_fragments(u, true);
+  return u->narrow = true;
+}
+
 // Returns 0 or errno. An error of datagrams before it is no reason not to send this one.
 static int send_alone(udp *u, const msghdr *header, int32_t remote) {
-  if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
-  int error = errno;
-  if (!udp_was_icmp(u, remote, error)) return error;
-  if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
-  error = errno;
-  udp_was_icmp(u, remote, error);
-  return error;
+  for (bool again = false;; again = true) {
+    if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
+    int error = errno;
+    if (udp_was_icmp(u, remote, error) && !again) continue;
+    if (!turns_narrow(u, remote, error)) return error;
+  }
 }
 
 // One by one, so that each has an error of its own. Returns whether all of them left.
@@ -155,7 +171,7 @@ static bool send_apart(udp *u, const batch *b, int message) {
 // reason: then it is tried once more. A full interface (ENOBUFS) dropped a train as a whole.
 static void flush(udp *u, const batch *b) {
   int again = -1;
-  if (u->narrow) udp_set_discovery(u, u->out_fd, fragmented(u->family));
+  if (u->narrow) allow_fragments(u, true);
   for (int message = 0; message < u->messages;) {
     int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
                      MSG_DONTWAIT);
@@ -166,6 +182,8 @@ static void flush(udp *u, const batch *b) {
     int error = errno;
     if (udp_was_icmp(u, u->out_train[message].remote, error) && again != message) {
       again = message;
+    } else if (turns_narrow(u, u->out_train[message].remote, error)) {
+      continue;
     } else if (error == EAGAIN) {
       while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
     } else if (u->out_train[message].datagrams > 1 && error != ENOBUFS) {
@@ -177,7 +195,7 @@ static void flush(udp *u, const batch *b) {
       set_errors(u, b, &u->out[message++].msg_hdr, error);
     }
   }
-  if (u->narrow) udp_set_discovery(u, u->out_fd, u->discovery);
+  if (u->narrow) allow_fragments(u, false);
   u->messages = u->parts = u->headers = 0;
 }
 
@@ -197,6 +215,7 @@ struct datagram {
 // at the end. Order within a socket stays as it is.
 static bool rides(const udp *u, const datagram *d) {
   if (u->messages == 0 || !u->segments) return false;
+  if (u->narrow && u->family == 6) return false;  // the kernel fragments no trains
   const train *t = &u->out_train[u->messages - 1];
   return !t->ended && t->remote == d->remote && t->tos == d->tos && t->width == d->width &&
          d->length > 0 && d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES &&
@@ -230,11 +249,6 @@ static void add_datagram(udp *u, const datagram *d) {
   t->tos = d->tos;
   set_control(u, t, header);
   u->messages++;
-}
-
-static bool is_narrow(const udp *u, const int32_t *remote) {
-  int32_t mtu = load(remote + layout::REMOTE_PATH_MTU);
-  return mtu != 0 && mtu < (u->family == 4 ? layout::NARROW_IPV4 : layout::NARROW_IPV6);
 }
 
 static void make_room(udp *u, const batch *b, const datagram *d, int headers) {

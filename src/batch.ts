@@ -34,6 +34,12 @@ export const HEADROOM = 10;
 export const SLAB_BYTES = 640 * 1024;
 /** When a read of TAPs ends, and when a turn of either way does: the other one is not to wait for more. */
 export const TURN_BYTES = 256 * 1024;
+/**
+ * Of a super-frame; one of more is refused. A segment of Linux's TCP has 8 bytes or more (TCP_MIN_SND_MSS without
+ * options), a super-frame of its UDP no more than 128 (UDP_MAX_SEGMENTS). Packet sockets can ask for segments of a
+ * byte, which would take tens of milliseconds.
+ */
+export const MOST_SEGMENTS = 8192;
 /** Words of a virtio_net_hdr's row; the header itself takes the first 10 bytes. */
 export const VNET_WORDS = 4;
 /** Words of an address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. */
@@ -89,6 +95,7 @@ export const LAYOUT = {
   HEADROOM,
   SLAB_BYTES,
   TURN_BYTES,
+  MOST_SEGMENTS,
   VNET_WORDS,
   ADDRESS_WORDS,
   TRUNCATED,
@@ -186,12 +193,16 @@ export class Batch {
     return this.#gsoType(row) !== VNET_GSO_NONE;
   }
 
-  /** Segments that a super-frame makes; 1 of what has no such headers, or no size to cut it to. */
+  /** Segments that a super-frame makes; 1 of what is none, or has no such headers, and of what is refused. */
   segments(row: number): number {
+    const type = this.#gsoType(row);
     const length = this.inLength[row]!;
     const size = this.inVnet.getUint16(row * VNET_WORDS * 4 + GSO_SIZE, LITTLE_ENDIAN);
-    const headers = headersLength(this.view, this.inOffset[row]!, length, this.#gsoType(row));
-    return size === 0 || headers >= length ? 1 : ((length - headers + size - 1) / size) | 0;
+    if (type === VNET_GSO_NONE || size === 0) return 1;
+    const headers = headersLength(this.view, this.inOffset[row]!, length, type);
+    if (headers >= length) return 1;
+    const segments = ((length - headers + size - 1) / size) | 0;
+    return segments > MOST_SEGMENTS ? 1 : segments;
   }
 
   /**

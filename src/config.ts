@@ -365,7 +365,7 @@ const endpointEntries = {
     v.optional(wordOr("inherit", 0, 63), 0),
   ),
   df: key(
-    "the outer header's don't-fragment bit: set, so that what a path carries is found and senders are told; unset, for paths that lose what is longer and say nothing: routers of IPv4 fragment it then, as they do with dgram always",
+    "the outer header's don't-fragment bit: set, so that what a path carries is found and senders are told; unset, for paths that lose what is longer and say nothing: routers of IPv4 fragment it then (native only)",
     { value: DF.join("|") },
     v.optional(v.picklist(DF, `must be one of ${DF.join(", ")}`), "set"),
   ),
@@ -633,11 +633,12 @@ export function conflicts(config: Config): Conflict[] {
 }
 
 /** What the underlay of node:dgram would leave undone. */
-function nativeOnly({ workers, dscp, sourcePorts, busyPollUs }: Config): Conflict[] {
+function nativeOnly({ workers, dscp, df, sourcePorts, busyPollUs }: Config): Conflict[] {
   const usual = v.getDefaults(v.object(endpointEntries))["source-ports"];
   const wanted: [EndpointKey, boolean, string][] = [
     ["workers", Number(workers) > 1, "--workers above 1"],
     ["dscp", dscp !== 0, "--dscp"],
+    ["df", df !== "set", "--df unset"],
     ["source-ports", sourcePorts.join("-") !== usual, "--source-ports"],
     ["busy-poll", busyPollUs > 0, "--busy-poll"],
   ];

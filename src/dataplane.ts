@@ -210,8 +210,10 @@ export class Dataplane {
       this.#counters.add(network.index, Counter.aged, aged);
     }
     const overflows = this.#underlay.overflows();
-    this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, (overflows - this.#overflows) >>> 0);
-    this.#overflows = overflows;
+    if (hasGrown(overflows, this.#overflows)) {
+      this.#counters.add(NO_NETWORK, Drop.SOCKET_RCVBUFF, (overflows - this.#overflows) >>> 0);
+      this.#overflows = overflows;
+    }
     const refusals = this.#underlay.refusals();
     this.#counters.add(NO_NETWORK, Counter.refused, (refusals - this.#refusals) >>> 0);
     this.#refusals = refusals;
@@ -659,4 +661,9 @@ export class Dataplane {
 /** Whether two datagrams have the same VXLAN header and the same MACs. */
 function beginsAlike(view: DataView, one: number, other: number): boolean {
   return sameWords(view, one, other, 0, vxlan.HEADER + 2 * ethernet.SOURCE);
+}
+
+/** Of a sum modulo 2^32: one that could not be read for once is less. */
+function hasGrown(sum: number, before: number): boolean {
+  return (sum - before) >>> 0 < 2 ** 31;
 }

@@ -40,9 +40,8 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or `most` rows (1 to IN_ROWS, the default) or TURN_BYTES are used up, or what was read would make
-   * IN_ROWS datagrams. The frames of one flow are in their order, and no queue
-   * waits for ever behind others.
+   * nothing waits, or `most` rows (1 to IN_ROWS, the default) or TURN_BYTES are used up; or sooner where super-frames
+   * make many datagrams. The frames of one flow are in their order, and no queue waits for ever behind others.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */
@@ -118,7 +117,8 @@ export interface Underlay {
    * drop, nothing waits. The slab may be reused when it returns.
    *
    * Where fragmentation is forbidden, a datagram that the path does not carry is EMSGSIZE, and what
-   * the path does carry is in the remote's row by then (`Remotes.learnPathMtu`).
+   * the path does carry is in the remote's row by then (`Remotes.learnPathMtu`). If that makes it narrow, what fits into
+   * `Remotes.longestFrame` is sent all the same.
    */
   send(batch: Batch, count: number): number;
   /**

@@ -57,10 +57,8 @@ export async function surroundings(peers: readonly string[]): Promise<Surroundin
   const addresses = [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
     addr_info.flatMap(({ local }) => local ?? []),
   );
-  const routes = rows.map(({ dst, dev, prefsrc, metrics, expires }) => {
-    // What ICMP has told of a path is not configured, and anybody can send that.
-    const configured = expires === undefined ? metrics : [];
-    const mtu = configured?.find((metric) => metric.mtu !== undefined)?.mtu;
+  const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
+    const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
     const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
     return [dst, route] as const;
   });
@@ -74,9 +72,20 @@ export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
   );
 }
 
+/** As they are configured: what ICMP has told of a path, which anybody can send, is not asked for. */
 async function routeRows(addresses: readonly string[]): Promise<RouteRow[]> {
+  const rows = await routesTo(addresses);
+  const learned = rows.filter(({ expires }) => expires !== undefined).map(({ dst }) => dst);
+  const matches = await routesTo(learned, "fibmatch"); // which have other addresses, those of the routes
+  const configured = new Map(learned.map((dst, at) => [dst, matches[at]?.metrics]));
+  return rows.map((row) =>
+    row.expires === undefined ? row : { ...row, metrics: configured.get(row.dst) },
+  );
+}
+
+async function routesTo(addresses: readonly string[], ...how: string[]): Promise<RouteRow[]> {
   if (addresses.length === 0) return [];
-  const words = addresses.map((address) => ["route", "get", address]);
+  const words = addresses.map((address) => ["route", "get", ...how, address]);
   const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
   // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.
   if (code !== 0 && !refusal.startsWith(KERNEL_SAYS)) {
@@ -481,7 +490,7 @@ interface RouteRow {
   dst: string;
   dev: string;
   prefsrc: string;
-  metrics?: { mtu?: number }[];
+  metrics?: { mtu?: number }[] | undefined;
   /** Seconds, of what was learned and not configured. */
   expires?: number;
 }

@@ -11,8 +11,7 @@
  * Any forwarding thread may learn and forget: the last one is right.
  *
  * Anybody can send the ICMP message by which it is learned. So a path that carries less than a station may be told
- * is believed to be **narrow**, no more: datagrams to it may be fragmented on the way, and nothing is lost if that
- * was a lie.
+ * is believed to be **narrow**, no more: datagrams to it may be fragmented, and nothing is lost if that was a lie.
  *
  * Native code also counts, by remote, the ICMP errors that answered what was sent there.
  *
@@ -20,7 +19,7 @@
  */
 import ipaddr from "ipaddr.js";
 import { ADDRESS_WORDS } from "./batch.ts";
-import { HEADER as ETHERNET_HEADER } from "./wire/ethernet.ts";
+import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
 import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
 
 /** The destination "behind this VTEP's own TAP" in the FDB; never the index of a remote. */
@@ -41,11 +40,11 @@ const LEARNED_AT = 7;
 /** As long as the kernel keeps what it learned (net.ipv4.route.mtu_expires). */
 const PATH_SECONDS = 600;
 
-/** RFC 8200, section 5: every link carries packets of so many bytes, so no station is told less. */
-const LEAST_MTU = 1280;
+/** RFC 8200, section 5: every link carries packets of 1280 bytes, so no station is told less; they may be tagged twice. */
+const LEAST = 1280 + 2 * TAG;
 /** With an MTU of less, a path is narrow. */
-const NARROW_IPV4 = LEAST_MTU + OVERHEAD_IPV4;
-const NARROW_IPV6 = LEAST_MTU + OVERHEAD_IPV6;
+const NARROW_IPV4 = LEAST + OVERHEAD_IPV4;
+const NARROW_IPV6 = LEAST + OVERHEAD_IPV6;
 
 /** What an outer header takes from the MTU of a path, that of the inner Ethernet not included. */
 const OUTER_IPV4 = OVERHEAD_IPV4 - ETHERNET_HEADER;
@@ -163,7 +162,7 @@ export class Remotes {
     return this.words[index * REMOTE_WORDS + PATH_MTU]!;
   }
 
-  /** Whether that is so little that datagrams may be fragmented on the way. */
+  /** Whether that is so little that datagrams may be fragmented. */
   isNarrow(index: number): boolean {
     const mtu = this.pathMtu(index);
     return mtu !== 0 && mtu < this.#leastMtu(index);

@@ -114,6 +114,8 @@ type OnLost = (error: VtepError, index?: number) => void;
 /** How many source ports a thread has of each family. */
 export const SOURCE_PORTS = FAN;
 
+/** After which no queue has what was sent before the last: of small frames one turn takes a queue's 1,000. */
+const LAST_TURNS = 64;
 /** How often a thread does what is not done per frame. */
 const TICK_MS = 1000;
 
@@ -308,7 +310,7 @@ export class Vtep {
   close(): void {
     if (this.#ticking !== undefined) {
       this.#taps.gather();
-      this.#dataplane.encap();
+      for (let turn = 0; turn < LAST_TURNS && this.#dataplane.encap(); turn++);
     }
     clearInterval(this.#ticking);
     this.#taps.close();

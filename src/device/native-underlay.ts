@@ -3,7 +3,7 @@
  * fan of sockets that send, each from a source port of its own, chosen by the hash of the inner flow
  * (RFC 7348, section 5).
  *
- * The outer header forbids fragmentation; a datagram that the path does not carry is EMSGSIZE of its
+ * The outer header forbids fragmentation, but to remotes whose path is narrow (remotes.ts); a datagram that the path does not carry is EMSGSIZE of its
  * row, and the kernel says what the path does carry: native code writes it to the remote's row. The
  * first datagram of all that is too long for a router on the way is lost without a row to tell: its
  * ICMP message is what the kernel learns from. Asking for such errors (IP_RECVERR) also makes the

@@ -90,9 +90,9 @@ export interface UdpFamilyOptions {
   slotBytes: number;
   receiveBuffer: number;
   sendBuffer: number;
-  /** Whether trains leave as one message, and arrive as one, where the kernel can do it. */
   /** Whether datagrams leave with DF set. */
   whole: boolean;
+  /** Whether trains leave as one message, and arrive as one, where the kernel can do it. */
   segment: boolean;
   coalesce: boolean;
   /** `Remotes.words`. */

@@ -160,7 +160,8 @@ function checkMtu(facts: Facts, peer: string): Finding[] {
     ];
   }
   const carries = `the path to ${peer} carries ${path.mtu} bytes`;
-  const canFragment = addressFamily(peer) === 4; // routers of IPv6 do not
+  // Routers of IPv6 do not.
+  const canFragment = addressFamily(peer) === 4 && facts.config.underlay !== "dgram";
   if (path.mtu >= needed) return [{ ...about, severity: "ok", finding: `${carries}; ${needs}` }];
   return [
     {

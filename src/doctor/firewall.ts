@@ -360,7 +360,7 @@ class Fields {
 }
 
 const UDP: Known = { spellings: ["udp", 17] };
-/** Of the native underlay's; dgram's may have none, and neither ever is a fragment. */
+/** Of what is not to be fragmented, as most is not; of fragments nothing is foretold. */
 const DONT_FRAGMENT = 0x4000;
 
 function between(low: number, high: number): Known {

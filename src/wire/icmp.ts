@@ -13,7 +13,7 @@
  * carried is never less than 1280 bytes: a sender would not heed it.
  *
  * Three differences to Linux. It answers IPv4 only where DF is set, because it has the outer packet
- * fragmented otherwise; here nothing is fragmented (RFC 7348, 4.3), so those are answered too, and
+ * fragmented otherwise; here little is fragmented (RFC 7348, 4.3), so those are answered too, and
  * Linux and others as senders do heed it, by fragmenting before they send. It does not answer below
  * 576 and 1280 bytes, for the same reason. And the answer's TTL is 64 instead of the packet's, which
  * may have come from further than it had left to go.

@@ -27,6 +27,7 @@ vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a b
 const EAGAIN = 11;
 const EMSGSIZE = 90;
 const ENOBUFS = 105;
+const EPERM = 1;
 const EAFNOSUPPORT = 97;
 const ENETDOWN = 100;
 
@@ -686,12 +687,23 @@ describe("in a namespace of its own", () => {
   it("learns what the path carries from a train too, and of the remote that it went to", () => {
     const { output } = moduleChild(
       `${trains} const other = remotes.add("192.0.2.3", 4789);
-       run("ip route add 192.0.2.2/32 dev vtep7 mtu 1300");
-       const { sent, errors } = send(1300);
+       run("ip route add 192.0.2.2/32 dev vtep7 mtu 1400");
+       const { sent, errors } = send(1400);
        console.log(JSON.stringify([sent, errors, remotes.pathMtu(remote), remotes.pathMtu(other)]));`,
       ["unshare", "--net"],
     );
-    expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1300, 0]);
+    expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1400, 0]);
+  });
+
+  it("sends what may be fragmented all the same, from the train on by which the path was found to be narrow", () => {
+    const { output } = moduleChild(
+      `${trains} run("ip route add 192.0.2.2/32 dev vtep7 mtu 600");
+       const [first, second] = [send(1300), send(1300)];
+       console.log(JSON.stringify([first.sent, first.errors, second, remotes.pathMtu(remote)]));`,
+      ["unshare", "--net"],
+    );
+    const train = { sent: 60, errors: [0], lengths: [14 + 20 + 8 + 65_000, 14 + 20 + 8 + 13_000] };
+    expect(JSON.parse(output)).toEqual([60, [0], train, 600]);
   });
 
   // A train the qdisc cuts for itself, and drops of it what it likes: here each leaves alone.
@@ -734,7 +746,7 @@ describe("in a namespace of its own", () => {
   });
 
   it("a super-frame fails when any of its segments does, in whichever message", () => {
-    // 1,025 segments take two messages' room; only the last, in the second one, fits the path.
+    // 1,025 segments take two messages' room; only the last, in the second one, passes the filter.
     const { output } = moduleChild(
       `import { execFileSync } from "node:child_process";
        import { Batch, HEADROOM } from "./src/batch.ts";
@@ -745,8 +757,10 @@ describe("in a namespace of its own", () => {
        const tap = new NativeTap({ name: "vtep7" });
        const taps = new NativeTaps();
        taps.add(1, tap, () => {});
-       for (const line of ["link set vtep7 mtu 110 up", "address add 192.0.2.1/24 dev vtep7",
+       for (const line of ["link set vtep7 addrgenmode none", "link set vtep7 up", "address add 192.0.2.1/24 dev vtep7",
          "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vtep7"]) execFileSync("ip", line.split(" "));
+       const chain = "chain c { type filter hook output priority 0; udp length > 100 drop; };";
+       execFileSync("nft", ["table ip t { " + chain + " }"]);
        const remotes = new Remotes();
        const remote = remotes.add("192.0.2.2", 4789);
        const udp = new NativeUnderlay({ local4: "192.0.2.1", port: 4789, remotes, largestDatagram: 1500 });
@@ -767,7 +781,7 @@ describe("in a namespace of its own", () => {
        tap.close();`,
       ["unshare", "--net"],
     );
-    expect(JSON.parse(output)).toEqual({ failed: 1, error: EMSGSIZE, arrived: 1 });
+    expect(JSON.parse(output)).toEqual({ failed: 1, error: EPERM, arrived: 1 });
   });
 
   it("does not fragment: what the path does not carry is EMSGSIZE, over both families", () => {

@@ -122,6 +122,7 @@ describe.each([
     afterEach(async () => {
       await endpoints[Symbol.asyncDispose]();
       await lab.setMtu(h2, 1500);
+      await h1.ip("link set eth0 mtu 1500");
       for (const family of ["-4", "-6"]) await h1.run("ip", family, "route", "flush", "cache");
     });
 
@@ -167,6 +168,12 @@ describe.each([
       expect((await status()).paths).toEqual([{ address: remote, mtu: narrow }]);
     });
 
+    test("or the host's own, by as much, TCP goes on", async () => {
+      await h1.ip("link set eth0 mtu 1300");
+      await streams(MB);
+      expect((await status()).paths).toEqual([{ address: remote, mtu: 1300 }]);
+    });
+
     test("and that is a lie, TCP goes on", async () => {
       const [own, told] = family === 4 ? [h1.address, 552] : [h1.address6, 1280];
       await lie(own, remote);
@@ -197,10 +204,13 @@ test("where a router says nothing, --df unset has it fragment, and TCP goes on",
   await widen();
 });
 
-test("what somebody says of a path is no reason to start with a smaller MTU", async () => {
+test("what somebody says of a path is no reason to start with another MTU than that of the route", async () => {
+  const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", h2.address));
+  await h1.ip(`route add ${h2.address} via ${route.gateway} mtu 1400`);
   await lie(h1.address, h2.address);
   await using vtep = await h1.vtep("--vni", "42", "--tap", "t1", "--peer", h2.address).ready();
-  expect((await vtep.status()).networks[0]!.mtu).toBe(1450);
+  expect((await vtep.status()).networks[0]!.mtu).toBe(1350);
+  await h1.ip(`route del ${h2.address}`);
   await widen();
 });
 

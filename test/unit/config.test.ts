@@ -339,6 +339,7 @@ describe("the flags", () => {
       [
         [{ workers: "2" }, "--workers above 1"],
         [{ dscp: "5" }, "--dscp"],
+        [{ df: "unset" }, "--df unset"],
         [{ "source-ports": "5000-6000" }, "--source-ports"],
         [{ "busy-poll": "50" }, "--busy-poll"],
       ] as const
