@@ -3,11 +3,12 @@
  * fan of sockets that send, each from a source port of its own, chosen by the hash of the inner flow
  * (RFC 7348, section 5).
  *
- * The outer header forbids fragmentation, but to remotes whose path is narrow (remotes.ts); a datagram that the path does not carry is EMSGSIZE of its
- * row, and the kernel says what the path does carry: native code writes it to the remote's row. The
- * first datagram of all that is too long for a router on the way is lost without a row to tell: its
- * ICMP message is what the kernel learns from. Asking for such errors (IP_RECVERR) also makes the
- * kernel tell of datagrams that a full qdisc dropped (ENOBUFS). Outer checksums are sent, and zero is accepted over both families (RFC 7348, RFC 6935).
+ * The outer header forbids fragmentation, but to remotes whose path is narrow (remotes.ts); a datagram
+ * that the path does not carry is EMSGSIZE of its row, and the kernel says what the path does carry:
+ * native code writes it to the remote's row. The first datagram of all that is too long for a router on
+ * the way is lost without a row to tell: its ICMP message is what the kernel learns from. Asking for such
+ * errors (IP_RECVERR) also makes the kernel tell of datagrams that a full qdisc dropped (ENOBUFS). Outer
+ * checksums are sent, and zero is accepted over both families (RFC 7348, RFC 6935).
  */
 import { constants } from "node:os";
 import type { Batch } from "../batch.ts";

@@ -160,9 +160,8 @@ function checkMtu(facts: Facts, peer: string): Finding[] {
     ];
   }
   const carries = `the path to ${peer} carries ${path.mtu} bytes`;
-  // Routers of IPv6 do not.
-  const canFragment = addressFamily(peer) === 4 && facts.config.underlay !== "dgram";
   if (path.mtu >= needed) return [{ ...about, severity: "ok", finding: `${carries}; ${needs}` }];
+  const canFragment = addressFamily(peer) === 4 && facts.config.underlay !== "dgram"; // as no router of IPv6 does
   return [
     {
       ...about,

@@ -295,6 +295,21 @@ describe("a path", () => {
   ] as const)("of %d bytes for a TAP of 1450 is %s", (mtu, severity) => {
     expect(path(whole(mtu))[0]?.severity).toBe(severity);
   });
+
+  test("that loses what is longer is no error where that is fragmented, which is named where it can be", () => {
+    const mute: PathFacts = { answers: true, mtu: 1400, narrowedBy: undefined, silently: true };
+    const found = (peer: string, keys: Record<string, string> = {}) => {
+      const { config } = load(undefined, { vni: "42", peers: [peer], ...keys });
+      const routes = new Map([[peer, { device: "eth0", source: "192.0.2.1", mtu: 1500 }]]);
+      const [finding] = of("path-mtu", { config, routes, paths: new Map([[peer, mute]]) });
+      return [finding?.severity, finding?.remedy?.includes("--df unset")];
+    };
+    expect(found("192.0.2.2")).toEqual(["error", true]);
+    expect(found("192.0.2.2", { df: "unset" })).toEqual(["warning", false]);
+    expect(found("192.0.2.2", { underlay: "dgram" })).toEqual(["error", false]);
+    expect(found("2001:db8::2")).toEqual(["error", false]);
+    expect(found("2001:db8::2", { df: "unset" })).toEqual(["error", false]);
+  });
 });
 
 test("features that a device does not offer are not to be switched on", () => {
