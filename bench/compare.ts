@@ -268,7 +268,8 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
       const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
       const of = { mode, round, subject: subject.name };
       progress(`${where}: starting`);
-      try {
+      // A function of its own: in a loop esbuild has `using` throw again what an earlier turn has thrown.
+      const measure = async () => {
         await using tunnel = await started(subject, lab, near, far);
         result.tunnels[subject.name] = tunnel.description;
         for (const measurement of chosen.measurements) {
@@ -276,6 +277,9 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
           const scene = { near, far, ...tunnel, seconds: chosen.seconds };
           trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
         }
+      };
+      try {
+        await measure();
       } catch (error) {
         note(`${where} could not be measured: ${(error as Error).message}`);
         // The others' rounds stay paired.

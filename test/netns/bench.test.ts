@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -28,6 +28,8 @@ let json: {
 let page: string;
 const interrupted = { file: join(folder, "interrupted.json"), stdout: "", closed: [] as unknown[] };
 
+const broken = { stderr: "" };
+
 const running: ChildProcess[] = [];
 afterAll(() => {
   for (const { pid, exitCode } of running) if (exitCode === null) process.kill(-pid!, "SIGTERM");
@@ -35,9 +37,10 @@ afterAll(() => {
 
 /** Starts it with native, for as short as it can be. */
 function bench(...options: string[]) {
-  const few = ["--tunnel", "native", "--mode", "wire", "--seconds", "0.1", "--no-profile"];
+  const few = ["--mode", "wire", "--seconds", "0.1", "--no-profile", "--tunnel", "native"];
   const args = ["run", "bench", "--", ...few, ...options];
-  const npm = spawn("npm", args, { cwd: ROOT, stdio: "pipe", detached: true });
+  const env = { ...process.env, PATH: `${folder}:${process.env.PATH}` };
+  const npm = spawn("npm", args, { cwd: ROOT, env, stdio: "pipe", detached: true });
   npm.stdin.end();
   running.push(npm);
   return { npm, closed: once(npm, "close"), stdout: text(npm.stdout) };
@@ -60,8 +63,16 @@ async function interruptedRun(): Promise<void> {
   interrupted.stdout = await stdout;
 }
 
-// At once, as nobody judges their figures: one after the other they take 5 s more.
-beforeAll(() => Promise.all([wholeRun(), interruptedRun()]), 60_000);
+/** With a tunnel that cannot be started. */
+async function brokenRun(): Promise<void> {
+  writeFileSync(join(folder, "fastd"), "#!/bin/sh\nexit 1\n", { mode: 0o755 });
+  const { npm, closed } = bench("fastd", "--pairs", "2", "--measure", "footprint");
+  broken.stderr = await text(npm.stderr);
+  expect(await closed, broken.stderr).toEqual([0, null]);
+}
+
+// At once, as nobody judges their figures: one after the other they take 10 s more.
+beforeAll(() => Promise.all([wholeRun(), interruptedRun(), brokenRun()]), 60_000);
 
 /** What is between the tags of that name, without other tags. */
 function inside(tag: string, html: string): string[] {
@@ -146,6 +157,11 @@ describe("the page", () => {
   test("loads nothing from elsewhere", () => {
     expect(page).not.toMatch(/https?:|url\(|@import|\ssrc\s*=|<(script|link|img|iframe)\b/i);
   });
+});
+
+test("a tunnel that does not work leaves a gap, and no other does", () => {
+  const gaps = broken.stderr.match(/^.*(?= could not be measured: )/gm);
+  expect(gaps).toEqual([1, 2].map((round) => `wire mode, round ${round}/2, fastd`));
 });
 
 test("Ctrl-C in the second round has the first one shown and written", () => {
