@@ -179,16 +179,16 @@ test("a thread polls busily while its core is idle, and sleeps beside who works 
     .vtepBy(["taskset", ...only], ...args, "--busy-poll", "1000000")
     .ready();
   await reach(near, far.address);
-  const count = 40;
-  const slept = async () => {
+  // Of few pings, while it polls: for 0.3 s after the machine's host has taken the core it does not.
+  const slept = async (count: number) => {
     const before = sleeps(vtep.pid);
     expect((await ping(near, far.address, { count, intervalMs: 50 })).received).toBe(count);
     return sleeps(vtep.pid) - before;
   };
-  await until("it polls", async () => (await slept()) < 0.75 * count, 20_000);
+  await until("it polls", async () => (await slept(10)) < 0.75 * 10, 20_000);
   const works = near.spawn("taskset", ...only, "sh", "-c", "while :; do :; done");
   try {
-    expect(await slept()).toBeGreaterThan(0.75 * count);
+    expect(await slept(40)).toBeGreaterThan(0.75 * 40);
   } finally {
     works.kill("SIGKILL");
     await once(works, "close");
