@@ -270,7 +270,7 @@ export class Dataplane {
         return this.#counters.add(network.index, Counter.otherVlan, 1);
       }
       this.#batch.removeTag(row);
-      if (ethernet.isTag(ethernet.etherType(view, inOffset[row]! + ethernet.HEADER))) {
+      if (ethernet.isTagged(view, inOffset[row]!)) {
         return this.#drop(network.index, Drop.VLAN_TAGGED);
       }
     }
@@ -498,7 +498,7 @@ export class Dataplane {
       return this.#refuse(network.index, Drop.PKT_TOO_SMALL);
     }
     const frame = offset + vxlan.HEADER;
-    if (network.vlan !== 0 && ethernet.isTag(ethernet.etherType(view, frame + ethernet.HEADER))) {
+    if (network.vlan !== 0 && ethernet.isTagged(view, frame)) {
       return this.#refuse(network.index, Drop.VLAN_TAGGED);
     }
     const source = frame + ethernet.SOURCE;

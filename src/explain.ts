@@ -149,7 +149,7 @@ function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation
     frame = Uint8Array.from(frame);
     ethernet.removeTag(viewOf(frame), 0);
     frame = frame.subarray(ethernet.TAG);
-    if (ethernet.isTag(ethernet.etherType(viewOf(frame), ethernet.HEADER))) {
+    if (ethernet.isTagged(viewOf(frame), 0)) {
       steps.push("It has a second tag, which would lead into another VLAN elsewhere.");
       return done(dropped("VLAN_TAGGED"));
     }
@@ -243,7 +243,7 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
     steps.push(`It has ${frame.length} bytes, and an Ethernet header has ${ethernet.HEADER}.`);
     return done(dropped("PKT_TOO_SMALL"));
   }
-  if (network.vlan !== 0 && ethernet.isTag(ethernet.etherType(viewOf(frame), ethernet.HEADER))) {
+  if (network.vlan !== 0 && ethernet.isTagged(viewOf(frame), 0)) {
     steps.push(`It has a VLAN tag, and this network is VLAN ${network.vlan} itself.`);
     return done(dropped("VLAN_TAGGED"));
   }

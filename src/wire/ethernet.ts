@@ -91,6 +91,11 @@ export function etherType(view: DataView, network: number): number {
   return view.getUint16(network - 2);
 }
 
+/** Whether a frame, of HEADER bytes at least, has a VLAN tag of either kind. */
+export function isTagged(view: DataView, frame: number): boolean {
+  return isTag(etherType(view, frame + HEADER));
+}
+
 /** The VLAN of a frame with a customer tag (IEEE 802.1Q), 0 where it has none, or only a priority. */
 export function vlan(view: DataView, frame: number, length: number): number {
   if (length < HEADER + TAG || etherType(view, frame + HEADER) !== ETHERTYPE_VLAN) return 0;
