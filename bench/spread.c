@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <errno.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <net/if.h>
@@ -107,6 +108,11 @@ int main(int count, char **words) {
 		} else {
 			struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = interface[network]};
 			n = sendto(fd, frame, FRAME, 0, (void *)&to, sizeof to);
+		}
+		if (n < 0 && errno == ENOBUFS) {
+			sent--; // the TAP was full
+			sleep_until(now() + BURST / rate);
+			continue;
 		}
 		if (n < 0) err(1, "sendto");
 	}
