@@ -107,6 +107,19 @@ describe("how a thread works", () => {
     expect(first.counters.get(0, Work.segments)).toBe(3);
     expect(first.counters.get(0, Work.encapRows)).toBe(2);
   });
+
+  it("counts one segment of a super-frame that is refused for how many it would make", () => {
+    const segmentsOf = (datagrams: number) => {
+      const [first] = new World().mesh(2) as [Host];
+      const payload = ports(1000, 2000, 4 + datagrams);
+      const whole = ethernetFrame({ type: 0x0800, payload: ipv4Packet({ protocol: 17, payload }) });
+      first.tap().transmit(whole, { gsoType: VNET_GSO_UDP_L4, gsoSize: 1, hdrLen: 42 });
+      first.dataplane.encap();
+      return first.counters.get(0, Work.segments);
+    };
+    expect(segmentsOf(8192)).toBe(8192);
+    expect(segmentsOf(8193)).toBe(1);
+  });
 });
 
 describe("several forwarding threads", () => {
