@@ -18,7 +18,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
-import { type Attachment, attachmentOf, attachmentsAmong, stableMac } from "./attachments.ts";
+import { type Attachment, attachmentOf, attachmentsAmong } from "./attachments.ts";
 import { Captures } from "./captures.ts";
 import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
@@ -28,7 +28,7 @@ import { different, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
 import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
-import { GATEWAY_MAC, Gateways } from "./gateways.ts";
+import { Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
   adjustTap,
@@ -52,6 +52,7 @@ import {
   surveyEdited,
   tellOfEdits,
 } from "./keeping.ts";
+import { isAnew, type Live, LiveNetworks } from "./live.ts";
 import type { Metrics } from "./metrics.ts";
 import type {
   AgentEvent,
@@ -85,12 +86,6 @@ import { type Thread, Workers } from "./workers.ts";
 const LARGEST_FDB = 2 ** 21;
 /** At least so many, for networks that are added while it runs. */
 const SMALLEST_FDB = 2 ** 18;
-/**
- * Of so many networks a thread that is the only one has more queues of the TAP, so many each: no flow is to wait behind
- * the one that streams, but each takes a descriptor, and memory of the kernel's.
- */
-const NETWORKS_WITH_QUEUES = 16;
-const FURTHER_QUEUES = 15;
 /** Where a process may have fewer descriptors, none is for what it can do without. */
 const MANY_DESCRIPTORS = 4096;
 /** How often is looked whether what was attached is there still: nobody says so when a container dies. */
@@ -108,13 +103,6 @@ const DROP_REPORT_MS = 10_000;
 const DROP_LINES = 20;
 /** Rows of each network's FDB in a report; more are counted only. */
 const REPORT_ROWS = 1000;
-
-/** A network that is forwarded. */
-interface Live {
-  readonly config: NetworkConfig;
-  readonly plan: NetworkPlan;
-  readonly link: TapLink;
-}
 
 /** What was done, last first, and how to take it back. */
 class Undo {
@@ -168,7 +156,7 @@ export class Agent implements Operations {
   readonly #log: Logger;
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
-  readonly #live = new Map<string, Live>();
+  readonly #live: LiveNetworks;
   /** The FDB's entries for what is attached here, as of the last look. */
   #attached: ReadonlyMap<string, Pick<FdbRow, "macHigh" | "macLow"> & { readonly index: number }> =
     new Map();
@@ -186,8 +174,6 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   #remembering: NodeJS.Timeout | undefined;
   readonly #queues: ParkedQueues;
-  /** Of a TAP, if its network is one of the first. */
-  readonly #furtherQueues: number;
   #opened: Started | undefined;
   readonly #captures: Captures;
   #readyAt = 0;
@@ -273,10 +259,10 @@ export class Agent implements Operations {
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
-    this.#furtherQueues = canHaveQueues ? FURTHER_QUEUES : 0;
+    this.#live = new LiveNetworks(endpoint, this.#remotes, canHaveQueues);
     for (const [at, network] of config.networks.entries()) {
-      const live = this.#liven(network, at + 1, found.mtus[at]!, endpoint);
-      this.#live.set(network.name, live);
+      const live = this.#live.planned(network, at + 1, found.mtus[at]!);
+      this.#live.put(live);
       const { tap } = network;
       if (tapDescriptor(tap, 0) in before.kept && !found.links.has(tap)) {
         this.#direct.set(at + 1, before.snapshot?.direct[tap] ?? "");
@@ -284,15 +270,15 @@ export class Agent implements Operations {
       this.#enterStatic(live);
       this.#enterLearned(live, before.snapshot);
     }
-    this.#plan = { ...endpoint, networks: [...this.#live.values()].map(({ plan }) => plan) };
+    this.#plan = { ...endpoint, networks: this.#live.plans() };
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
-    this.#captures = new Captures(this.#workers, () => this.#rows());
+    this.#captures = new Captures(this.#workers, () => this.#live.rows());
     this.#watch = new Watch({
       fdb: this.#fdb,
       counters: this.#counters,
       traffic: this.#traffic,
       remotes: this.#remotes,
-      networks: () => this.#rows(),
+      networks: () => this.#live.rows(),
     });
     this.#undo.push(() => this.#watch.stop());
     this.lost = this.#workers.lost;
@@ -314,7 +300,7 @@ export class Agent implements Operations {
       drops: this.#counters.drops(0),
       refused: this.#counters.get(0, Counter.refused),
       paths: this.#remotes.paths(),
-      networks: [...this.#live.values()].map(({ config, plan }): NetworkStatus => {
+      networks: [...this.#live].map(({ config, plan }): NetworkStatus => {
         const { vni, index, tap, mac, mtu, flood } = plan;
         return {
           name: config.name,
@@ -341,7 +327,7 @@ export class Agent implements Operations {
 
   *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
     const now = monotonicSeconds();
-    const names = this.#names();
+    const names = this.#live.names();
     for (const row of this.#fdb.rows()) {
       const name = names.get(row.network);
       if (name === undefined || (network !== undefined && name !== network)) continue;
@@ -415,7 +401,8 @@ export class Agent implements Operations {
 
   flushFdb({ network, mac, remote }: FdbFilter): Promise<number> {
     return this.#asked(async () => {
-      const { index } = network === undefined ? { index: undefined } : this.#named(network).plan;
+      const { index } =
+        network === undefined ? { index: undefined } : this.#live.named(network).plan;
       const entries = this.#fdb.clear(
         (row) =>
           row.origin === LEARNED &&
@@ -440,7 +427,7 @@ export class Agent implements Operations {
 
   /** Nobody else can have the MAC of what is attached here. */
   #noteAttached(links: Survey["links"]): Attachment[] {
-    const rows = this.#rows();
+    const rows = this.#live.rows();
     for (const { index, tap } of rows) {
       const link = links.get(tap);
       if (link === undefined) continue; // it is in its container
@@ -459,7 +446,7 @@ export class Agent implements Operations {
     const before = this.#attached;
     this.#attached = new Map(
       attached.map(({ network, mac }) => {
-        const { index } = this.#named(network).plan;
+        const { index } = this.#live.named(network).plan;
         return [`${index} ${mac}`, { index, ...keyOf(mac) }];
       }),
     );
@@ -475,9 +462,9 @@ export class Agent implements Operations {
   reload(config: Config): Promise<Changes> {
     return this.#asked(async () => {
       const before = this.#config.networks;
-      const renamed = this.#rename(config.networks);
+      const renamed = this.#live.rename(config.networks);
       const wanted = new Set(config.networks.map(({ name }) => name));
-      const removed = [...this.#live.keys()].filter((name) => !wanted.has(name));
+      const removed = [...this.#live.names().values()].filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
         return !isDeepStrictEqual(this.#live.get(network.name)?.config, network);
       });
@@ -485,7 +472,7 @@ export class Agent implements Operations {
       const added = names.filter((name) => !this.#live.has(name));
       const changed = [...new Set([...renamed, ...names.filter((name) => this.#live.has(name))])];
       await this.#apply(different, removed).catch((error: unknown) => {
-        this.#rename(before);
+        this.#live.rename(before);
         throw error;
       });
       this.#configured = config.networks;
@@ -501,24 +488,6 @@ export class Agent implements Operations {
       this.#watch.tell({ event: "reloaded", changes });
       return changes;
     });
-  }
-
-  /**
-   * A network that has only another name is the same network. Nothing but that is changed here; returns the
-   * new names.
-   */
-  #rename(networks: readonly NetworkConfig[]): string[] {
-    const renamed: string[] = [];
-    const names = new Set(networks.map(({ name }) => name));
-    for (const [name, live] of [...this.#live]) {
-      if (names.has(name)) continue;
-      const same = networks.find((network) => !isAnew(live.config, network));
-      if (same === undefined || this.#live.has(same.name)) continue;
-      this.#live.delete(name);
-      this.#live.set(same.name, { ...live, config: { ...live.config, name: same.name } });
-      renamed.push(same.name);
-    }
-    return renamed;
   }
 
   setLogLevel(level: Config["logLevel"]): void {
@@ -545,7 +514,7 @@ export class Agent implements Operations {
       traffic: this.#traffic,
       fdb: this.#fdb,
       remotes: this.#remotes,
-      networks: () => this.#rows(),
+      networks: () => this.#live.rows(),
       underlay: () => this.#opened?.underlay ?? this.#plan.underlay,
       offloads: () => ({ wanted: this.#plan.offloads, inUse: this.#offloads }),
       busySeconds: () => this.#workers.busySeconds(),
@@ -553,7 +522,7 @@ export class Agent implements Operations {
   }
 
   explain(name: string, question: Question): Explanation {
-    const { plan } = this.#named(name);
+    const { plan } = this.#live.named(name);
     const may = new Set([...plan.flood, ...plan.allowed]);
     const scene = {
       fdb: this.#fdb,
@@ -567,7 +536,7 @@ export class Agent implements Operations {
 
   async capture(wanted: CaptureFilter): Promise<CaptureStream> {
     const { network, mac, remote, snaplen } = wanted;
-    const plan = network === undefined ? undefined : this.#named(network).plan;
+    const plan = network === undefined ? undefined : this.#live.named(network).plan;
     const filter = {
       vni: plan?.vni,
       mac: mac === undefined ? undefined : macOf(mac),
@@ -605,7 +574,7 @@ export class Agent implements Operations {
   report() {
     const status = this.status();
     const rows = new Map(status.networks.map(({ name }) => [name, [] as FdbEntryStatus[]]));
-    const names = this.#names();
+    const names = this.#live.names();
     const now = monotonicSeconds();
     for (const row of this.#fdb.rows()) {
       const name = names.get(row.network)!;
@@ -650,7 +619,7 @@ export class Agent implements Operations {
       entries.push([mac, destination, ageSeconds!]);
       learned.set(network, entries);
     }
-    const networks = [...this.#live.values()].map(({ config: { name, vni } }) => {
+    const networks = [...this.#live].map(({ config: { name, vni } }) => {
       return { name, vni, learned: learned.get(name) ?? [] };
     });
     try {
@@ -660,7 +629,7 @@ export class Agent implements Operations {
         queues: this.#queues.lengths,
         gateways: this.#gateways.traces,
         direct: Object.fromEntries(
-          this.#rows().flatMap(({ index, tap }) => {
+          this.#live.rows().flatMap(({ index, tap }) => {
             const alias = this.#direct.get(index);
             return alias === undefined ? [] : [[tap, alias] as const];
           }),
@@ -674,7 +643,7 @@ export class Agent implements Operations {
 
   /** How frames are forwarded, for the first moments of the next agent. */
   #leavePlan(): void {
-    const plan = { ...this.#plan, networks: [...this.#live.values()].map(({ plan }) => plan) };
+    const plan = { ...this.#plan, networks: this.#live.plans() };
     this.#leave((directory) => writePlan(directory, plan, this.#remotes, this.#fdb.rows()));
   }
 
@@ -723,7 +692,7 @@ export class Agent implements Operations {
     this.#undo.push(() => this.#leavePlan());
     this.#undo.push(() => this.#remember());
     this.#undo.push(() =>
-      this.#removeBridges([...this.#bridges], stays ? this.#tapNames() : undefined),
+      this.#removeBridges([...this.#bridges], stays ? this.#live.taps() : undefined),
     );
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
@@ -750,7 +719,7 @@ export class Agent implements Operations {
       await bringUp(this.#links());
       await this.#route(found.links);
     }
-    if (stays) this.#undo.push(() => this.#queues.lengthen(this.#tapNames()));
+    if (stays) this.#undo.push(() => this.#queues.lengthen(this.#live.taps()));
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
     const forwarded = interim?.end();
@@ -780,16 +749,15 @@ export class Agent implements Operations {
   }
 
   async #restoreQueues(): Promise<void> {
-    await this.#queues.restore(this.#tapNames()).catch(({ message }: Error) => {
+    await this.#queues.restore(this.#live.taps()).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "the queues of the TAPs stay long");
     });
   }
 
   /** The gateways as the configuration has them. */
   async #route(links: Survey["links"]): Promise<void> {
-    const networks = [...this.#live.values()].map(({ config }) => config);
     const wasIdle = this.#gateways.isIdle;
-    await this.#gateways.set(networks, links, this.#noteAttached(links));
+    await this.#gateways.set(this.#live.configs(), links, this.#noteAttached(links));
     if (!wasIdle || !this.#gateways.isIdle) this.#remember();
   }
 
@@ -799,7 +767,7 @@ export class Agent implements Operations {
     const links = await linksByName();
     const stays =
       this.#keeping !== undefined &&
-      this.#rows().some(({ hasGateway, bridge }) => {
+      this.#live.rows().some(({ hasGateway, bridge }) => {
         return hasGateway && links.has(bridge!);
       });
     if (!stays) await this.#gateways.set([], links, []);
@@ -817,7 +785,7 @@ export class Agent implements Operations {
   /** Those that may have many queues; with one there is little to be spared. */
   async #unqueue(links: readonly TapLink[]): Promise<void> {
     const several = new Set<string>();
-    for (const { plan } of this.#live.values()) {
+    for (const { plan } of this.#live) {
       if (this.#plan.workers > 1 || plan.furtherQueues > 0) several.add(plan.tap);
     }
     const names = links.map(({ name }) => name).filter((name) => several.has(name));
@@ -830,7 +798,7 @@ export class Agent implements Operations {
 
   /** Those that are on this host. */
   #links(): TapLink[] {
-    const here = [...this.#live.values()].filter(({ plan }) => !this.#direct.has(plan.index));
+    const here = [...this.#live].filter(({ plan }) => !this.#direct.has(plan.index));
     return here.map(({ link }) => link);
   }
 
@@ -838,7 +806,7 @@ export class Agent implements Operations {
   async #findDirect(): Promise<void> {
     if (this.#direct.size === 0) return;
     const links = await linksByName();
-    for (const { index, tap } of this.#rows()) if (links.has(tap)) this.#direct.delete(index);
+    for (const { index, tap } of this.#live.rows()) if (links.has(tap)) this.#direct.delete(index);
   }
 
   async #open(): Promise<void> {
@@ -880,10 +848,6 @@ export class Agent implements Operations {
     }
   }
 
-  #tapNames(): Set<string> {
-    return new Set([...this.#live.values()].map(({ plan }) => plan.tap));
-  }
-
   // changing
 
   /** One after the other; a change that was refused keeps nobody waiting. */
@@ -903,7 +867,7 @@ export class Agent implements Operations {
 
   #edit(name: string, change: (config: NetworkConfig) => NetworkConfig): Promise<void> {
     return this.#asked(async () => {
-      const before = this.#named(name).config;
+      const before = this.#live.named(name).config;
       const after = change(before);
       if (after === before) return;
       await this.#apply([after], []);
@@ -912,23 +876,16 @@ export class Agent implements Operations {
     });
   }
 
-  #named(name: string): Live {
-    const live = this.#live.get(name);
-    if (live !== undefined) return live;
-    const known = [...this.#live.keys()].join(", ");
-    throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
-  }
-
   /** Makes networks be as they are given, and others not be; all of it, or nothing and throws. */
   async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
     const config = { ...this.#config, networks };
-    const found = networks.length === 0 ? undefined : await survey(config, this.#tapNames());
+    const found = networks.length === 0 ? undefined : await survey(config, this.#live.taps());
     this.#check(networks, removed, found);
     this.#leave(forgetPlan); // until it is as it says again
     const undo = new Undo();
     undo.push(async () => this.#route(await linksByName())); // for the networks as they were
     try {
-      for (const name of removed) await this.#remove(this.#named(name), undo);
+      for (const name of removed) await this.#remove(this.#live.named(name), undo);
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
       for (const network of networks) {
         const before = this.#live.get(network.name);
@@ -948,10 +905,7 @@ export class Agent implements Operations {
       await this.#removeUnusedBridges();
       this.#leavePlan();
     }
-    this.#config = {
-      ...this.#config,
-      networks: [...this.#live.values()].map((live) => live.config),
-    };
+    this.#config = { ...this.#config, networks: this.#live.configs() };
   }
 
   /** What the sockets that are open cannot do, and what two networks cannot both have. */
@@ -969,8 +923,8 @@ export class Agent implements Operations {
         `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
       );
     }
-    const stay = [...this.#live.values()]
-      .map(({ config }) => config)
+    const stay = this.#live
+      .configs()
       .filter(({ name }) => !removed.includes(name) && !networks.some((put) => put.name === name));
     for (const [at, network] of networks.entries()) {
       for (const other of [...stay, ...networks.slice(0, at)]) {
@@ -1006,17 +960,17 @@ export class Agent implements Operations {
   async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const before = this.#live.get(config.name);
     if (before === undefined) return this.#add(config, mtu, undo);
-    const after = this.#liven(config, before.plan.index, mtu, this.#plan);
+    const after = this.#live.planned(config, before.plan.index, mtu);
     undo.push(() => this.#change(after, before));
     return this.#change(before, after);
   }
 
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
-    const live = this.#liven(config, this.#freeIndex(), mtu, this.#plan);
+    const live = this.#live.planned(config, this.#live.freeIndex(), mtu);
     this.#counters.clear(live.plan.index);
     this.#logged.forget(live.plan.index);
     this.#watch.forget(live.plan.index);
-    this.#live.set(config.name, live);
+    this.#live.put(live);
     undo.push(() => this.#takeOut(live));
     this.#enterStatic(live);
     await this.#workers.add(live.plan);
@@ -1037,12 +991,12 @@ export class Agent implements Operations {
     this.#direct.delete(plan.index);
     this.#watch.readJournal();
     this.#fdb.clear(({ network }) => network === plan.index);
-    this.#live.delete(config.name);
+    this.#live.remove(config.name);
   }
 
   async #change(before: Live, after: Live): Promise<void> {
     const { index } = after.plan;
-    this.#live.set(after.config.name, after);
+    this.#live.put(after);
     this.#enterStatic(after);
     await this.#workers.change(after.plan);
     const { allowed, flood } = after.plan;
@@ -1071,7 +1025,7 @@ export class Agent implements Operations {
    * on. Where that cannot be, forwarding has broken down.
    */
   #renew(index: number, { message }: VtepError): void {
-    const lost = [...this.#live.values()].find(({ plan }) => plan.index === index);
+    const lost = [...this.#live].find(({ plan }) => plan.index === index);
     if (lost === undefined || this.isStopping) return; // it was removed here
     if (this.#renewing.has(lost)) return; // another thread has told of it
     this.#renewing.add(lost);
@@ -1093,52 +1047,9 @@ export class Agent implements Operations {
   }
 
   async #removeUnusedBridges(): Promise<void> {
-    const used = new Set([...this.#live.values()].map(({ link }) => link.bridge));
+    const used = new Set([...this.#live].map(({ link }) => link.bridge));
     const idle = [...this.#bridges].filter((bridge) => !used.has(bridge));
     if (idle.length > 0) await this.#removeBridges(idle);
-  }
-
-  #freeIndex(): number {
-    const used = new Set([...this.#live.values()].map(({ plan }) => plan.index));
-    for (let index = 1; index < NETWORKS; index++) if (!used.has(index)) return index;
-    throw new VtepError("CONFLICT", `there are ${NETWORKS - 1} networks, and no more can be had`);
-  }
-
-  /** A network as it is to be, its remotes entered; its FDB is left alone. */
-  #liven(
-    config: NetworkConfig,
-    index: number,
-    mtu: number,
-    { local4, local6, port }: Pick<Plan, "local4" | "local6" | "port">,
-  ): Live {
-    const flood = new Set<number>();
-    const allowed = new Set<number>();
-    writeStaticRoutes(config, {
-      addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
-      setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
-    });
-    const { vni, tap, bridge, vlan = 0, clampMss, ageSeconds } = config;
-    const hasGateway = config.gateway.length > 0;
-    // The TAP's address stays the same over restarts of this VTEP. A gateway's is nobody else's, so that
-    // its frames are known by it.
-    const mac = hasGateway ? macOf(GATEWAY_MAC) : stableMac(`${local4 ?? local6} ${vni}`);
-    const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
-    const remotes = { flood: [...flood], allowed: [...allowed] };
-    const furtherQueues = index <= NETWORKS_WITH_QUEUES ? this.#furtherQueues : 0;
-    const plan = {
-      vni,
-      index,
-      tap,
-      furtherQueues,
-      mac,
-      hasGateway,
-      vlan,
-      mtu,
-      clampMss,
-      ageSeconds,
-      ...remotes,
-    };
-    return { config, link, plan };
   }
 
   /** The FDB's part of a network's configuration. */
@@ -1172,7 +1083,7 @@ export class Agent implements Operations {
   /** What was seen during a restart, which is newer than what was learned before. */
   #enterSeen(interim: Interim): void {
     const learned = interim.learned();
-    for (const { plan } of this.#live.values()) {
+    for (const { plan } of this.#live) {
       const seen = learned.get(plan.vni);
       if (seen === undefined) continue;
       const known = this.#known(plan);
@@ -1195,15 +1106,6 @@ export class Agent implements Operations {
   }
 
   // telling
-
-  /** Each network with its row in the FDB and the counters. */
-  #rows() {
-    return [...this.#live.values()].map(({ config, plan }) => ({ ...config, ...plan }));
-  }
-
-  #names(): Map<number, string> {
-    return new Map(this.#rows().map(({ index, name }) => [index, name]));
-  }
 
   #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
     return {
@@ -1231,7 +1133,7 @@ export class Agent implements Operations {
 
   /** Logs what was dropped since the last report, a line a network, and one for those beyond. */
   #reportDrops(): void {
-    const grown = [...this.#logged.since(this.#counters, this.#rows())];
+    const grown = [...this.#logged.since(this.#counters, this.#live.rows())];
     for (const { network, drops } of grown.slice(0, DROP_LINES)) {
       const stranger =
         network === undefined || drops.VXLAN_REMOTE_NOT_ALLOWED === undefined
@@ -1278,12 +1180,6 @@ function macOf(text: string): { high: number; low: number } {
   const mac = parseMac(text);
   if (mac !== undefined) return mac;
   throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
-}
-
-/** Whether a network has to be removed and added for what is different. */
-function isAnew(before: NetworkConfig, after: NetworkConfig): boolean {
-  const gateways = [before, after].map(({ gateway }) => gateway.length > 0); // they have another MAC
-  return before.vni !== after.vni || before.tap !== after.tap || gateways[0] !== gateways[1];
 }
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {

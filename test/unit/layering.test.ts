@@ -39,6 +39,8 @@ const LAYERS: readonly Layer[] = [
     mutual: true,
     outside: ANYTHING,
   },
+  // What the agent is made of: none of it knows the agent, nor its threads.
+  { name: "agent's parts", files: /^live\.ts$/, mutual: true, outside: NOTHING },
   { name: "rehearsal", files: /^rehearsal\.ts$/, mutual: false, outside: NOTHING },
   { name: "interim", files: /^interim\.ts$/, mutual: false, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
@@ -83,10 +85,13 @@ const LAYERS: readonly Layer[] = [
 /** Those that lie side by side: neither is above the other. */
 const SIDE_BY_SIDE = [
   ["API", "agent"],
+  ["API", "agent's parts"],
   ["examination", "API"],
   ["examination", "agent"],
+  ["examination", "agent's parts"],
   ["diagnosis", "API"],
   ["diagnosis", "agent"],
+  ["diagnosis", "agent's parts"],
   ["control planes", "devices"],
   ["control planes", "native addon"],
   ["control planes", "dataplane"],

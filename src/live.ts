@@ -1,0 +1,161 @@
+/**
+ * The networks of a running agent by name: which there are now, and what the configuration of one becomes.
+ * Here they are only known: the agent makes them and takes them out.
+ */
+import { stableMac } from "./attachments.ts";
+import type { NetworkConfig } from "./config.ts";
+import { writeStaticRoutes } from "./control/static.ts";
+import { VtepError } from "./errors.ts";
+import { NETWORKS } from "./fdb.ts";
+import { GATEWAY_MAC } from "./gateways.ts";
+import type { TapLink } from "./host.ts";
+import type { Remotes } from "./remotes.ts";
+import type { NetworkPlan, Plan } from "./vtep.ts";
+import { formatMac, parseMac } from "./wire/ethernet.ts";
+
+/**
+ * Of so many networks a thread that is the only one has more queues of the TAP, so many each: no flow is to wait behind
+ * the one that streams, but each takes a descriptor, and memory of the kernel's.
+ */
+const NETWORKS_WITH_QUEUES = 16;
+const FURTHER_QUEUES = 15;
+
+/** A network that is forwarded. */
+export interface Live {
+  readonly config: NetworkConfig;
+  readonly plan: NetworkPlan;
+  readonly link: TapLink;
+}
+
+export class LiveNetworks implements Iterable<Live> {
+  readonly #byName = new Map<string, Live>();
+  readonly #remotes: Remotes;
+  readonly #endpoint: Pick<Plan, "local4" | "local6" | "port">;
+  readonly #furtherQueues: number;
+
+  /** `hasQueues`: whether there are descriptors and time for further queues of TAPs. */
+  constructor(
+    endpoint: Pick<Plan, "local4" | "local6" | "port">,
+    remotes: Remotes,
+    hasQueues: boolean,
+  ) {
+    this.#endpoint = endpoint;
+    this.#remotes = remotes;
+    this.#furtherQueues = hasQueues ? FURTHER_QUEUES : 0;
+  }
+
+  [Symbol.iterator](): Iterator<Live> {
+    return this.#byName.values();
+  }
+
+  has(name: string): boolean {
+    return this.#byName.has(name);
+  }
+
+  get(name: string): Live | undefined {
+    return this.#byName.get(name);
+  }
+
+  /** Throws VtepError NOT_FOUND. */
+  named(name: string): Live {
+    const live = this.#byName.get(name);
+    if (live !== undefined) return live;
+    const known = [...this.#byName.keys()].join(", ");
+    throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
+  }
+
+  configs(): NetworkConfig[] {
+    return [...this].map(({ config }) => config);
+  }
+
+  plans(): NetworkPlan[] {
+    return [...this].map(({ plan }) => plan);
+  }
+
+  /** Each with its row in the FDB and the counters; where a plan says more than what is configured, as planned. */
+  rows() {
+    return [...this].map(({ config, plan }) => ({ ...config, ...plan }));
+  }
+
+  /** By their rows. */
+  names(): Map<number, string> {
+    return new Map([...this].map(({ config, plan }) => [plan.index, config.name]));
+  }
+
+  taps(): Set<string> {
+    return new Set([...this].map(({ plan }) => plan.tap));
+  }
+
+  /** A row that no network has. Throws VtepError CONFLICT where each has one. */
+  freeIndex(): number {
+    const used = new Set([...this].map(({ plan }) => plan.index));
+    for (let index = 1; index < NETWORKS; index++) if (!used.has(index)) return index;
+    throw new VtepError("CONFLICT", `there are ${NETWORKS - 1} networks, and no more can be had`);
+  }
+
+  /** A network as it is to be, its remotes entered; neither the FDB has heard of it, nor is it one of these. */
+  planned(config: NetworkConfig, index: number, mtu: number): Live {
+    const { local4, local6, port } = this.#endpoint;
+    const flood = new Set<number>();
+    const allowed = new Set<number>();
+    writeStaticRoutes(config, {
+      addToFlood: (address) => flood.add(this.#remotes.add(address, port)),
+      setStatic: (_high, _low, address) => allowed.add(this.#remotes.add(address, port)),
+    });
+    const { vni, tap, bridge, vlan = 0, clampMss, ageSeconds } = config;
+    const hasGateway = config.gateway.length > 0;
+    // The TAP's address stays the same over restarts of this VTEP. A gateway's is nobody else's, so that
+    // its frames are known by it.
+    const mac = hasGateway ? parseMac(GATEWAY_MAC)! : stableMac(`${local4 ?? local6} ${vni}`);
+    const link = { name: tap, mac: formatMac(mac.high, mac.low), mtu, bridge };
+    const remotes = { flood: [...flood], allowed: [...allowed] };
+    const furtherQueues = index <= NETWORKS_WITH_QUEUES ? this.#furtherQueues : 0;
+    const plan = {
+      vni,
+      index,
+      tap,
+      furtherQueues,
+      mac,
+      hasGateway,
+      vlan,
+      mtu,
+      clampMss,
+      ageSeconds,
+      ...remotes,
+    };
+    return { config, link, plan };
+  }
+
+  /** From now on it is one of these, in place of another of its name. */
+  put(live: Live): void {
+    this.#byName.set(live.config.name, live);
+  }
+
+  remove(name: string): void {
+    this.#byName.delete(name);
+  }
+
+  /**
+   * A network that has only another name is the same network. Nothing but that is changed; returns the
+   * new names.
+   */
+  rename(networks: readonly NetworkConfig[]): string[] {
+    const renamed: string[] = [];
+    const names = new Set(networks.map(({ name }) => name));
+    for (const [name, live] of [...this.#byName]) {
+      if (names.has(name)) continue;
+      const same = networks.find((network) => !isAnew(live.config, network));
+      if (same === undefined || this.has(same.name)) continue;
+      this.remove(name);
+      this.put({ ...live, config: { ...live.config, name: same.name } });
+      renamed.push(same.name);
+    }
+    return renamed;
+  }
+}
+
+/** Whether a network has to be removed and added for what is different. */
+export function isAnew(before: NetworkConfig, after: NetworkConfig): boolean {
+  const gateways = [before, after].map(({ gateway }) => gateway.length > 0); // they have another MAC
+  return before.vni !== after.vni || before.tap !== after.tap || gateways[0] !== gateways[1];
+}
