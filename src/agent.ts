@@ -21,13 +21,13 @@ import { formatRange } from "./addresses.ts";
 import { type Attachment, attachmentOf, attachmentsAmong } from "./attachments.ts";
 import { Captures } from "./captures.ts";
 import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
-import { writeStaticRoutes } from "./control/static.ts";
 import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { different, writeEdits } from "./edits.ts";
+import { Entries, keyOf, macOf } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
-import { CONTROL, Fdb, type FdbRow, LEARNED, NETWORKS, ORIGIN_NAMES, STATIC } from "./fdb.ts";
+import { CONTROL, Fdb, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
 import { Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
@@ -42,7 +42,7 @@ import {
   unqueue,
   vxlanDeviceOn,
 } from "./host.ts";
-import { forgetPlan, type Interim, writePlan } from "./interim.ts";
+import { forgetPlan, writePlan } from "./interim.ts";
 import {
   type Keeping,
   ParkedQueues,
@@ -66,19 +66,13 @@ import type {
   Operations,
   RemoteStatus,
 } from "./operations.ts";
-import { addressWords, canonicalAddress, LOCAL, Remotes } from "./remotes.ts";
-import { type Snapshot, writeSnapshot } from "./snapshot.ts";
+import { addressWords, canonicalAddress, Remotes } from "./remotes.ts";
+import { writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { version } from "./version.ts";
-import {
-  largestFrame,
-  monotonicSeconds,
-  type NetworkPlan,
-  type Plan,
-  tapDescriptor,
-} from "./vtep.ts";
+import { largestFrame, monotonicSeconds, type Plan, tapDescriptor } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
-import { formatMac, parseMac } from "./wire/ethernet.ts";
+import { formatMac } from "./wire/ethernet.ts";
 import type { Started } from "./worker.ts";
 import { type Thread, Workers } from "./workers.ts";
 
@@ -148,6 +142,7 @@ export class Agent implements Operations {
   #configured: readonly NetworkConfig[];
   readonly #plan: Plan;
   readonly #fdb: Fdb;
+  readonly #entries: Entries;
   readonly #counters: Counters;
   readonly #traffic: Traffic;
   readonly #heartbeats: Heartbeats;
@@ -157,9 +152,8 @@ export class Agent implements Operations {
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
   readonly #live: LiveNetworks;
-  /** The FDB's entries for what is attached here, as of the last look. */
-  #attached: ReadonlyMap<string, Pick<FdbRow, "macHigh" | "macLow"> & { readonly index: number }> =
-    new Map();
+  /** How many containers' interfaces there were at the last look. */
+  #attached = 0;
   /** The aliases of TAPs that are interfaces of containers, by networks' indices; "": nothing is known. */
   readonly #direct = new Map<number, string>();
   /** Whose TAPs somebody deleted. */
@@ -260,6 +254,7 @@ export class Agent implements Operations {
     this.#queues = new ParkedQueues(before.snapshot?.queues);
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
     this.#live = new LiveNetworks(endpoint, this.#remotes, canHaveQueues);
+    this.#entries = new Entries(this.#fdb, this.#remotes, config.port, this.#live);
     for (const [at, network] of config.networks.entries()) {
       const live = this.#live.planned(network, at + 1, found.mtus[at]!);
       this.#live.put(live);
@@ -267,8 +262,8 @@ export class Agent implements Operations {
       if (tapDescriptor(tap, 0) in before.kept && !found.links.has(tap)) {
         this.#direct.set(at + 1, before.snapshot?.direct[tap] ?? "");
       }
-      this.#enterStatic(live);
-      this.#enterLearned(live, before.snapshot);
+      this.#entries.configure(live);
+      this.#entries.recall(live, before.snapshot?.networks ?? []);
     }
     this.#plan = { ...endpoint, networks: this.#live.plans() };
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
@@ -325,18 +320,8 @@ export class Agent implements Operations {
     };
   }
 
-  *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
-    const now = monotonicSeconds();
-    const names = this.#live.names();
-    for (const row of this.#fdb.rows()) {
-      const name = names.get(row.network);
-      if (name === undefined || (network !== undefined && name !== network)) continue;
-      if (origin !== undefined && ORIGIN_NAMES[row.origin] !== origin) continue;
-      const entry = this.#describe(row, name, now);
-      if (mac !== undefined && entry.mac !== mac) continue;
-      if (remote !== undefined && entry.destination !== remote) continue;
-      yield entry;
-    }
+  fdb(filter: FdbFilter): Generator<FdbEntryStatus> {
+    return this.#entries.list(filter);
   }
 
   putNetwork(network: NetworkConfig): Promise<boolean> {
@@ -392,24 +377,16 @@ export class Agent implements Operations {
       const fdb = config.fdb.filter((other) => !isSameMac(other, key));
       was = fdb.length < config.fdb.length;
       if (was) return { ...config, fdb };
-      const { index } = this.#live.get(name)!.plan;
-      was = this.#fdb.delete(index, key.macHigh, key.macLow, LEARNED);
+      was = this.#entries.unlearn(this.#live.named(name), key);
       return config;
     });
     return was;
   }
 
-  flushFdb({ network, mac, remote }: FdbFilter): Promise<number> {
+  flushFdb(filter: FdbFilter): Promise<number> {
     return this.#asked(async () => {
-      const { index } =
-        network === undefined ? { index: undefined } : this.#live.named(network).plan;
-      const entries = this.#fdb.clear(
-        (row) =>
-          row.origin === LEARNED &&
-          (index === undefined || row.network === index) &&
-          (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
-          (remote === undefined || this.#remotes.place(row.destination) === remote),
-      );
+      const { network, mac, remote } = filter;
+      const entries = this.#entries.flush(filter);
       this.#log.info({ network, mac, remote, entries }, "entries forgotten");
       return entries;
     });
@@ -425,7 +402,6 @@ export class Agent implements Operations {
     return attached;
   }
 
-  /** Nobody else can have the MAC of what is attached here. */
   #noteAttached(links: Survey["links"]): Attachment[] {
     const rows = this.#live.rows();
     for (const { index, tap } of rows) {
@@ -443,19 +419,8 @@ export class Agent implements Operations {
     });
     const bridges = new Map(rows.map(({ name, bridge }) => [name, bridge] as const));
     const attached = [...attachmentsAmong(links, bridges), ...direct];
-    const before = this.#attached;
-    this.#attached = new Map(
-      attached.map(({ network, mac }) => {
-        const { index } = this.#live.named(network).plan;
-        return [`${index} ${mac}`, { index, ...keyOf(mac) }];
-      }),
-    );
-    for (const [key, { index, macHigh, macLow }] of before) {
-      if (!this.#attached.has(key)) this.#fdb.delete(index, macHigh, macLow, CONTROL);
-    }
-    for (const { index, macHigh, macLow } of this.#attached.values()) {
-      this.#fdb.set(index, macHigh, macLow, LOCAL, CONTROL);
-    }
+    this.#entries.attach(attached);
+    this.#attached = attached.length;
     return attached;
   }
 
@@ -573,17 +538,10 @@ export class Agent implements Operations {
   /** The status, and the first entries of each FDB: for the log. */
   report() {
     const status = this.status();
-    const rows = new Map(status.networks.map(({ name }) => [name, [] as FdbEntryStatus[]]));
-    const names = this.#live.names();
-    const now = monotonicSeconds();
-    for (const row of this.#fdb.rows()) {
-      const name = names.get(row.network)!;
-      const first = rows.get(name)!;
-      if (first.length < REPORT_ROWS) first.push(this.#describe(row, name, now));
-    }
+    const entries = this.#entries.first(REPORT_ROWS);
     const networks = status.networks.map((network) => {
       const { learned, control, static: fixed } = network.fdb;
-      return { ...network, fdbEntries: learned + control + fixed, fdb: rows.get(network.name)! };
+      return { ...network, fdbEntries: learned + control + fixed, fdb: entries.get(network.name)! };
     });
     return { ...status, networks };
   }
@@ -613,15 +571,6 @@ export class Agent implements Operations {
     const directory = this.#keeping?.directory;
     if (directory === undefined) return;
     if (!this.#areEditsWritten) this.#rememberEdits();
-    const learned = new Map<string, Snapshot["networks"][0]["learned"]>();
-    for (const { network, mac, destination, ageSeconds } of this.fdb({ origin: "learned" })) {
-      const entries = learned.get(network) ?? [];
-      entries.push([mac, destination, ageSeconds!]);
-      learned.set(network, entries);
-    }
-    const networks = [...this.#live].map(({ config: { name, vni } }) => {
-      return { name, vni, learned: learned.get(name) ?? [] };
-    });
     try {
       writeSnapshot(directory, {
         workers: this.#plan.workers,
@@ -634,7 +583,7 @@ export class Agent implements Operations {
             return alias === undefined ? [] : [[tap, alias] as const];
           }),
         ),
-        networks,
+        networks: this.#entries.learned(),
       });
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
@@ -723,7 +672,7 @@ export class Agent implements Operations {
     this.#unwanted.throwIfAborted();
     this.#noteAttached(found.links);
     const forwarded = interim?.end();
-    if (interim !== undefined) this.#enterSeen(interim);
+    if (interim !== undefined) this.#entries.catchUp(interim.learned());
     if (forwarded) await pause(HANDOVER_MS);
     await this.#workers.forward(
       (inUse) => this.#noteOffloads(inUse),
@@ -775,7 +724,7 @@ export class Agent implements Operations {
 
   #lookRegularly(): void {
     this.#exclusively(async () => {
-      if (this.#attached.size > 0) await this.#lookForAttached();
+      if (this.#attached > 0) await this.#lookForAttached();
       await this.#gateways.renew();
     }).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
@@ -972,7 +921,7 @@ export class Agent implements Operations {
     this.#watch.forget(live.plan.index);
     this.#live.put(live);
     undo.push(() => this.#takeOut(live));
-    this.#enterStatic(live);
+    this.#entries.configure(live);
     await this.#workers.add(live.plan);
     await this.#unqueue([live.link]);
     await bringUp([live.link]);
@@ -984,31 +933,22 @@ export class Agent implements Operations {
   }
 
   /** The TAP is deleted before it is closed: that takes the threads no time. */
-  async #takeOut({ config, plan, link }: Live): Promise<void> {
+  async #takeOut(live: Live): Promise<void> {
+    const { config, plan, link } = live;
     await this.#workers.retire(plan.index);
     await removeTaps([link]);
     await this.#workers.discard(plan.index);
     this.#direct.delete(plan.index);
     this.#watch.readJournal();
-    this.#fdb.clear(({ network }) => network === plan.index);
+    this.#entries.clear(live);
     this.#live.remove(config.name);
   }
 
   async #change(before: Live, after: Live): Promise<void> {
-    const { index } = after.plan;
     this.#live.put(after);
-    this.#enterStatic(after);
+    this.#entries.configure(after);
     await this.#workers.change(after.plan);
-    const { allowed, flood } = after.plan;
-    const may = new Set([LOCAL, ...allowed, ...flood]);
-    const kept = new Set(after.config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
-    this.#fdb.clear(
-      (row) =>
-        row.network === index &&
-        (row.origin === STATIC
-          ? !kept.has(formatMac(row.macHigh, row.macLow))
-          : row.origin === LEARNED && !may.has(row.destination)),
-    );
+    this.#entries.restrict(after);
     if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
     const { bridge } = after.link;
     if (bridge === undefined || bridge === before.link.bridge) return;
@@ -1052,71 +992,7 @@ export class Agent implements Operations {
     if (idle.length > 0) await this.#removeBridges(idle);
   }
 
-  /** The FDB's part of a network's configuration. */
-  #enterStatic({ config, plan }: Live): void {
-    const { port } = this.#config;
-    writeStaticRoutes(config, {
-      addToFlood: () => undefined,
-      setStatic: (high, low, address) => {
-        this.#fdb.set(plan.index, high, low, this.#remotes.add(address, port), STATIC);
-      },
-    });
-    this.#fdb.setLimit(plan.index, config.fdbLimit);
-  }
-
-  /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
-  #enterLearned({ config, plan }: Live, snapshot: Snapshot | undefined): void {
-    const before = snapshot?.networks.find(
-      ({ name, vni }) => name === config.name && vni === config.vni,
-    );
-    const now = monotonicSeconds();
-    const known = this.#known(plan);
-    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
-      const destination = known.get(to);
-      const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
-      if (destination === undefined || !young) continue;
-      const { macHigh, macLow } = keyOf(mac);
-      this.#fdb.learn(plan.index, macHigh, macLow, destination, now - age);
-    }
-  }
-
-  /** What was seen during a restart, which is newer than what was learned before. */
-  #enterSeen(interim: Interim): void {
-    const learned = interim.learned();
-    for (const { plan } of this.#live) {
-      const seen = learned.get(plan.vni);
-      if (seen === undefined) continue;
-      const known = this.#known(plan);
-      for (const { macHigh, macLow, address, seenAt } of seen) {
-        const destination = known.get(address);
-        if (destination !== undefined) {
-          this.#fdb.learn(plan.index, macHigh, macLow, destination, seenAt);
-        }
-      }
-    }
-  }
-
-  /** Where stations of a network may be, by the names of snapshots. */
-  #known({ flood, allowed }: NetworkPlan): ReadonlyMap<string, number> {
-    const remotes = [...flood, ...allowed];
-    return new Map([
-      ["local", LOCAL],
-      ...remotes.map((remote) => [this.#remotes.address(remote), remote] as const),
-    ]);
-  }
-
   // telling
-
-  #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
-    return {
-      network,
-      mac: formatMac(row.macHigh, row.macLow),
-      destination: this.#remotes.place(row.destination),
-      origin: ORIGIN_NAMES[row.origin],
-      ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
-      moves: row.moves,
-    };
-  }
 
   /**
    * One that the kernel did without from the start is worth a line, as is one that it gives up: by any
@@ -1169,17 +1045,6 @@ function suggestedWorkers(): number {
 function mostDescriptors(): number {
   const limits = readFileSync("/proc/self/limits", "utf8");
   return Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? Infinity);
-}
-
-function keyOf(text: string): Pick<FdbEntry, "macHigh" | "macLow"> {
-  const { high, low } = macOf(text);
-  return { macHigh: high, macLow: low };
-}
-
-function macOf(text: string): { high: number; low: number } {
-  const mac = parseMac(text);
-  if (mac !== undefined) return mac;
-  throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
 }
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {

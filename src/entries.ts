@@ -1,0 +1,209 @@
+/**
+ * The FDB in words: its entries with MACs and places as people and files write them, by networks' names.
+ *
+ * What frames teach, the forwarding threads enter. Here is entered what they cannot know: what the
+ * configuration says, what is attached to this host, and what was learned before they began.
+ */
+import type { FdbEntry } from "./config.ts";
+import { writeStaticRoutes } from "./control/static.ts";
+import { VtepError } from "./errors.ts";
+import { CONTROL, type Fdb, type FdbRow, LEARNED, ORIGIN_NAMES, STATIC } from "./fdb.ts";
+import type { Seen } from "./interim.ts";
+import type { Live, LiveNetworks } from "./live.ts";
+import type { FdbEntryStatus, FdbFilter } from "./operations.ts";
+import { LOCAL, type Remotes } from "./remotes.ts";
+import type { Snapshot } from "./snapshot.ts";
+import { monotonicSeconds, type NetworkPlan } from "./vtep.ts";
+import { formatMac, parseMac } from "./wire/ethernet.ts";
+
+type Key = Pick<FdbEntry, "macHigh" | "macLow">;
+/** Learned entries, as a snapshot has them. */
+type Learned = Snapshot["networks"];
+
+export class Entries {
+  readonly #fdb: Fdb;
+  readonly #remotes: Remotes;
+  readonly #port: number;
+  readonly #networks: LiveNetworks;
+  /** Of what is attached here, as it was told last. */
+  #attached: ReadonlyMap<string, Key & { readonly index: number }> = new Map();
+
+  /** `port` is where datagrams to remotes go; `networks` are those of now. */
+  constructor(fdb: Fdb, remotes: Remotes, port: number, networks: LiveNetworks) {
+    this.#fdb = fdb;
+    this.#remotes = remotes;
+    this.#port = port;
+    this.#networks = networks;
+  }
+
+  // what is known
+
+  *list({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
+    const now = monotonicSeconds();
+    const names = this.#networks.names();
+    for (const row of this.#fdb.rows()) {
+      const name = names.get(row.network);
+      if (name === undefined || (network !== undefined && name !== network)) continue;
+      if (origin !== undefined && ORIGIN_NAMES[row.origin] !== origin) continue;
+      const entry = this.#describe(row, name, now);
+      if (mac !== undefined && entry.mac !== mac) continue;
+      if (remote !== undefined && entry.destination !== remote) continue;
+      yield entry;
+    }
+  }
+
+  /** So many of each network at most, by its name. */
+  first(most: number): ReadonlyMap<string, readonly FdbEntryStatus[]> {
+    const names = this.#networks.names();
+    const entries = new Map([...names.values()].map((name) => [name, [] as FdbEntryStatus[]]));
+    const now = monotonicSeconds();
+    for (const row of this.#fdb.rows()) {
+      const name = names.get(row.network)!;
+      const first = entries.get(name)!;
+      if (first.length < most) first.push(this.#describe(row, name, now));
+    }
+    return entries;
+  }
+
+  /** For who is to `recall` them. */
+  learned(): Learned {
+    const learned = new Map<string, Learned[0]["learned"]>();
+    for (const { network, mac, destination, ageSeconds } of this.list({ origin: "learned" })) {
+      const entries = learned.get(network) ?? [];
+      entries.push([mac, destination, ageSeconds!]);
+      learned.set(network, entries);
+    }
+    return [...this.#networks].map(({ config: { name, vni } }) => {
+      return { name, vni, learned: learned.get(name) ?? [] };
+    });
+  }
+
+  #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
+    return {
+      network,
+      mac: formatMac(row.macHigh, row.macLow),
+      destination: this.#remotes.place(row.destination),
+      origin: ORIGIN_NAMES[row.origin],
+      ...(row.origin === LEARNED && { ageSeconds: now - row.seenAt }),
+      moves: row.moves,
+    };
+  }
+
+  // what is entered
+
+  /** The FDB's part of a network's configuration. */
+  configure({ config, plan }: Live): void {
+    writeStaticRoutes(config, {
+      addToFlood: () => undefined,
+      setStatic: (high, low, address) => {
+        this.#fdb.set(plan.index, high, low, this.#remotes.add(address, this.#port), STATIC);
+      },
+    });
+    this.#fdb.setLimit(plan.index, config.fdbLimit);
+  }
+
+  /** What is attached here, all of it: nobody else can have its MACs. */
+  attach(attached: readonly { readonly network: string; readonly mac: string }[]): void {
+    const before = this.#attached;
+    this.#attached = new Map(
+      attached.map(({ network, mac }) => {
+        const { index } = this.#networks.named(network).plan;
+        return [`${index} ${mac}`, { index, ...keyOf(mac) }];
+      }),
+    );
+    for (const [key, { index, macHigh, macLow }] of before) {
+      if (!this.#attached.has(key)) this.#fdb.delete(index, macHigh, macLow, CONTROL);
+    }
+    for (const { index, macHigh, macLow } of this.#attached.values()) {
+      this.#fdb.set(index, macHigh, macLow, LOCAL, CONTROL);
+    }
+  }
+
+  /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
+  recall({ config, plan }: Live, learned: Learned): void {
+    const before = learned.find(({ name, vni }) => name === config.name && vni === config.vni);
+    const now = monotonicSeconds();
+    const known = this.#known(plan);
+    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
+      const destination = known.get(to);
+      const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
+      if (destination === undefined || !young) continue;
+      const { macHigh, macLow } = keyOf(mac);
+      this.#fdb.learn(plan.index, macHigh, macLow, destination, now - age);
+    }
+  }
+
+  /** What was seen during a restart, by VNI, which is newer than what was learned before. */
+  catchUp(seen: ReadonlyMap<number, readonly Seen[]>): void {
+    for (const { plan } of this.#networks) {
+      const stations = seen.get(plan.vni);
+      if (stations === undefined) continue;
+      const known = this.#known(plan);
+      for (const { macHigh, macLow, address, seenAt } of stations) {
+        const destination = known.get(address);
+        if (destination !== undefined) {
+          this.#fdb.learn(plan.index, macHigh, macLow, destination, seenAt);
+        }
+      }
+    }
+  }
+
+  /** Where stations of a network may be, by the names of snapshots. */
+  #known({ flood, allowed }: NetworkPlan): ReadonlyMap<string, number> {
+    const remotes = [...flood, ...allowed];
+    return new Map([
+      ["local", LOCAL],
+      ...remotes.map((remote) => [this.#remotes.address(remote), remote] as const),
+    ]);
+  }
+
+  // what is forgotten
+
+  /** What a network's configuration no longer has: static entries, and what was learned behind other remotes. */
+  restrict({ config, plan }: Live): void {
+    const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
+    const kept = new Set(config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
+    this.#fdb.clear(
+      (row) =>
+        row.network === plan.index &&
+        (row.origin === STATIC
+          ? !kept.has(formatMac(row.macHigh, row.macLow))
+          : row.origin === LEARNED && !may.has(row.destination)),
+    );
+  }
+
+  /** What was learned of a MAC; returns whether anything was. */
+  unlearn({ plan }: Live, { macHigh, macLow }: Key): boolean {
+    return this.#fdb.delete(plan.index, macHigh, macLow, LEARNED);
+  }
+
+  /** What was learned, as far as it is asked for; returns how much that was. Throws VtepError NOT_FOUND. */
+  flush({ network, mac, remote }: FdbFilter): number {
+    const index = network === undefined ? undefined : this.#networks.named(network).plan.index;
+    return this.#fdb.clear(
+      (row) =>
+        row.origin === LEARNED &&
+        (index === undefined || row.network === index) &&
+        (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
+        (remote === undefined || this.#remotes.place(row.destination) === remote),
+    );
+  }
+
+  /** All of a network's. */
+  clear({ plan }: Live): void {
+    this.#fdb.clear(({ network }) => network === plan.index);
+  }
+}
+
+/** Throws VtepError USAGE. */
+export function keyOf(text: string): Key {
+  const { high, low } = macOf(text);
+  return { macHigh: high, macLow: low };
+}
+
+/** Throws VtepError USAGE. */
+export function macOf(text: string): { high: number; low: number } {
+  const mac = parseMac(text);
+  if (mac !== undefined) return mac;
+  throw new VtepError("USAGE", `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`);
+}
