@@ -18,9 +18,10 @@ import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
-import { type Attachment, attachmentOf, attachmentsAmong } from "./attachments.ts";
+import type { Attachment } from "./attachments.ts";
 import { Captures } from "./captures.ts";
 import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
+import { Containers } from "./containers.ts";
 import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import { different, writeEdits } from "./edits.ts";
@@ -35,7 +36,6 @@ import {
   bringUp,
   createBridges,
   linksByName,
-  movePorts,
   removeIdleBridges,
   removeTaps,
   type TapLink,
@@ -152,15 +152,11 @@ export class Agent implements Operations {
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
   readonly #live: LiveNetworks;
-  /** How many containers' interfaces there were at the last look. */
-  #attached = 0;
-  /** The aliases of TAPs that are interfaces of containers, by networks' indices; "": nothing is known. */
-  readonly #direct = new Map<number, string>();
   /** Whose TAPs somebody deleted. */
   readonly #renewing = new WeakSet<Live>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
-  readonly #gateways: Gateways;
+  readonly #containers: Containers;
   readonly #watch: Watch;
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
@@ -217,8 +213,6 @@ export class Agent implements Operations {
     this.#unwanted = unwanted;
     this.#log = log;
     this.#offloads = config.offloads;
-    const local = (found.local4 ?? found.local6)!;
-    this.#gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
     const wanted = limits.reduce((sum, limit) => sum + limit, 0);
     const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
@@ -255,12 +249,16 @@ export class Agent implements Operations {
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
     this.#live = new LiveNetworks(endpoint, this.#remotes, canHaveQueues);
     this.#entries = new Entries(this.#fdb, this.#remotes, config.port, this.#live);
+    const local = (found.local4 ?? found.local6)!;
+    const gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
+    const remember = () => this.#remember();
+    this.#containers = new Containers(this.#live, this.#entries, gateways, remember);
     for (const [at, network] of config.networks.entries()) {
       const live = this.#live.planned(network, at + 1, found.mtus[at]!);
       this.#live.put(live);
       const { tap } = network;
       if (tapDescriptor(tap, 0) in before.kept && !found.links.has(tap)) {
-        this.#direct.set(at + 1, before.snapshot?.direct[tap] ?? "");
+        this.#containers.assume(at + 1, before.snapshot?.direct[tap]);
       }
       this.#entries.configure(live);
       this.#entries.recall(live, before.snapshot?.networks ?? []);
@@ -393,35 +391,7 @@ export class Agent implements Operations {
   }
 
   attachments(): Promise<readonly Attachment[]> {
-    return this.#asked(() => this.#lookForAttached());
-  }
-
-  async #lookForAttached(): Promise<Attachment[]> {
-    const attached = this.#noteAttached(await linksByName());
-    await this.#gateways.publish(attached);
-    return attached;
-  }
-
-  #noteAttached(links: Survey["links"]): Attachment[] {
-    const rows = this.#live.rows();
-    for (const { index, tap } of rows) {
-      const link = links.get(tap);
-      if (link === undefined) continue; // it is in its container
-      if (attachmentOf(link) === undefined) this.#direct.delete(index);
-      else {
-        this.#direct.set(index, link.ifalias!);
-        this.#remember(); // it will not be seen again
-      }
-    }
-    const direct = rows.flatMap(({ index, name, tap }) => {
-      const found = attachmentOf({ ifname: tap, ifalias: this.#direct.get(index) ?? "" });
-      return found === undefined ? [] : [{ ...found, network: name }];
-    });
-    const bridges = new Map(rows.map(({ name, bridge }) => [name, bridge] as const));
-    const attached = [...attachmentsAmong(links, bridges), ...direct];
-    this.#entries.attach(attached);
-    this.#attached = attached.length;
-    return attached;
+    return this.#asked(() => this.#containers.look());
   }
 
   reload(config: Config): Promise<Changes> {
@@ -443,7 +413,7 @@ export class Agent implements Operations {
       this.#configured = config.networks;
       this.#otherEdits = [];
       this.#rememberEdits();
-      await this.#gateways.renew();
+      await this.#containers.renew();
       this.setLogLevel(config.logLevel);
       const [written, running] = [asWritten(config), asWritten(this.#config)];
       const restart = Object.keys(written).filter(
@@ -576,13 +546,7 @@ export class Agent implements Operations {
         workers: this.#plan.workers,
         bridges: [...this.#bridges],
         queues: this.#queues.lengths,
-        gateways: this.#gateways.traces,
-        direct: Object.fromEntries(
-          this.#live.rows().flatMap(({ index, tap }) => {
-            const alias = this.#direct.get(index);
-            return alias === undefined ? [] : [[tap, alias] as const];
-          }),
-        ),
+        ...this.#containers.traces,
         networks: this.#entries.learned(),
       });
     } catch (error) {
@@ -637,7 +601,7 @@ export class Agent implements Operations {
     const stays = this.#keeping !== undefined;
     // What stays is forwarded until there is nothing else to do: from then on frames wait for the next agent.
     if (stays) this.#undo.push(() => this.#workers.end());
-    this.#undo.push(() => this.#unroute());
+    this.#undo.push(() => this.#containers.unroute(stays));
     this.#undo.push(() => this.#leavePlan());
     this.#undo.push(() => this.#remember());
     this.#undo.push(() =>
@@ -655,7 +619,7 @@ export class Agent implements Operations {
     const interim = this.#keeping?.interim;
     if (interim?.fits(this.#plan) === false) interim.end();
     await this.#open();
-    await this.#findDirect();
+    await this.#containers.confirm();
     // What was kept is up already, where it is to be, and has frames that wait.
     const areReady = this.#links().every(({ name, bridge }) => {
       const link = found.links.get(name);
@@ -666,11 +630,11 @@ export class Agent implements Operations {
       interim?.end();
       await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
       await bringUp(this.#links());
-      await this.#route(found.links);
+      await this.#containers.route(found.links);
     }
     if (stays) this.#undo.push(() => this.#queues.lengthen(this.#live.taps()));
     this.#unwanted.throwIfAborted();
-    this.#noteAttached(found.links);
+    this.#containers.note(found.links);
     const forwarded = interim?.end();
     if (interim !== undefined) this.#entries.catchUp(interim.learned());
     if (forwarded) await pause(HANDOVER_MS);
@@ -681,7 +645,7 @@ export class Agent implements Operations {
     if (interim) this.#log.info(interim.counts(), "forwarded as before meanwhile");
     if (areReady) {
       await bringUp(this.#links());
-      await this.#route(found.links);
+      await this.#containers.route(found.links);
     }
     this.#readyAt = monotonicSeconds();
     const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
@@ -703,30 +667,8 @@ export class Agent implements Operations {
     });
   }
 
-  /** The gateways as the configuration has them. */
-  async #route(links: Survey["links"]): Promise<void> {
-    const wasIdle = this.#gateways.isIdle;
-    await this.#gateways.set(this.#live.configs(), links, this.#noteAttached(links));
-    if (!wasIdle || !this.#gateways.isIdle) this.#remember();
-  }
-
-  /** While a bridge stays over a restart, what it has in it is to have its gateway. */
-  async #unroute(): Promise<void> {
-    if (this.#gateways.isIdle) return;
-    const links = await linksByName();
-    const stays =
-      this.#keeping !== undefined &&
-      this.#live.rows().some(({ hasGateway, bridge }) => {
-        return hasGateway && links.has(bridge!);
-      });
-    if (!stays) await this.#gateways.set([], links, []);
-  }
-
   #lookRegularly(): void {
-    this.#exclusively(async () => {
-      if (this.#attached > 0) await this.#lookForAttached();
-      await this.#gateways.renew();
-    }).catch(({ message }: Error) => {
+    this.#exclusively(() => this.#containers.lookAgain()).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
     });
   }
@@ -747,15 +689,8 @@ export class Agent implements Operations {
 
   /** Those that are on this host. */
   #links(): TapLink[] {
-    const here = [...this.#live].filter(({ plan }) => !this.#direct.has(plan.index));
+    const here = [...this.#live].filter(({ plan }) => !this.#containers.hasTap(plan.index));
     return here.map(({ link }) => link);
-  }
-
-  /** A kept TAP that is not here is in a container; but for one that was deleted meanwhile, and made anew. */
-  async #findDirect(): Promise<void> {
-    if (this.#direct.size === 0) return;
-    const links = await linksByName();
-    for (const { index, tap } of this.#live.rows()) if (links.has(tap)) this.#direct.delete(index);
   }
 
   async #open(): Promise<void> {
@@ -832,7 +767,7 @@ export class Agent implements Operations {
     this.#check(networks, removed, found);
     this.#leave(forgetPlan); // until it is as it says again
     const undo = new Undo();
-    undo.push(async () => this.#route(await linksByName())); // for the networks as they were
+    undo.push(async () => this.#containers.route(await linksByName())); // for the networks as they were
     try {
       for (const name of removed) await this.#remove(this.#live.named(name), undo);
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
@@ -846,7 +781,7 @@ export class Agent implements Operations {
         await this.#put(network, found!.mtus[at]!, undo);
       }
       const links = await linksByName();
-      await this.#route(links); // networks made anew have forgotten what is attached
+      await this.#containers.route(links); // networks made anew have forgotten what is attached
     } catch (error) {
       await undo.all(({ message }) => this.#log.error({ reason: message }, "cannot be taken back"));
       throw error;
@@ -884,10 +819,10 @@ export class Agent implements Operations {
         }
       }
       const before = this.#live.get(network.name);
-      const direct = before && this.#direct.get(before.plan.index);
+      const owner = before && this.#containers.ownerOf(before.plan.index, before.plan.tap);
       const isSame = before?.plan.mtu === found!.mtus[at]! && network.bridge === undefined;
-      if (direct !== undefined && !isSame) {
-        const { ifname, target } = attachmentOf({ ifname: network.tap, ifalias: direct }) ?? {};
+      if (owner !== undefined && !isSame) {
+        const { ifname, target } = owner;
         throw new VtepError(
           "CONFLICT",
           `network ${network.name}: the TAP is ${ifname} of ${target}, and can have neither another MTU nor a bridge: detach it first`,
@@ -938,7 +873,7 @@ export class Agent implements Operations {
     await this.#workers.retire(plan.index);
     await removeTaps([link]);
     await this.#workers.discard(plan.index);
-    this.#direct.delete(plan.index);
+    this.#containers.forget(plan.index);
     this.#watch.readJournal();
     this.#entries.clear(live);
     this.#live.remove(config.name);
@@ -952,12 +887,7 @@ export class Agent implements Operations {
     if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
     const { bridge } = after.link;
     if (bridge === undefined || bridge === before.link.bridge) return;
-    // Those of before, and those that have waited on a former one for the network to have a bridge again.
-    const stranded = [...(await linksByName()).values()].filter((link) => {
-      const isElsewhere = link.master !== undefined && link.master !== bridge;
-      return isElsewhere && attachmentOf(link)?.network === after.config.name;
-    });
-    await movePorts([...new Set(stranded.map(({ ifname }) => ifname))], bridge);
+    await this.#containers.follow(after.config.name, bridge);
   }
 
   /**
@@ -970,13 +900,13 @@ export class Agent implements Operations {
     if (this.#renewing.has(lost)) return; // another thread has told of it
     this.#renewing.add(lost);
     const network = lost.config.name;
-    const level = this.#direct.has(index) ? "info" : "error"; // its container has ended
+    const level = this.#containers.hasTap(index) ? "info" : "error"; // its container has ended
     this.#log[level]({ network, reason: message }, "the TAP is made anew");
     void this.#exclusively(async () => {
       if (this.#live.get(network) !== lost) return; // it was changed or removed meanwhile
       await this.#takeOut(lost);
       await this.#add(lost.config, lost.plan.mtu, new Undo());
-      await this.#lookForAttached();
+      await this.#containers.look();
       this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {
       this.#log.error({ network, reason: (error as Error).message }, "the TAP is gone");

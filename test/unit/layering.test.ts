@@ -40,7 +40,12 @@ const LAYERS: readonly Layer[] = [
     outside: ANYTHING,
   },
   // What the agent is made of: none of it knows the agent, nor its threads.
-  { name: "agent's parts", files: /^(live|entries)\.ts$/, mutual: true, outside: NOTHING },
+  {
+    name: "agent's parts",
+    files: /^(live|entries|containers)\.ts$/,
+    mutual: true,
+    outside: NOTHING,
+  },
   { name: "rehearsal", files: /^rehearsal\.ts$/, mutual: false, outside: NOTHING },
   { name: "interim", files: /^interim\.ts$/, mutual: false, outside: ANYTHING },
   { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
