@@ -24,7 +24,6 @@ import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig }
 import { Containers } from "./containers.ts";
 import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
-import { different, writeEdits } from "./edits.ts";
 import { Entries, keyOf, macOf } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
@@ -42,9 +41,9 @@ import {
   unqueue,
   vxlanDeviceOn,
 } from "./host.ts";
-import { forgetPlan, writePlan } from "./interim.ts";
 import {
   type Keeping,
+  Notes,
   ParkedQueues,
   type Recollection,
   recollect,
@@ -67,7 +66,6 @@ import type {
   RemoteStatus,
 } from "./operations.ts";
 import { addressWords, canonicalAddress, Remotes } from "./remotes.ts";
-import { writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { version } from "./version.ts";
 import { largestFrame, monotonicSeconds, type Plan, tapDescriptor } from "./vtep.ts";
@@ -88,9 +86,6 @@ const LOOK_MS = 30_000;
 const HANDOVER_MS = 10;
 /** When what was kept meanwhile has been read. */
 const DRAINED_MS = 2000;
-/** How often is written down what a restart is not to forget, and which share of the time at most. */
-const REMEMBER_MS = 30_000;
-const REMEMBER_SHARE = 100;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
 /** Networks that one report of drops names; a remote can make every network drop something. */
@@ -135,11 +130,6 @@ export class Agent implements Operations {
   isStopping = false;
   /** Its networks are those of now. */
   #config: Config;
-  /** Of the file of edits, what cannot be done or read here; a reload forgets it. */
-  #otherEdits: readonly unknown[];
-  #areEditsWritten: boolean;
-  /** As the configuration had them when it was last read. */
-  #configured: readonly NetworkConfig[];
   readonly #plan: Plan;
   readonly #fdb: Fdb;
   readonly #entries: Entries;
@@ -162,7 +152,7 @@ export class Agent implements Operations {
   #changing: Promise<unknown> = Promise.resolve();
   #metrics: Promise<Metrics> | undefined;
   readonly #keeping: Keeping | undefined;
-  #remembering: NodeJS.Timeout | undefined;
+  readonly #notes: Notes;
   readonly #queues: ParkedQueues;
   #opened: Started | undefined;
   readonly #captures: Captures;
@@ -203,11 +193,6 @@ export class Agent implements Operations {
   private constructor(beginnings: Beginnings) {
     const { given, surveyed, workers, log, unwanted, first, before, keeping } = beginnings;
     const { config, found, largestMtu, refusal } = surveyed;
-    this.#configured = given.networks;
-    const { networks, outdated, unread } = before.edited;
-    const undone = refusal === undefined ? [] : different(given.networks, networks);
-    this.#otherEdits = [...unread, ...undone];
-    this.#areEditsWritten = outdated.length === 0;
     this.#config = config;
     this.#keeping = keeping;
     this.#unwanted = unwanted;
@@ -251,7 +236,7 @@ export class Agent implements Operations {
     this.#entries = new Entries(this.#fdb, this.#remotes, config.port, this.#live);
     const local = (found.local4 ?? found.local6)!;
     const gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
-    const remember = () => this.#remember();
+    const remember = () => this.#notes.remember();
     this.#containers = new Containers(this.#live, this.#entries, gateways, remember);
     for (const [at, network] of config.networks.entries()) {
       const live = this.#live.planned(network, at + 1, found.mtus[at]!);
@@ -264,6 +249,23 @@ export class Agent implements Operations {
       this.#entries.recall(live, before.snapshot?.networks ?? []);
     }
     this.#plan = { ...endpoint, networks: this.#live.plans() };
+    const present = {
+      fdb: this.#fdb,
+      remotes: this.#remotes,
+      networks: () => this.#config.networks,
+      plan: () => ({ ...this.#plan, networks: this.#live.plans() }),
+      snapshot: () => ({
+        workers,
+        bridges: [...this.#bridges],
+        queues: this.#queues.lengths,
+        ...this.#containers.traces,
+        networks: this.#entries.learned(),
+      }),
+    };
+    const directory = keeping?.directory;
+    const { edited } = before;
+    const isRefused = refusal !== undefined;
+    this.#notes = new Notes(directory, given.networks, edited, isRefused, present, log);
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
     this.#captures = new Captures(this.#workers, () => this.#live.rows());
     this.#watch = new Watch({
@@ -326,7 +328,7 @@ export class Agent implements Operations {
     return this.#asked(async () => {
       const isNew = !this.#live.has(network.name);
       await this.#apply([network], []);
-      this.#rememberEdits();
+      this.#notes.rememberEdits();
       this.#log.info({ network: network.name }, isNew ? "network added" : "network changed");
       return isNew;
     });
@@ -336,7 +338,7 @@ export class Agent implements Operations {
     return this.#asked(async () => {
       if (!this.#live.has(name)) return false;
       await this.#apply([], [name]);
-      this.#rememberEdits();
+      this.#notes.rememberEdits();
       this.#log.info({ network: name }, "network removed");
       return true;
     });
@@ -410,9 +412,7 @@ export class Agent implements Operations {
         this.#live.rename(before);
         throw error;
       });
-      this.#configured = config.networks;
-      this.#otherEdits = [];
-      this.#rememberEdits();
+      this.#notes.configuredAnew(config.networks);
       await this.#containers.renew();
       this.setLogLevel(config.logLevel);
       const [written, running] = [asWritten(config), asWritten(this.#config)];
@@ -536,63 +536,6 @@ export class Agent implements Operations {
     );
   }
 
-  /** What a restart is not to forget; nothing where it is kept nowhere. */
-  #remember(): void {
-    const directory = this.#keeping?.directory;
-    if (directory === undefined) return;
-    if (!this.#areEditsWritten) this.#rememberEdits();
-    try {
-      writeSnapshot(directory, {
-        workers: this.#plan.workers,
-        bridges: [...this.#bridges],
-        queues: this.#queues.lengths,
-        ...this.#containers.traces,
-        networks: this.#entries.learned(),
-      });
-    } catch (error) {
-      this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
-    }
-  }
-
-  /** How frames are forwarded, for the first moments of the next agent. */
-  #leavePlan(): void {
-    const plan = { ...this.#plan, networks: this.#live.plans() };
-    this.#leave((directory) => writePlan(directory, plan, this.#remotes, this.#fdb.rows()));
-  }
-
-  #leave(write: (directory: string) => void): void {
-    const directory = this.#keeping?.directory;
-    if (directory === undefined || this.#readyAt === 0) return; // nothing is forwarded as it says
-    try {
-      write(directory);
-    } catch (error) {
-      this.#log.warn({ reason: (error as Error).message }, "a restart will take longer");
-    }
-  }
-
-  /** What the API has changed, which only a reload takes back. */
-  #rememberEdits(): void {
-    const directory = this.#keeping?.directory;
-    if (directory === undefined) return;
-    try {
-      writeEdits(directory, this.#configured, this.#config.networks, this.#otherEdits);
-      this.#areEditsWritten = true;
-    } catch (error) {
-      this.#areEditsWritten = false; // it is tried again
-      const reason = (error as Error).message;
-      this.#log.warn({ reason }, "a restart now would not find what the API has changed");
-    }
-  }
-
-  /** Now and then, and the more seldom the longer it takes. */
-  #rememberRegularly(): void {
-    const began = performance.now();
-    this.#remember();
-    this.#leavePlan();
-    const pause = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
-    this.#remembering = setTimeout(() => this.#rememberRegularly(), pause).unref();
-  }
-
   // starting
 
   async #start(found: Survey): Promise<void> {
@@ -602,8 +545,8 @@ export class Agent implements Operations {
     // What stays is forwarded until there is nothing else to do: from then on frames wait for the next agent.
     if (stays) this.#undo.push(() => this.#workers.end());
     this.#undo.push(() => this.#containers.unroute(stays));
-    this.#undo.push(() => this.#leavePlan());
-    this.#undo.push(() => this.#remember());
+    this.#undo.push(() => this.#notes.leavePlan());
+    this.#undo.push(() => this.#notes.remember());
     this.#undo.push(() =>
       this.#removeBridges([...this.#bridges], stays ? this.#live.taps() : undefined),
     );
@@ -656,9 +599,9 @@ export class Agent implements Operations {
       const restore = () => this.#exclusively(() => this.#restoreQueues());
       const waiting = setTimeout(() => void restore(), DRAINED_MS).unref();
       this.#undo.push(() => clearTimeout(waiting));
-      this.#rememberRegularly();
+      this.#notes.begin();
     }
-    this.#undo.push(() => clearTimeout(this.#remembering));
+    this.#undo.push(() => this.#notes.stop());
   }
 
   async #restoreQueues(): Promise<void> {
@@ -755,7 +698,7 @@ export class Agent implements Operations {
       const after = change(before);
       if (after === before) return;
       await this.#apply([after], []);
-      this.#rememberEdits();
+      this.#notes.rememberEdits();
       this.#log.info({ network: name }, "network changed");
     });
   }
@@ -765,7 +708,7 @@ export class Agent implements Operations {
     const config = { ...this.#config, networks };
     const found = networks.length === 0 ? undefined : await survey(config, this.#live.taps());
     this.#check(networks, removed, found);
-    this.#leave(forgetPlan); // until it is as it says again
+    this.#notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();
     undo.push(async () => this.#containers.route(await linksByName())); // for the networks as they were
     try {
@@ -787,7 +730,7 @@ export class Agent implements Operations {
       throw error;
     } finally {
       await this.#removeUnusedBridges();
-      this.#leavePlan();
+      this.#notes.leavePlan();
     }
     this.#config = { ...this.#config, networks: this.#live.configs() };
   }

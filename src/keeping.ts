@@ -4,18 +4,24 @@
  */
 import { closeSync } from "node:fs";
 import type { Logger } from "pino";
-import type { Config } from "./config.ts";
-import { type Edited, readEdits } from "./edits.ts";
+import type { Config, NetworkConfig } from "./config.ts";
+import { different, type Edited, readEdits, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
+import type { Fdb } from "./fdb.ts";
 import { linksByName, resizeQueues } from "./host.ts";
-import type { Interim } from "./interim.ts";
-import { readSnapshot, type Snapshot } from "./snapshot.ts";
+import { forgetPlan, type Interim, writePlan } from "./interim.ts";
+import type { Remotes } from "./remotes.ts";
+import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
 import { type Survey, survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
-import { socketDescriptor, tapDescriptor } from "./vtep.ts";
+import { type Plan, socketDescriptor, tapDescriptor } from "./vtep.ts";
 
 /** Frames that a TAP keeps for its reader, at least, while there is none because of a restart. */
 const PARKED_FRAMES = 10_000;
+
+/** How often is written down what a restart is not to forget, and which share of the time at most. */
+const REMEMBER_MS = 30_000;
+const REMEMBER_SHARE = 100;
 
 /** Where an agent finds what was kept over a restart, and keeps it for the next. */
 export interface Keeping {
@@ -132,6 +138,125 @@ export function tellOfEdits(log: Logger, edited: Edited, refusal: VtepError | un
     );
   } else if (kept.length > 0) {
     log.info({ networks: kept }, "as the API left them, until a reload");
+  }
+}
+
+/** What is written for the next agent, as it is when it is written. */
+interface Present {
+  readonly fdb: Fdb;
+  readonly remotes: Remotes;
+  /** As they are meant to be: while a change is under way, as before. */
+  networks(): readonly NetworkConfig[];
+  plan(): Plan;
+  snapshot(): Parameters<typeof writeSnapshot>[1];
+}
+
+/**
+ * What an agent writes for the next one: what it knows, what the API has changed, and how it forwards. Without
+ * a directory nothing is written; what cannot be is a line of the log, and keeps nobody from going on.
+ */
+export class Notes {
+  readonly #directory: string | undefined;
+  readonly #present: Present;
+  readonly #log: Logger;
+  /** As the configuration had them when it was last read. */
+  #configured: readonly NetworkConfig[];
+  /** Of the file of edits, what cannot be done or read here; a reload forgets it. */
+  #otherEdits: readonly unknown[];
+  #areEditsWritten: boolean;
+  /** Whether anything is forwarded, so that a plan can be true. */
+  #hasBegun = false;
+  #remembering: NodeJS.Timeout | undefined;
+
+  /** `before` is what was found of edits; `isRefused`: networks are as configured all the same. */
+  constructor(
+    directory: string | undefined,
+    configured: readonly NetworkConfig[],
+    before: Edited,
+    isRefused: boolean,
+    present: Present,
+    log: Logger,
+  ) {
+    const { networks, outdated, unread } = before;
+    this.#directory = directory;
+    this.#configured = configured;
+    this.#otherEdits = [...unread, ...(isRefused ? different(configured, networks) : [])];
+    this.#areEditsWritten = outdated.length === 0;
+    this.#present = present;
+    this.#log = log;
+  }
+
+  /** Frames are forwarded as the plan says; from now on all is written now and then. */
+  begin(): void {
+    this.#hasBegun = true;
+    this.#writeRegularly();
+  }
+
+  /** The more seldom the longer it takes. */
+  #writeRegularly(): void {
+    const began = performance.now();
+    this.remember();
+    this.leavePlan();
+    const pause = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
+    this.#remembering = setTimeout(() => this.#writeRegularly(), pause).unref();
+  }
+
+  stop(): void {
+    clearTimeout(this.#remembering);
+  }
+
+  /** What a restart is not to forget. */
+  remember(): void {
+    if (this.#directory === undefined) return;
+    if (!this.#areEditsWritten) this.rememberEdits();
+    try {
+      writeSnapshot(this.#directory, this.#present.snapshot());
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
+    }
+  }
+
+  /** What the API has changed, which only a reload takes back. */
+  rememberEdits(): void {
+    if (this.#directory === undefined) return;
+    try {
+      const networks = this.#present.networks();
+      writeEdits(this.#directory, this.#configured, networks, this.#otherEdits);
+      this.#areEditsWritten = true;
+    } catch (error) {
+      this.#areEditsWritten = false; // it is tried again
+      const reason = (error as Error).message;
+      this.#log.warn({ reason }, "a restart now would not find what the API has changed");
+    }
+  }
+
+  /** A reload has taken back what the API had changed. */
+  configuredAnew(networks: readonly NetworkConfig[]): void {
+    this.#configured = networks;
+    this.#otherEdits = [];
+    this.rememberEdits();
+  }
+
+  /** How frames are forwarded, for the first moments of the next agent. */
+  leavePlan(): void {
+    const { remotes, fdb } = this.#present;
+    this.#leave((directory) => {
+      writePlan(directory, this.#present.plan(), remotes, fdb.rows());
+    });
+  }
+
+  /** Until the next `leavePlan` frames are not forwarded as the last one said. */
+  withdrawPlan(): void {
+    this.#leave(forgetPlan);
+  }
+
+  #leave(write: (directory: string) => void): void {
+    if (this.#directory === undefined || !this.#hasBegun) return;
+    try {
+      write(this.#directory);
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will take longer");
+    }
   }
 }
 
