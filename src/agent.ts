@@ -17,17 +17,15 @@ import { availableParallelism } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
-import { formatRange } from "./addresses.ts";
 import type { Attachment } from "./attachments.ts";
 import { Captures } from "./captures.ts";
 import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
 import { Containers } from "./containers.ts";
-import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
-import { OFFLOADS, type Offloads } from "./device.ts";
+import { Counters, Traffic } from "./counters.ts";
 import { Entries, keyOf, macOf } from "./entries.ts";
 import { VtepError } from "./errors.ts";
-import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
-import { CONTROL, Fdb, LEARNED, NETWORKS, STATIC } from "./fdb.ts";
+import type { Explanation, Question } from "./explain.ts";
+import { Fdb, NETWORKS } from "./fdb.ts";
 import { Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
@@ -52,7 +50,6 @@ import {
   tellOfEdits,
 } from "./keeping.ts";
 import { isAnew, type Live, LiveNetworks } from "./live.ts";
-import type { Metrics } from "./metrics.ts";
 import type {
   AgentEvent,
   AgentStatus,
@@ -61,17 +58,13 @@ import type {
   Changes,
   FdbEntryStatus,
   FdbFilter,
-  NetworkStatus,
   Operations,
   RemoteStatus,
 } from "./operations.ts";
 import { addressWords, canonicalAddress, Remotes } from "./remotes.ts";
 import { type Survey, survey } from "./survey.ts";
-import { version } from "./version.ts";
-import { largestFrame, monotonicSeconds, type Plan, tapDescriptor } from "./vtep.ts";
-import { Growth, Watch } from "./watch.ts";
-import { formatMac } from "./wire/ethernet.ts";
-import type { Started } from "./worker.ts";
+import { Telling } from "./telling.ts";
+import { type Plan, tapDescriptor } from "./vtep.ts";
 import { type Thread, Workers } from "./workers.ts";
 
 /** Entries of all FDBs together: 2 Mi of 32 bytes, of which only those used take memory. */
@@ -88,10 +81,6 @@ const HANDOVER_MS = 10;
 const DRAINED_MS = 2000;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
-/** Networks that one report of drops names; a remote can make every network drop something. */
-const DROP_LINES = 20;
-/** Rows of each network's FDB in a report; more are counted only. */
-const REPORT_ROWS = 1000;
 
 /** What was done, last first, and how to take it back. */
 class Undo {
@@ -131,12 +120,7 @@ export class Agent implements Operations {
   /** Its networks are those of now. */
   #config: Config;
   readonly #plan: Plan;
-  readonly #fdb: Fdb;
   readonly #entries: Entries;
-  readonly #counters: Counters;
-  readonly #traffic: Traffic;
-  readonly #heartbeats: Heartbeats;
-  readonly #remotes = new Remotes();
   readonly #workers: Workers;
   readonly #log: Logger;
   readonly #unwanted: AbortSignal;
@@ -147,21 +131,13 @@ export class Agent implements Operations {
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
   readonly #containers: Containers;
-  readonly #watch: Watch;
+  readonly #telling: Telling;
   /** The change that is under way, and whatever waits for its end. */
   #changing: Promise<unknown> = Promise.resolve();
-  #metrics: Promise<Metrics> | undefined;
   readonly #keeping: Keeping | undefined;
   readonly #notes: Notes;
   readonly #queues: ParkedQueues;
-  #opened: Started | undefined;
   readonly #captures: Captures;
-  #readyAt = 0;
-  #forwarded = true;
-  /** What was dropped since it was logged. */
-  readonly #logged = new Growth();
-  /** Those in use; before it is known, those wanted. */
-  #offloads: Offloads;
 
   /**
    * Resolves when frames can cross, or to undefined when `unwanted` is aborted before. `first` is what
@@ -197,21 +173,18 @@ export class Agent implements Operations {
     this.#keeping = keeping;
     this.#unwanted = unwanted;
     this.#log = log;
-    this.#offloads = config.offloads;
     const limits = config.networks.map(({ fdb, fdbLimit }) => fdb.length + fdbLimit);
     const wanted = limits.reduce((sum, limit) => sum + limit, 0);
     const capacity = Math.min(LARGEST_FDB, Math.max(SMALLEST_FDB, wanted));
-    this.#fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
-    this.#counters = new Counters(Counters.allocate(NETWORKS - 1, workers), workers);
-    this.#traffic = new Traffic(Traffic.allocate(workers), workers);
-    this.#heartbeats = new Heartbeats(Heartbeats.allocate(workers));
+    const fdb = new Fdb(Fdb.allocate(capacity, randomInt(2 ** 31)));
+    const remotes = new Remotes();
     const endpoint = {
       workers,
-      heartbeats: this.#heartbeats.memory,
-      fdb: this.#fdb.memory,
-      counters: this.#counters.memory,
-      traffic: this.#traffic.memory,
-      remotes: this.#remotes.words.buffer as SharedArrayBuffer,
+      heartbeats: Heartbeats.allocate(workers),
+      fdb: fdb.memory,
+      counters: Counters.allocate(NETWORKS - 1, workers),
+      traffic: Traffic.allocate(workers),
+      remotes: remotes.words.buffer as SharedArrayBuffer,
       underlay: config.underlay,
       local4: found.local4,
       local6: found.local6,
@@ -232,8 +205,8 @@ export class Agent implements Operations {
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
-    this.#live = new LiveNetworks(endpoint, this.#remotes, canHaveQueues);
-    this.#entries = new Entries(this.#fdb, this.#remotes, config.port, this.#live);
+    this.#live = new LiveNetworks(endpoint, remotes, canHaveQueues);
+    this.#entries = new Entries(fdb, remotes, config.port, this.#live);
     const local = (found.local4 ?? found.local6)!;
     const gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
     const remember = () => this.#notes.remember();
@@ -250,8 +223,8 @@ export class Agent implements Operations {
     }
     this.#plan = { ...endpoint, networks: this.#live.plans() };
     const present = {
-      fdb: this.#fdb,
-      remotes: this.#remotes,
+      fdb,
+      remotes,
       networks: () => this.#config.networks,
       plan: () => ({ ...this.#plan, networks: this.#live.plans() }),
       snapshot: () => ({
@@ -268,56 +241,20 @@ export class Agent implements Operations {
     this.#notes = new Notes(directory, given.networks, edited, isRefused, present, log);
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
     this.#captures = new Captures(this.#workers, () => this.#live.rows());
-    this.#watch = new Watch({
-      fdb: this.#fdb,
-      counters: this.#counters,
-      traffic: this.#traffic,
-      remotes: this.#remotes,
-      networks: () => this.#live.rows(),
-    });
-    this.#undo.push(() => this.#watch.stop());
+    const parts = { networks: this.#live, entries: this.#entries, workers: this.#workers };
+    this.#telling = new Telling({ plan: this.#plan, fdb, remotes, ...parts }, log);
+    this.#undo.push(() => this.#telling.stop());
     this.lost = this.#workers.lost;
   }
 
   // what can be asked
 
   status(): AgentStatus {
-    const { local4, local6, port } = this.#plan;
-    return {
-      pid: process.pid,
-      uptimeSeconds: monotonicSeconds() - this.#readyAt,
-      local: [local4, local6].filter((local) => local !== undefined),
-      port,
-      underlay: this.#opened!.underlay,
-      workers: this.#workers.count,
-      capabilities: this.#opened!.capabilities,
-      offloads: this.#offloads,
-      drops: this.#counters.drops(0),
-      refused: this.#counters.get(0, Counter.refused),
-      paths: this.#remotes.paths(),
-      networks: [...this.#live].map(({ config, plan }): NetworkStatus => {
-        const { vni, index, tap, mac, mtu, flood } = plan;
-        return {
-          name: config.name,
-          vni,
-          tap,
-          bridge: config.bridge,
-          vlan: config.vlan,
-          gateway: config.gateway,
-          ranges: config.ranges.map(formatRange),
-          mac: formatMac(mac.high, mac.low),
-          mtu,
-          peers: flood.map((remote) => this.#remotes.address(remote)),
-          counters: this.#counters.events(index),
-          drops: this.#counters.drops(index),
-          fdb: {
-            learned: this.#fdb.count(index, LEARNED),
-            control: this.#fdb.count(index, CONTROL),
-            static: this.#fdb.count(index, STATIC),
-          },
-        };
-      }),
-    };
+    return this.#telling.status();
+  }
+
+  remotes(): RemoteStatus[] {
+    return this.#telling.remotes();
   }
 
   fdb(filter: FdbFilter): Generator<FdbEntryStatus> {
@@ -420,7 +357,7 @@ export class Agent implements Operations {
         (key) => !isDeepStrictEqual(written[key as never], running[key as never]),
       );
       const changes = { added, changed, removed, restart };
-      this.#watch.tell({ event: "reloaded", changes });
+      this.#telling.tell({ event: "reloaded", changes });
       return changes;
     });
   }
@@ -431,42 +368,12 @@ export class Agent implements Operations {
   }
 
   /** For Prometheus: the media type, and the text. */
-  async metrics(): Promise<{ readonly type: string; readonly text: string }> {
-    this.#metrics ??= this.#makeMetrics().catch((error: unknown) => {
-      this.#metrics = undefined; // whoever asks next tries again
-      throw error;
-    });
-    const metrics = await this.#metrics;
-    return { type: metrics.type, text: await metrics.text() };
-  }
-
-  /** Only for who asks: prom-client takes longer to load than everything else together. */
-  async #makeMetrics(): Promise<Metrics> {
-    const { Metrics } = await import("./metrics.ts");
-    return new Metrics({
-      version: version(),
-      counters: this.#counters,
-      traffic: this.#traffic,
-      fdb: this.#fdb,
-      remotes: this.#remotes,
-      networks: () => this.#live.rows(),
-      underlay: () => this.#opened?.underlay ?? this.#plan.underlay,
-      offloads: () => ({ wanted: this.#plan.offloads, inUse: this.#offloads }),
-      busySeconds: () => this.#workers.busySeconds(),
-    });
+  metrics(): Promise<{ readonly type: string; readonly text: string }> {
+    return this.#telling.metrics();
   }
 
   explain(name: string, question: Question): Explanation {
-    const { plan } = this.#live.named(name);
-    const may = new Set([...plan.flood, ...plan.allowed]);
-    const scene = {
-      fdb: this.#fdb,
-      remotes: this.#remotes,
-      now: monotonicSeconds(),
-      largestFrame: largestFrame(this.#plan.largestMtu),
-      network: { ...plan, name, allows: (remote: number) => may.has(remote) },
-    };
-    return explain(scene, askedOf(question));
+    return this.#telling.explain(this.#live.named(name), question);
   }
 
   async capture(wanted: CaptureFilter): Promise<CaptureStream> {
@@ -485,44 +392,18 @@ export class Agent implements Operations {
     return this.#captures.end();
   }
 
-  remotes(): RemoteStatus[] {
-    return Array.from({ length: this.#remotes.count }, (_, at) => {
-      const to = this.#traffic.get(at + 1, TO_REMOTE);
-      const from = this.#traffic.get(at + 1, FROM_REMOTE);
-      return {
-        address: this.#remotes.address(at + 1),
-        toFrames: to.frames,
-        toBytes: to.bytes,
-        fromFrames: from.frames,
-        fromBytes: from.bytes,
-        refused: this.#remotes.refused(at + 1),
-        state: this.#watch.stateOf(at + 1),
-      };
-    });
-  }
-
   listen(listener: (event: AgentEvent) => void): () => void {
-    return this.#watch.listen(listener);
+    return this.#telling.listen(listener);
   }
 
   /** The status, and the first entries of each FDB: for the log. */
   report() {
-    const status = this.status();
-    const entries = this.#entries.first(REPORT_ROWS);
-    const networks = status.networks.map((network) => {
-      const { learned, control, static: fixed } = network.fdb;
-      return { ...network, fdbEntries: learned + control + fixed, fdb: entries.get(network.name)! };
-    });
-    return { ...status, networks };
+    return this.#telling.report();
   }
 
   /** Whether every forwarding thread still comes round; those that do not are logged, once. */
   forwards(): boolean {
-    const threads = this.#heartbeats.stale(monotonicSeconds());
-    const forwards = threads.length === 0;
-    if (this.#forwarded && !forwards) this.#log.error({ threads }, "forwarding threads are stuck");
-    this.#forwarded = forwards;
-    return forwards;
+    return this.#telling.forwards();
   }
 
   /** Ends forwarding and removes what was made. What cannot be removed is logged. */
@@ -539,7 +420,7 @@ export class Agent implements Operations {
   // starting
 
   async #start(found: Survey): Promise<void> {
-    this.#undo.push(() => this.#reportDrops()); // the last, when nobody counts any more
+    this.#undo.push(() => this.#telling.reportDrops()); // the last, when nobody counts any more
     // Bridges first, so that they go last: one that still has a port is left in place.
     const stays = this.#keeping !== undefined;
     // What stays is forwarded until there is nothing else to do: from then on frames wait for the next agent.
@@ -582,7 +463,7 @@ export class Agent implements Operations {
     if (interim !== undefined) this.#entries.catchUp(interim.learned());
     if (forwarded) await pause(HANDOVER_MS);
     await this.#workers.forward(
-      (inUse) => this.#noteOffloads(inUse),
+      (inUse) => this.#telling.noteOffloads(inUse),
       (index, error) => this.#renew(index, error),
     );
     if (interim) this.#log.info(interim.counts(), "forwarded as before meanwhile");
@@ -590,8 +471,8 @@ export class Agent implements Operations {
       await bringUp(this.#links());
       await this.#containers.route(found.links);
     }
-    this.#readyAt = monotonicSeconds();
-    const reporting = setInterval(() => this.#reportDrops(), DROP_REPORT_MS).unref();
+    this.#telling.noteReady();
+    const reporting = setInterval(() => this.#telling.reportDrops(), DROP_REPORT_MS).unref();
     this.#undo.push(() => clearInterval(reporting));
     const looking = setInterval(() => this.#lookRegularly(), LOOK_MS).unref();
     this.#undo.push(() => clearInterval(looking));
@@ -637,26 +518,10 @@ export class Agent implements Operations {
   }
 
   async #open(): Promise<void> {
-    try {
-      this.#opened = await this.#workers.open();
-    } catch (error) {
+    const opened = await this.#workers.open().catch(async (error: unknown) => {
       throw await explainHeldPort(error, this.#plan.port);
-    }
-    if (this.#opened.fallback !== undefined) {
-      this.#log.warn({ reason: this.#opened.fallback }, "native underlay refused, using dgram");
-    }
-    if (this.#opened.unsteered !== undefined) {
-      this.#log.warn(
-        { reason: this.#opened.unsteered },
-        "frames of a flow may overtake each other when it is first answered: give vtep CAP_BPF and bpf(2), or --workers 1",
-      );
-    }
-    if (this.#opened.paceFault !== undefined) {
-      this.#log.info(
-        { reason: this.#opened.paceFault },
-        "round trips beside a TCP stream take longer than they need: give vtep CAP_SYS_NICE or LimitRTPRIO=1 (ulimit -r 1)",
-      );
-    }
+    });
+    this.#telling.noteOpened(opened);
   }
 
   async #makeBridges(names: readonly string[]): Promise<void> {
@@ -794,9 +659,7 @@ export class Agent implements Operations {
 
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const live = this.#live.planned(config, this.#live.freeIndex(), mtu);
-    this.#counters.clear(live.plan.index);
-    this.#logged.forget(live.plan.index);
-    this.#watch.forget(live.plan.index);
+    this.#telling.countAnew(live.plan.index);
     this.#live.put(live);
     undo.push(() => this.#takeOut(live));
     this.#entries.configure(live);
@@ -817,7 +680,7 @@ export class Agent implements Operations {
     await removeTaps([link]);
     await this.#workers.discard(plan.index);
     this.#containers.forget(plan.index);
-    this.#watch.readJournal();
+    this.#telling.noteLeaving();
     this.#entries.clear(live);
     this.#live.remove(config.name);
   }
@@ -863,37 +726,6 @@ export class Agent implements Operations {
     const used = new Set([...this.#live].map(({ link }) => link.bridge));
     const idle = [...this.#bridges].filter((bridge) => !used.has(bridge));
     if (idle.length > 0) await this.#removeBridges(idle);
-  }
-
-  // telling
-
-  /**
-   * One that the kernel did without from the start is worth a line, as is one that it gives up: by any
-   * thread, and it counts as refused from then on.
-   */
-  #noteOffloads(inUse: Offloads): void {
-    const refused = OFFLOADS.filter((name) => this.#offloads[name] && !inUse[name]);
-    const less = Object.fromEntries(refused.map((name) => [name, false]));
-    this.#offloads = { ...this.#offloads, ...less };
-    const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
-    if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
-    for (const offload of doneWithout) this.#watch.tell({ event: "offload-demoted", offload });
-  }
-
-  /** Logs what was dropped since the last report, a line a network, and one for those beyond. */
-  #reportDrops(): void {
-    const grown = [...this.#logged.since(this.#counters, this.#live.rows())];
-    for (const { network, drops } of grown.slice(0, DROP_LINES)) {
-      const stranger =
-        network === undefined || drops.VXLAN_REMOTE_NOT_ALLOWED === undefined
-          ? undefined
-          : this.#counters.stranger(network.index);
-      this.#log.warn({ vni: network?.vni, drops, stranger }, "frames were dropped");
-    }
-    const beyond = grown.slice(DROP_LINES).map(({ drops }) => drops);
-    if (beyond.length === 0) return;
-    const more = { networks: beyond.length, drops: sumOfDrops(beyond) };
-    this.#log.warn(more, "more networks dropped frames");
   }
 }
 

@@ -42,9 +42,9 @@ const LAYERS: readonly Layer[] = [
   // What the agent is made of: none of it knows the agent, nor its threads.
   {
     name: "agent's parts",
-    files: /^(live|entries|containers)\.ts$/,
+    files: /^(live|entries|containers|telling)\.ts$/,
     mutual: true,
-    outside: NOTHING,
+    outside: /^pino$/,
   },
   { name: "rehearsal", files: /^rehearsal\.ts$/, mutual: false, outside: NOTHING },
   { name: "interim", files: /^interim\.ts$/, mutual: false, outside: ANYTHING },
