@@ -58,6 +58,9 @@ constexpr int32_t UDP_CHECKSUM = 6;
 constexpr uint8_t PROTOCOL_TCP = 6, PROTOCOL_UDP = 17;
 constexpr uint16_t TYPE_IPV4 = 0x0800, TYPE_IPV6 = 0x86dd, TYPE_VLAN = 0x8100, TYPE_SVLAN = 0x88a8;
 
-// All headers in front of the payload: Ethernet with two tags, IPv4 with options or IPv6 with
-// extensions, TCP with options. What the kernel makes is far shorter.
-constexpr int32_t MAX_HEADERS = 256;
+// All headers in front of the payload of a segment that may be joined: of Ethernet with a tag, of IP without options
+// or extensions, of TCP with options.
+constexpr int32_t MAX_HEADERS = 128;
+// Of a super-frame, which is cut whatever is in front: a socket may ask for an extension of IPv6 of 2 KiB
+// (IPV6_HOPOPTS, IPV6_DSTOPTS). They are written for every segment, hence a limit.
+constexpr int32_t MOST_HEADERS = 2304;

@@ -35,7 +35,7 @@ int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
   // hdr_len is not to be trusted when a frame was forwarded: the headers say it themselves.
   h->payload = h->l4 + (h->tcp ? (frame[h->l4 + TCP_OFFSET] >> 4) * 4 : UDP);
   if (h->tcp && h->payload < h->l4 + TCP) return -EINVAL;
-  if (h->payload > MAX_HEADERS || h->payload >= length || vnet->gso_size == 0) return -EINVAL;
+  if (h->payload > MOST_HEADERS || h->payload >= length || vnet->gso_size == 0) return -EINVAL;
   s->frame = frame;
   s->length = length;
   s->size = vnet->gso_size;

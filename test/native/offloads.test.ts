@@ -75,7 +75,7 @@ describe("segmentation", () => {
       flags,
       tags: fc.constantFrom<number[][]>([], CUSTOMER_TAG),
       ipOptions: fc.constantFrom<number[][]>([], [1, 1, 1, 0]),
-      extension: fc.boolean(),
+      extension: fc.constantFrom(0, 8, 256, 2048),
       payload: payload(6000),
     });
     fc.assert(
@@ -202,7 +202,7 @@ describe("coalescing", () => {
       options: fc.constantFrom<number[][]>([], [], [1, 1, 1, 1]),
       tags: fc.constantFrom<number[][]>([], [], CUSTOMER_TAG, [...CUSTOMER_TAG, ...CUSTOMER_TAG]),
       fragment: fc.constantFrom(0, 0, 0, 0, 0x2000),
-      extension: fc.constantFrom(false, false, false, true),
+      extension: fc.constantFrom(0, 0, 0, 8),
       length: fc.constantFrom(100, 100, 100, 60, 140, 0),
       gap: fc.constantFrom(0, 0, 0, 0, 5),
       spoilt: fc.constantFrom(false, false, false, false, true),
@@ -300,7 +300,7 @@ describe("coalescing", () => {
     ["no ACK", {}, { ...next, flags: 0 }],
     ["no payload", {}, { ...next, payload: new Uint8Array(0) }],
     ["IPv4 options", { ipOptions: [1, 1, 1, 0] }, { ...next, ipOptions: [1, 1, 1, 0] }],
-    ["IPv6 extensions", { v6: true, extension: true }, { ...next, v6: true, extension: true }],
+    ["IPv6 extensions", { v6: true, extension: 8 }, { ...next, v6: true, extension: 8 }],
     ["a fragment", {}, { ...next, df: false, fragment: 0x2000 }],
     ["another VLAN", { tags: CUSTOMER_TAG }, { ...next, tags: [0x81, 0, 0, 99] }],
     ["a VLAN tag and none", { tags: CUSTOMER_TAG }, next],

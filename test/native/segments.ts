@@ -42,7 +42,8 @@ export interface Segment {
   options: number[];
   tags: number[];
   ipOptions: number[];
-  extension: boolean;
+  /** Bytes of a hop-by-hop options header, a multiple of 8; 0: without. */
+  extension: number;
   fragment: number;
   payload: Uint8Array;
   destination: number[];
@@ -64,7 +65,7 @@ export const PLAIN: Segment = {
   options: [],
   tags: [],
   ipOptions: [],
-  extension: false,
+  extension: 0,
   fragment: 0,
   payload: new Uint8Array(100).fill(0x5a),
   destination: MAC_B,
@@ -101,7 +102,7 @@ export function frameOf(
   transport.set(u16(sum), field);
   const ethernet = bytes(s.destination, MAC_A, s.tags, u16(s.v6 ? 0x86dd : 0x0800));
   if (s.v6) {
-    const extension = s.extension ? extensionHeader(protocol) : [];
+    const extension = s.extension ? extensionHeader(protocol, s.extension / 8 - 1) : [];
     const length = extension.length + transport.length;
     const first = (0x60000000 | (s.tos << 20) | s.flowLabel) >>> 0;
     const next = s.extension ? 0 : protocol;
@@ -125,7 +126,7 @@ export function frameOf(
 export function vnetOf(given: Partial<Segment>, size: number): Buffer {
   const s = { ...PLAIN, ...given };
   const network = 14 + s.tags.length;
-  const start = network + (s.v6 ? 40 + (s.extension ? 8 : 0) : 20 + s.ipOptions.length);
+  const start = network + (s.v6 ? 40 + s.extension : 20 + s.ipOptions.length);
   const kind = s.tcp ? (s.v6 ? VNET_GSO_TCPV6 : VNET_GSO_TCPV4) : VNET_GSO_UDP_L4;
   const vnet = Buffer.alloc(10);
   vnet[0] = VNET_NEEDS_CSUM;
