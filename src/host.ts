@@ -11,6 +11,7 @@
 import { randomInt } from "node:crypto";
 import { command, type Ended } from "./command.ts";
 import { VtepError } from "./errors.ts";
+import { addressFamily } from "./remotes.ts";
 
 /** The way to an address on the underlay. */
 export interface Route {
@@ -52,17 +53,30 @@ export interface Surroundings {
   readonly routes: ReadonlyMap<string, Route>;
 }
 
-export async function surroundings(peers: readonly string[]): Promise<Surroundings> {
-  const [links, rows] = await Promise.all([linksByName(), routeRows(peers)]);
-  const addresses = [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
-    addr_info.flatMap(({ local }) => local ?? []),
-  );
+/**
+ * `local` is the address that datagrams leave from, where that was said: rules may choose another way for it, or there
+ * may be none for others. One that is none of this host's is not asked for.
+ */
+export async function surroundings(
+  peers: readonly string[],
+  local: string | undefined,
+): Promise<Surroundings> {
+  const asked = linksByName();
+  const from = local !== undefined && addressesOf(await asked).includes(local) ? local : undefined;
+  const [links, rows] = await Promise.all([asked, routeRows(peers, from)]);
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
     const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
-    const route = { device: dev, source: prefsrc, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
+    const source = prefsrc ?? from!;
+    const route = { device: dev, source, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
     return [dst, route] as const;
   });
-  return { links, addresses, routes: new Map(routes) };
+  return { links, addresses: addressesOf(links), routes: new Map(routes) };
+}
+
+function addressesOf(links: Surroundings["links"]): string[] {
+  return [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
+    addr_info.flatMap(({ local }) => local ?? []),
+  );
 }
 
 export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
@@ -73,19 +87,29 @@ export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
 }
 
 /** As they are configured: what ICMP has told of a path, which anybody can send, is not asked for. */
-async function routeRows(addresses: readonly string[]): Promise<RouteRow[]> {
-  const rows = await routesTo(addresses);
+async function routeRows(
+  addresses: readonly string[],
+  from: string | undefined,
+): Promise<RouteRow[]> {
+  const rows = await routesTo(addresses, from);
   const learned = rows.filter(({ expires }) => expires !== undefined).map(({ dst }) => dst);
-  const matches = await routesTo(learned, "fibmatch"); // which have other addresses, those of the routes
+  const matches = await routesTo(learned, from, "fibmatch"); // which have other addresses, those of the routes
   const configured = new Map(learned.map((dst, at) => [dst, matches[at]?.metrics]));
   return rows.map((row) =>
     row.expires === undefined ? row : { ...row, metrics: configured.get(row.dst) },
   );
 }
 
-async function routesTo(addresses: readonly string[], ...how: string[]): Promise<RouteRow[]> {
+async function routesTo(
+  addresses: readonly string[],
+  from: string | undefined,
+  ...how: string[]
+): Promise<RouteRow[]> {
   if (addresses.length === 0) return [];
-  const words = addresses.map((address) => ["route", "get", ...how, address]);
+  const words = addresses.map((address) => {
+    const sameFamily = from !== undefined && addressFamily(from) === addressFamily(address);
+    return ["route", "get", ...how, address, ...(sameFamily ? ["from", from] : [])];
+  });
   const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
   // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.
   if (code !== 0 && !refusal.startsWith(KERNEL_SAYS)) {
@@ -489,7 +513,8 @@ function unusedGroup(links: ReadonlyMap<string, Link>): string {
 interface RouteRow {
   dst: string;
   dev: string;
-  prefsrc: string;
+  /** Where none was asked from. */
+  prefsrc?: string;
   metrics?: { mtu?: number }[] | undefined;
   /** Seconds, of what was learned and not configured. */
   expires?: number;

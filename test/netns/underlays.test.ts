@@ -124,3 +124,20 @@ describe.each(underlays)("%s with an IPv4 and an IPv6 peer in one network", (kin
     expect(link).toMatchObject({ mtu: 1430 });
   });
 });
+
+describe("a host with several uplinks", () => {
+  test("takes the way, and its MTU, that a rule says for the address it is given", async () => {
+    const [from, to] = ["10.9.0.1", "10.9.0.2"];
+    await h1.ip(
+      `addr add ${from}/32 dev lo`,
+      `rule add from ${from} table 77`,
+      `route add ${to}/32 via ${h2.address} mtu 1400 table 77`,
+    );
+    await h2.ip(`addr add ${to}/32 dev lo`, `route add ${from}/32 via ${h1.address}`);
+    await using _there = await h2.join("kernel", { vni: 42, peers: [from], local: to, mtu: 1350 });
+    const words = ["--vni", "42", "--bridge", "br0", "--local", from, "--peer", to];
+    await using here = await h1.vtep(...words).ready();
+    expect((await here.status()).networks[0]!.mtu).toBe(1350);
+    expect(await ping(ours, second.address, { size: 1_322 })).toMatchObject(answered);
+  });
+});
