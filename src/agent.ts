@@ -431,6 +431,12 @@ export class Agent implements Operations {
     this.#undo.push(() =>
       this.#removeBridges([...this.#bridges], stays ? this.#live.taps() : undefined),
     );
+    for (const { peer, local, source } of found.astray) {
+      this.#log.warn(
+        { peer, local, source },
+        "the route to a peer begins at another address than this VTEP's, which is the one that peer has to name: say with --local which it is",
+      );
+    }
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
     if (!stays) {

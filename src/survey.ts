@@ -17,6 +17,16 @@ export interface Survey {
   readonly mtus: readonly number[];
   /** Bridges that have to be made. */
   readonly missingBridges: readonly string[];
+  /** Peers that may know this VTEP by another address than the one that it is at, where that was not said. */
+  readonly astray: readonly Astray[];
+}
+
+export interface Astray {
+  readonly peer: string;
+  /** Where this VTEP is, and only there. */
+  readonly local: string;
+  /** Where the route to the peer begins. */
+  readonly source: string;
 }
 
 type Links = ReadonlyMap<string, Link>;
@@ -45,7 +55,8 @@ export async function survey(
     checkPeers(network, [local4, local6], routes);
   }
   const mtus = config.networks.map((network) => mtuOf(network, routes));
-  return { links, local4, local6, mtus, missingBridges: [...missingBridges] };
+  const astray = astrayOf(config, routes);
+  return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }
 
 /** Of each family in use: the configured address, else the source of the route to its first peer. */
@@ -63,6 +74,21 @@ function localsOf(config: Config, routes: Routes) {
     );
   };
   return { local4: local(4), local6: local(6) };
+}
+
+/** On a host with several uplinks: a peer is sent to from the local address, by whichever, and is heard only there. */
+export function astrayOf({ local, networks }: Config, routes: Routes): Astray[] {
+  const peers = [...new Set(networks.flatMap(reached))].filter((peer) => routes.has(peer));
+  return ([4, 6] as const).flatMap((family) => {
+    if (local !== undefined && addressFamily(local) === family) return [];
+    const [first, ...others] = peers.filter((peer) => addressFamily(peer) === family);
+    if (first === undefined) return [];
+    const ours = routes.get(first)!.source;
+    return others
+      .filter((peer) => routes.get(peer)!.device !== "lo") // which leads to this host itself
+      .map((peer) => ({ peer, local: ours, source: routes.get(peer)!.source }))
+      .filter(({ source }) => source !== ours);
+  });
 }
 
 function checkLocals(locals: readonly (string | undefined)[], ours: readonly string[]): void {

@@ -2,7 +2,7 @@
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
 import { addressFamily, overheadTo } from "../remotes.ts";
-import { isOurs, LARGEST_MTU } from "../survey.ts";
+import { astrayOf, isOurs, LARGEST_MTU } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
@@ -21,6 +21,7 @@ export function checkPaths(facts: Facts): Finding[] {
       if (own?.severity === "error") return [own];
       return [...(own ? [own] : []), ...checkReachability(facts, peer), ...checkMtu(facts, peer)];
     }),
+    ...checkSources(facts),
     ...checkOffloads(facts),
   ];
 }
@@ -48,6 +49,17 @@ function checkOwn(facts: Facts, peer: string): Finding | undefined {
   }
   const remedy = "name the other end";
   return { ...about, severity: "error", finding: `${what}: nothing would leave it`, remedy };
+}
+
+/** A ping leaves from where the route begins, and is answered there: it does not tell. */
+function checkSources({ config, routes }: Facts): Finding[] {
+  return astrayOf(config, routes).map(({ peer, local, source }) => ({
+    check: "route",
+    subject: peer,
+    severity: "warning",
+    finding: `the route to peer ${peer} begins at ${source}, but this VTEP is at ${local} alone, as by the first peer`,
+    remedy: `have that peer name ${local}, with a route there, or say with --local which address all peers are to name`,
+  }));
 }
 
 /**

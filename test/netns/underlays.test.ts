@@ -140,4 +140,14 @@ describe("a host with several uplinks", () => {
     expect((await here.status()).networks[0]!.mtu).toBe(1350);
     expect(await ping(ours, second.address, { size: 1_322 })).toMatchObject(answered);
   });
+
+  test("tells whom it is not sent to where the route to them begins", async () => {
+    await h1.ip("addr add 10.8.0.1/24 dev eth0");
+    const peers = [h2.address, "10.8.0.3"];
+    await using vtep = await h1.vtep("--vni", "42", "--peer", ...peers).ready();
+    const warned = vtep.log.filter(({ level }) => level === 40);
+    const where = { peer: "10.8.0.3", local: h1.address, source: "10.8.0.1" };
+    expect(warned).toMatchObject([where]);
+    await h1.ip("addr del 10.8.0.1/24 dev eth0");
+  });
 });

@@ -312,6 +312,20 @@ describe("a path", () => {
   });
 });
 
+test("a route that begins elsewhere than the VTEP is a warning, unless it was said where that is", () => {
+  const [first, other] = ["192.0.2.2", "198.51.100.2"];
+  const routes = new Map([
+    [first, { device: "eth0", source: "192.0.2.1", mtu: 1500 }],
+    [other, { device: "eth1", source: "198.51.100.1", mtu: 1500 }],
+  ]);
+  const found = (keys: Record<string, string> = {}) => {
+    const { config } = load(undefined, { vni: "42", peers: [first, other], ...keys });
+    return of("route", { config, routes });
+  };
+  expect(found()).toMatchObject([{ subject: other, severity: "warning" }]);
+  expect(found({ local: "192.0.2.1" })).toEqual([]);
+});
+
 test("features that a device does not offer are not to be switched on", () => {
   const lacking = ["tx-checksumming", "generic-receive-offload"];
   const [first] = of("offloads", { features: new Map([["eth0", features(lacking, true)]]) });
