@@ -17,7 +17,7 @@ import { addressFamily } from "./remotes.ts";
 export interface Route {
   readonly device: string;
   readonly source: string;
-  /** Bytes of an IP packet: the route's own MTU where it has one, else its device's. */
+  /** Bytes of an IP packet: the route's own MTU where it has one, but no more than its device's. */
   readonly mtu: number;
 }
 
@@ -65,10 +65,9 @@ export async function surroundings(
   const from = local !== undefined && addressesOf(await asked).includes(local) ? local : undefined;
   const [links, rows] = await Promise.all([asked, routeRows(peers, from)]);
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
-    const mtu = metrics?.find((metric) => metric.mtu !== undefined)?.mtu;
-    const source = prefsrc ?? from!;
-    const route = { device: dev, source, mtu: mtu ?? links.get(dev)?.mtu ?? 1500 };
-    return [dst, route] as const;
+    const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? Infinity;
+    const mtu = Math.min(its, links.get(dev)?.mtu ?? 1500);
+    return [dst, { device: dev, source: prefsrc ?? from!, mtu }] as const;
   });
   return { links, addresses: addressesOf(links), routes: new Map(routes) };
 }

@@ -214,6 +214,14 @@ test("what somebody says of a path is no reason to start with another MTU than t
   await widen();
 });
 
+test("a route that promises more than its interface carries is not believed", async () => {
+  const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", h2.address));
+  await h1.ip(`route add ${h2.address} via ${route.gateway} mtu 9000`);
+  await using vtep = await h1.vtep("--vni", "42", "--tap", "t1", "--peer", h2.address).ready();
+  expect((await vtep.status()).networks[0]!.mtu).toBe(1450);
+  await h1.ip(`route del ${h2.address}`);
+});
+
 // It cannot forbid fragmentation, and says so (dontFragment in its capabilities): nothing is too big.
 describe.each([
   { family: 4, overhead: 50 },
