@@ -365,7 +365,7 @@ const endpointEntries = {
     v.optional(wordOr("inherit", 0, 63), 0),
   ),
   df: key(
-    "the outer header's don't-fragment bit: set, so that what a path carries is found and senders are told; unset, for paths that lose what is longer and say nothing: routers of IPv4 fragment it then (native only)",
+    "the outer header's don't-fragment bit: set, so that what a path carries is found and senders are told; unset, for paths that lose what is longer and say nothing: routers of IPv4 fragment it then, and this host what is longer by an --mtu that was given (native only)",
     { value: DF.join("|") },
     v.optional(v.picklist(DF, `must be one of ${DF.join(", ")}`), "set"),
   ),

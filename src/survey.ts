@@ -54,7 +54,7 @@ export async function survey(
     }
     checkPeers(network, [local4, local6], routes);
   }
-  const mtus = config.networks.map((network) => mtuOf(network, routes));
+  const mtus = config.networks.map((network) => mtuOf(network, config, routes));
   const astray = astrayOf(config, routes);
   return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }
@@ -149,8 +149,8 @@ function bridgeExists({ vni }: NetworkConfig, name: string, links: Links): boole
   );
 }
 
-/** The MTU asked for if every path carries it, or the largest that every path does. */
-function mtuOf(network: NetworkConfig, routes: Routes): number {
+/** The MTU asked for if every path carries it, in fragments where that was allowed, or the largest that every path does. */
+function mtuOf(network: NetworkConfig, { df }: Config, routes: Routes): number {
   const paths = reached(network).flatMap((peer) => {
     const route = routes.get(peer);
     if (route === undefined) return [];
@@ -167,7 +167,8 @@ function mtuOf(network: NetworkConfig, routes: Routes): number {
     );
   }
   const largest = Math.min(narrowest.mtu, LARGEST_MTU);
-  if (largest < SMALLEST_MTU || (network.mtu !== "auto" && network.mtu > largest)) {
+  const carried = df === "unset" ? LARGEST_MTU : largest;
+  if (largest < SMALLEST_MTU || (network.mtu !== "auto" && network.mtu > carried)) {
     const { peer, route, overhead } = narrowest;
     throw new VtepError(
       "MTU",

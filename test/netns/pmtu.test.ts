@@ -222,6 +222,15 @@ test("a route that promises more than its interface carries is not believed", as
   await h1.ip(`route del ${h2.address}`);
 });
 
+test("with --df unset an MTU may be more than the path carries, as kernel VXLAN's: everything crosses in fragments", async () => {
+  const words = ["--vni", "42", "--bridge", "br0", "--peer", h2.address, "--mtu", "1500"];
+  await using _here = await h1.vtep(...words, "--df", "unset").ready();
+  await using _there = await h2.join("kernel", { vni: 42, peers: [h1.address], mtu: 1500 });
+  await newcomers(1500);
+  expect(await pings(ours, theirs.address, 1500)).toEqual(ANSWERED);
+  await streams(MB);
+});
+
 // It cannot forbid fragmentation, and says so (dontFragment in its capabilities): nothing is too big.
 describe.each([
   { family: 4, overhead: 50 },
