@@ -696,7 +696,7 @@ export class Agent implements Operations {
     this.#entries.configure(after);
     await this.#workers.change(after.plan);
     this.#entries.restrict(after);
-    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(after.link);
+    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(before.link, after.link);
     const { bridge } = after.link;
     if (bridge === undefined || bridge === before.link.bridge) return;
     await this.#containers.follow(after.config.name, bridge);

@@ -206,9 +206,10 @@ export async function advertised(): Promise<string[]> {
   return [...new Set(routes.map(({ dev }) => dev))];
 }
 
-/** Gives a TAP that is up another MTU or another bridge. */
-export async function adjustTap({ name, mtu, bridge }: TapLink): Promise<void> {
-  const master = bridge === undefined ? ["nomaster"] : ["master", bridge];
+/** Gives a TAP that is up another MTU or another bridge. One that was given none may have one of somebody else's. */
+export async function adjustTap(before: TapLink, { name, mtu, bridge }: TapLink): Promise<void> {
+  const leaving = before.bridge === undefined ? [] : ["nomaster"];
+  const master = bridge === undefined ? leaving : ["master", bridge];
   await done(
     batch([
       {

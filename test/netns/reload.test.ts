@@ -95,6 +95,18 @@ describe("a file that is read again", () => {
     await reach(here, there.address);
   });
 
+  test("leaves a TAP in the bridge that somebody else has put it into", async () => {
+    const { bridge, ...alone } = RED;
+    await write(alone);
+    await reload();
+    expect(await isSilent(here, there.address)).toBe(true);
+    await ours.ip(`link set vtep42 master ${bridge}`);
+    await reach(here, there.address);
+    await write({ ...alone, mtu: 1400 });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep42"] });
+    await reach(here, there.address);
+  });
+
   test("stops a peer that it names no more from sending, and forgets what is behind it", async () => {
     await vtep.waitFor(({ networks }) => networks[0]!.fdb.some(({ mac }) => mac === there.mac));
     await write({ ...RED, peers: ["10.0.0.77"] });
