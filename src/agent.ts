@@ -126,8 +126,8 @@ export class Agent implements Operations {
   readonly #unwanted: AbortSignal;
   readonly #undo = new Undo();
   readonly #live: LiveNetworks;
-  /** Whose TAPs somebody deleted. */
-  readonly #renewing = new WeakSet<Live>();
+  /** TAPs that somebody deleted. */
+  readonly #renewing = new WeakSet<Live["opened"]>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
   readonly #containers: Containers;
@@ -658,7 +658,8 @@ export class Agent implements Operations {
   async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
     const before = this.#live.get(config.name);
     if (before === undefined) return this.#add(config, mtu, undo);
-    const after = this.#live.planned(config, before.plan.index, mtu);
+    const { opened } = before;
+    const after = { ...this.#live.planned(config, before.plan.index, mtu), opened };
     undo.push(() => this.#change(after, before));
     return this.#change(before, after);
   }
@@ -709,15 +710,18 @@ export class Agent implements Operations {
   #renew(index: number, { message }: VtepError): void {
     const lost = [...this.#live].find(({ plan }) => plan.index === index);
     if (lost === undefined || this.isStopping) return; // it was removed here
-    if (this.#renewing.has(lost)) return; // another thread has told of it
-    this.#renewing.add(lost);
+    const { opened } = lost;
+    if (this.#renewing.has(opened)) return; // another thread has told of it
+    this.#renewing.add(opened);
     const network = lost.config.name;
     const level = this.#containers.hasTap(index) ? "info" : "error"; // its container has ended
     this.#log[level]({ network, reason: message }, "the TAP is made anew");
     void this.#exclusively(async () => {
-      if (this.#live.get(network) !== lost) return; // it was changed or removed meanwhile
-      await this.#takeOut(lost);
-      await this.#add(lost.config, lost.plan.mtu, new Undo());
+      // Its settings may have changed meanwhile, or it was removed.
+      const now = [...this.#live].find((live) => live.opened === opened);
+      if (now === undefined) return;
+      await this.#takeOut(now);
+      await this.#add(now.config, now.plan.mtu, new Undo());
       await this.#containers.look();
       this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {

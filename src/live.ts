@@ -25,6 +25,8 @@ export interface Live {
   readonly config: NetworkConfig;
   readonly plan: NetworkPlan;
   readonly link: TapLink;
+  /** The TAP that the threads have open: the same object for as long as that is, whatever else changes. */
+  readonly opened: object;
 }
 
 export class LiveNetworks implements Iterable<Live> {
@@ -123,7 +125,7 @@ export class LiveNetworks implements Iterable<Live> {
       ageSeconds,
       ...remotes,
     };
-    return { config, link, plan };
+    return { config, link, plan, opened: {} };
   }
 
   /** From now on it is one of these, in place of another of its name. */

@@ -92,6 +92,18 @@ describe("what is asked of an agent happens", () => {
     expect(await pings).toMatchObject({ received: 50 });
   });
 
+  test("a TAP that was deleted is made anew, whatever else changes meanwhile", async () => {
+    await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();
+    const client = new Client(vtep.socket);
+    const peers = Array.from({ length: 50 }, (_, at) => `10.0.0.${100 + at}`);
+    const changes = peers.map((peer) => client.putPeer("blue", peer));
+    await changes[0];
+    await ours.ip("link del vtep42");
+    await Promise.all(changes);
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+    expect((await client.network("blue")).peers).toEqual([theirs.address, ...peers]);
+  });
+
   test("what the host refuses is told, and changes nothing", async () => {
     await using vtep = await ours.vtep(...args).ready();
     const client = new Client(vtep.socket);
