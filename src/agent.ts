@@ -32,6 +32,7 @@ import {
   adjustTap,
   bringUp,
   createBridges,
+  leaveBridges,
   linksByName,
   removeIdleBridges,
   removeTaps,
@@ -137,6 +138,8 @@ export class Agent implements Operations {
   readonly #keeping: Keeping | undefined;
   readonly #notes: Notes;
   readonly #queues: ParkedQueues;
+  /** Which bridges the agent before had given to its TAPs. */
+  readonly #portsBefore: Readonly<Record<string, string>>;
   readonly #captures: Captures;
 
   /**
@@ -204,6 +207,7 @@ export class Agent implements Operations {
     };
     for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
+    this.#portsBefore = before.snapshot?.ports ?? {};
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
     this.#live = new LiveNetworks(endpoint, remotes, canHaveQueues);
     this.#entries = new Entries(fdb, remotes, config.port, this.#live);
@@ -230,6 +234,11 @@ export class Agent implements Operations {
       snapshot: () => ({
         workers,
         bridges: [...this.#bridges],
+        ports: Object.fromEntries(
+          this.#live
+            .rows()
+            .flatMap(({ tap, bridge }) => (bridge === undefined ? [] : [[tap, bridge]])),
+        ),
         queues: this.#queues.lengths,
         ...this.#containers.traces,
         networks: this.#entries.learned(),
@@ -459,6 +468,7 @@ export class Agent implements Operations {
       // No bridge is to get a TAP that is forwarded for another one's network still.
       interim?.end();
       await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
+      await leaveBridges(this.#misplaced(found.links));
       await bringUp(this.#links());
       await this.#containers.route(found.links);
     }
@@ -489,6 +499,15 @@ export class Agent implements Operations {
       this.#notes.begin();
     }
     this.#undo.push(() => this.#notes.stop());
+  }
+
+  /** Kept TAPs in a bridge that an agent before gave them, and that they are to have no more. */
+  #misplaced(links: Survey["links"]): string[] {
+    return this.#links().flatMap(({ name, bridge }) => {
+      const { master } = links.get(name) ?? {};
+      const isOurs = master !== undefined && master === this.#portsBefore[name];
+      return isOurs && bridge === undefined ? [name] : [];
+    });
   }
 
   async #restoreQueues(): Promise<void> {

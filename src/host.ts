@@ -220,6 +220,15 @@ export async function adjustTap(before: TapLink, { name, mtu, bridge }: TapLink)
   );
 }
 
+/** Makes links ports of no bridge. */
+export async function leaveBridges(names: readonly string[]): Promise<void> {
+  const changes = names.map((name) => ({
+    does: `taking ${name} out of its bridge`,
+    words: ["link", "set", "dev", name, "nomaster"],
+  }));
+  await done(batch(changes));
+}
+
 /** Makes links ports of a bridge that they are not yet. */
 export async function movePorts(names: readonly string[], bridge: string): Promise<void> {
   const changes = names.map((name) => ({

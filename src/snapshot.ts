@@ -20,6 +20,8 @@ const schema = v.object({
   /** Forwarding threads: a TAP of one queue cannot become one of several. */
   workers: v.number(),
   bridges: v.array(v.string()),
+  /** Of which bridges we have made TAPs ports, by the TAPs' names. */
+  ports: v.optional(v.record(v.string(), v.string()), {}),
   /** Frames that the TAPs, by their names, keep for their readers, where it is more until a restart is over. */
   queues: v.optional(v.record(v.string(), v.number()), {}),
   /** The aliases of TAPs that are in containers, by their names here. */

@@ -373,6 +373,16 @@ describe("the service", () => {
       await vtep("reload");
     });
 
+    test("out of a bridge that is not in its file any more, but not of somebody else's", async () => {
+      const alone = `networks: [{ vni: 42, peers: [${theirs.address}] }]`;
+      await configure(alone);
+      await systemctl("restart", "vtep");
+      expect(await link()).not.toHaveProperty("master");
+      await ours.ip("link set vtep42 master br0");
+      await systemctl("restart", "vtep");
+      expect(await link()).toHaveProperty("master", "br0");
+    });
+
     test("without a network that is not in its file any more, and with one that is new", async () => {
       await configure(`networks: [{ vni: 43, peers: [${theirs.address}], bridge: br0 }]`);
       await systemctl("restart", "vtep");
