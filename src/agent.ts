@@ -41,6 +41,7 @@ import {
   vxlanDeviceOn,
 } from "./host.ts";
 import {
+  forgetAll,
   type Keeping,
   Notes,
   ParkedQueues,
@@ -155,6 +156,8 @@ export class Agent implements Operations {
   ): Promise<Agent | undefined> {
     const workers = given.workers === "auto" ? suggestedWorkers() : given.workers;
     const before = recollect(given, workers, keeping);
+    const forgotten = forgetAll(before.unwanted);
+    if (before.isAnew) await forgotten; // or what is stored next would be
     const surveyed = await surveyEdited(given, before);
     if (unwanted.aborted) return undefined;
     tellOfEdits(log, before.edited, surveyed.refusal);

@@ -3,6 +3,7 @@
  * what was learned, what the API has changed, and the queues of the TAPs, in which frames wait meanwhile.
  */
 import { closeSync } from "node:fs";
+import { setTimeout as pause } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { Config, NetworkConfig } from "./config.ts";
 import { different, type Edited, readEdits, writeEdits } from "./edits.ts";
@@ -38,6 +39,10 @@ export interface Recollection {
   readonly kept: Readonly<Record<string, number>>;
   readonly snapshot: Snapshot | undefined;
   readonly edited: Edited;
+  /** What the service manager is to close: see `forgetAll`. */
+  readonly unwanted: readonly string[];
+  /** Whether that has the names of what is to be opened. */
+  readonly isAnew: boolean;
 }
 
 /**
@@ -61,15 +66,30 @@ export function recollect(
     ]),
   );
   const kept: Record<string, number> = {};
+  const unwanted: string[] = [];
   for (const { name, fd } of keeping?.descriptors ?? []) {
     if (wanted.has(name) && !(name in kept)) kept[name] = fd;
     else {
       keeping?.interim?.end(); // which has a copy
       closeSync(fd);
-      forgetDescriptors(name);
+      unwanted.push(name);
     }
   }
-  return { kept, snapshot, edited };
+  return { kept, snapshot, edited, unwanted, isAnew: !sameWorkers };
+}
+
+/** Between two tries, and for how long all of them: one that closes many TAPs may be long behind. */
+const FORGET_MS = 10;
+const FORGETTING_MS = 10_000;
+
+/** Has the service manager close what it keeps under these names, as fast as it hears. */
+export async function forgetAll(names: readonly string[]): Promise<void> {
+  const until = performance.now() + FORGETTING_MS;
+  for (const name of names) {
+    while (forgetDescriptors(name) === "full" && performance.now() < until) {
+      await pause(FORGET_MS);
+    }
+  }
 }
 
 /** What is started, and what the host makes of it. */

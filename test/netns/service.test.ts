@@ -413,6 +413,10 @@ describe("the service", () => {
     const kept = async () =>
       (await machine.show("vtep", "NFileDescriptorStore")).NFileDescriptorStore;
     await until("all of it", async () => (await kept()) === "101");
+    await configure(crossing);
+    await systemctl("restart", "vtep");
+    await until("little of it", async () => (await kept()) === "2", 20_000);
+    expect(await ours.links()).toEqual([...untouched, "vtep42"].sort());
   });
 
   test("routes for containers: forwards, masquerades, and stops to", async () => {
