@@ -50,6 +50,7 @@ import {
   type Surveyed,
   surveyEdited,
   tellOfEdits,
+  withoutIdle,
 } from "./keeping.ts";
 import { isAnew, type Live, LiveNetworks } from "./live.ts";
 import type {
@@ -155,11 +156,14 @@ export class Agent implements Operations {
     keeping?: Keeping,
   ): Promise<Agent | undefined> {
     const workers = given.workers === "auto" ? suggestedWorkers() : given.workers;
-    const before = recollect(given, workers, keeping);
-    const forgotten = forgetAll(before.unwanted);
-    if (before.isAnew) await forgotten; // or what is stored next would be
-    const surveyed = await surveyEdited(given, before);
+    const recollected = recollect(given, workers, keeping);
+    const forgotten = forgetAll(recollected.unwanted);
+    if (recollected.isAnew) await forgotten; // or what is stored next would be
+    const surveyed = await surveyEdited(given, recollected);
     if (unwanted.aborted) return undefined;
+    const { kept, idle } = withoutIdle(recollected.kept, surveyed.found);
+    void forgotten.then(() => forgetAll(idle));
+    const before = { ...recollected, kept };
     tellOfEdits(log, before.edited, surveyed.refusal);
     const agent = new Agent({ given, surveyed, workers, log, unwanted, first, before, keeping });
     try {

@@ -58,10 +58,10 @@ export function recollect(
   const edited = readEdits(keeping?.directory, config);
   const sameWorkers = snapshot === undefined || snapshot.workers === workers;
   const threads = Array.from({ length: sameWorkers ? workers : 0 }, (_, worker) => worker);
+  const families = config.underlay === "dgram" ? [] : ([4, 6] as const); // Node opens its own
   const wanted = new Set(
     threads.flatMap((worker) => [
-      socketDescriptor(4, worker),
-      socketDescriptor(6, worker),
+      ...families.map((family) => socketDescriptor(family, worker)),
       ...edited.networks.map(({ tap }) => tapDescriptor(tap, worker)),
     ]),
   );
@@ -75,7 +75,26 @@ export function recollect(
       unwanted.push(name);
     }
   }
-  return { kept, snapshot, edited, unwanted, isAnew: !sameWorkers };
+  return { kept, snapshot, edited, unwanted, isAnew: !sameWorkers || families.length === 0 };
+}
+
+/**
+ * Closes sockets of a family that nobody is in: what came to them would wait for the next who is. Returns those
+ * that are left, and the names of the others.
+ */
+export function withoutIdle(
+  kept: Recollection["kept"],
+  found: Pick<Survey, "local4" | "local6">,
+): { readonly kept: Recollection["kept"]; readonly idle: readonly string[] } {
+  const families = ([4, 6] as const).filter((family) => found[`local${family}`] === undefined);
+  const isIdle = (name: string) => families.some((family) => name.startsWith(`udp${family}-`));
+  const all = Object.entries(kept);
+  const idle = all.filter(([name]) => isIdle(name));
+  for (const [, fd] of idle) closeSync(fd);
+  return {
+    kept: Object.fromEntries(all.filter(([name]) => !isIdle(name))),
+    idle: idle.map(([name]) => name),
+  };
 }
 
 /** Between two tries, and for how long all of them: one that closes many TAPs may be long behind. */

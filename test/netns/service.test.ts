@@ -233,14 +233,18 @@ describe("the service", () => {
       ["more threads", "workers: 2"],
       ["another local address", "local: 10.77.0.1"],
       ["another port", "port: 4790"],
+      ["another underlay", "underlay: dgram"],
     ])("with %s", async (_, setting) => {
       await ours.ip("addr add 10.77.0.1/32 dev lo");
       onTestFinished(() => ours.ip("addr del 10.77.0.1/32 dev lo"));
       await configure(`${crossing}\n${setting}`);
       await systemctl("restart", "vtep");
       expect((await machine.show("vtep", "NRestarts")).NRestarts).toBe("0");
-      const { workers, local, port } = await ask("status");
-      expect([`workers: ${workers}`, `local: ${local}`, `port: ${port}`]).toContain(setting);
+      const { workers, local, port, underlay } = await ask("status");
+      expect([
+        ...[`workers: ${workers}`, `local: ${local}`],
+        ...[`port: ${port}`, `underlay: ${underlay}`],
+      ]).toContain(setting);
       if (workers > 1) await reach(here, there.address);
       await configure(crossing);
       await systemctl("restart", "vtep");
@@ -371,6 +375,17 @@ describe("the service", () => {
       await systemctl("restart", "vtep");
       expect(await names()).toEqual(["vtep42", "vtep44"]);
       await vtep("reload");
+    });
+
+    test("without the socket of a family that nobody is in any more", async () => {
+      const sockets = async () => (await ours.run("ss", "-Hlun", "sport = :4789")).split("\n");
+      const both = `networks: [{ vni: 42, peers: [${theirs.address}, "${theirs.address6}"], bridge: br0 }]`;
+      await configure(both);
+      await systemctl("restart", "vtep");
+      expect((await sockets()).join()).toContain(`[${ours.address6}]:4789`);
+      await configure(crossing);
+      await systemctl("restart", "vtep");
+      await until("no such socket", async () => !(await sockets()).join().includes("[fd00"));
     });
 
     test("out of a bridge that is not in its file any more, but not of somebody else's", async () => {
