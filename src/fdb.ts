@@ -17,7 +17,8 @@
  *
  * **Ageing.** Learned entries of a network form a list in the order in which they were last seen,
  * to the second. The oldest is its head: ageing looks there until it meets one that is young enough,
- * and eviction (a network at its limit, or no entry left in the pool) takes it. No sweep.
+ * and eviction (a network at its limit, or no entry left in the pool) takes it. No sweep. Where the pool is used up by
+ * other networks, a MAC is not learned; an entry of higher origin takes the place of one of whoever has the most.
  *
  * **Precedence.** static > control plane > learned. A learned entry follows its MAC to a new remote
  * at once; one with a higher origin stays where it is and the frame that contradicts it is refused
@@ -75,6 +76,8 @@ const FREE = 3;
 const FRESH = 4;
 /** Changes that were ever written to the journal, modulo 2^32. */
 const WRITTEN = 5;
+/** The last network that ever had a limit, and so could learn. */
+const LAST = 6;
 const HEADER_WORDS = 16;
 
 const NETWORK_WORDS = 8;
@@ -226,7 +229,8 @@ export class Fdb {
     let entry = this.#find(network, macHigh, macLow);
     let done = true;
     if (entry === 0) {
-      entry = this.#take(network);
+      // It weighs more than what any network has learned.
+      entry = this.#take(network) || this.#take(this.#fullest());
       if (entry === 0) done = false;
       else {
         this.#enter(entry, network, macHigh, macLow, (destination << 2) | origin);
@@ -270,6 +274,7 @@ export class Fdb {
     const words = this.#words;
     this.#lock();
     words[row + LIMIT] = limit;
+    words[LAST] = Math.max(words[LAST]!, network);
     while (words[row + LEARNED_COUNT]! > limit) this.#forget(words[row + OLDEST]!, EVICTED);
     this.#unlock();
   }
@@ -504,6 +509,17 @@ export class Fdb {
     const fresh = this.#entries + words[FRESH]! * ENTRY_WORDS;
     words[FRESH] = words[FRESH]! + 1;
     return fresh;
+  }
+
+  /** The network with the most learned entries. */
+  #fullest(): number {
+    const words = this.#words;
+    let fullest = 1;
+    for (let network = 2; network <= words[LAST]!; network++) {
+      const most = words[this.#networkAt(fullest) + LEARNED_COUNT]!;
+      if (words[this.#networkAt(network) + LEARNED_COUNT]! > most) fullest = network;
+    }
+    return fullest;
   }
 
   /** Puts an entry at the head of its chain, its key last of all. */

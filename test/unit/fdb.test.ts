@@ -386,14 +386,24 @@ describe("the pool", () => {
     expect(macs(fdb, OTHER_NET)).toEqual([1]);
   });
 
-  it("when it is used up by others, has no place for a network without learned MACs", () => {
+  it("when it is used up by others, has no place for what a network without learned MACs learns", () => {
     const fdb = fdbOf({ capacity: 2 });
     learn(fdb, 1, A);
     set(fdb, 2, A, STATIC, OTHER_NET);
     expect(learn(fdb, 3, A, 0, OTHER_NET)).toBe(PASSED);
-    expect(set(fdb, 3, A, STATIC, OTHER_NET)).toBe(false);
     expect(lookup(fdb, 3, OTHER_NET)).toBe(-1);
     expect(macs(fdb)).toEqual([1]);
+  });
+
+  it("when it is used up by others, gives an entry of higher origin a place of who has learned most", () => {
+    const fdb = fdbOf({ capacity: 4 });
+    learn(fdb, 1, A);
+    for (const last of [2, 3, 4]) learn(fdb, last, A, last, OTHER_NET);
+    expect(set(fdb, 5, B, STATIC, 3)).toBe(true);
+    expect(set(fdb, 6, B, CONTROL, 3)).toBe(true);
+    expect([macs(fdb), macs(fdb, OTHER_NET), macs(fdb, 3)]).toEqual([[1], [4], [5, 6]]);
+    for (const last of [7, 8]) expect(set(fdb, last, B, STATIC, 3)).toBe(true);
+    expect(set(fdb, 9, B, STATIC, 3)).toBe(false);
   });
 
   it("of one entry is a whole FDB", () => {
@@ -558,7 +568,8 @@ describe("random operations", () => {
         return true;
       }
       if (this.entries.size === this.#capacity) {
-        const oldest = this.#learned(network)[0];
+        const own = this.#learned(network);
+        const oldest = (own.length > 0 ? own : this.#learned(network === NET ? OTHER_NET : NET))[0];
         if (oldest === undefined) return false;
         this.entries.delete(oldest);
       }
