@@ -121,7 +121,7 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
         `others keep taking the addresses of ${network.name}: try again`,
       );
     }
-    await tell(client, name);
+    await tell(client, attachment);
     return { ...attachment, mtu, isNew: true };
   }
 }
@@ -252,7 +252,7 @@ export async function attachPair(
   checkSubnets(attachment, network);
   const peer = peerName(name);
   await pair({ name, bridge, alias: aliasOf(attachment, mtu), peer, mac, mtu });
-  await tell(client, name);
+  await tell(client, attachment);
   return { ...attachment, peer };
 }
 
@@ -304,12 +304,16 @@ async function fitted<Place>(
   return { attachment, place, mtu, network, port };
 }
 
-/** Has the agent look at what is attached; without it nothing is. */
-async function tell(client: Client, link: string): Promise<void> {
-  await client.attachments().catch(async (error: unknown) => {
+/** Has the agent look at what is attached; nothing is without it, or where it finds something else. */
+async function tell(client: Client, { link, network }: Attachment): Promise<void> {
+  try {
+    const attached = await client.attachments();
+    if (attached.some((each) => each.link === link)) return;
+    throw new VtepError("CONFLICT", `network ${network} was changed meanwhile: try again`);
+  } catch (error) {
     await unplug(link);
     throw error;
-  });
+  }
 }
 
 /** Detaches what is a network's TAP itself; false when it was not attached so. */

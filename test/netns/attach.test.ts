@@ -1,5 +1,8 @@
-import { existsSync } from "node:fs";
-import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import type { Attachment } from "../../src/attachments.ts";
 import { Lab } from "../lab/lab.ts";
 import { create, type Finished, Namespace } from "../lab/namespace.ts";
@@ -251,6 +254,32 @@ describe("what cannot be is refused, and leaves nothing", () => {
     const found = await attach(box.name, ...options);
     expect([found.code, found.stdout]).toEqual([code, ""]);
     expect(found.stderr).toMatch(message);
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test.each<[string, (client: Client) => Promise<unknown>]>([
+    ["removed", (client) => client.removeNetwork("blue")],
+    [
+      "given another bridge",
+      (client) =>
+        client.putNetwork("blue", { vni: 42, peers: [theirs.address], bridge: "elsewhere" }),
+    ],
+  ])("a network that is %s meanwhile", async (_, change) => {
+    const slow = mkdtempSync(join(tmpdir(), "vtep-slow-"));
+    onTestFinished(() => rmSync(slow, { recursive: true }));
+    const script = `#!/bin/sh
+case "$*" in "-batch -") touch ${slow}/began; sleep 1;; esac
+PATH=\${PATH#*:} exec ip "$@"`;
+    writeFileSync(join(slow, "ip"), script, { mode: 0o755 });
+    const words = ["attach", box.name, "--network", "blue", "--socket", vtep.socket];
+    const path = `PATH=${slow}:${process.env.PATH}`;
+    const attaching = ours.finish(["env", path, "node", cli, ...words]);
+    await until("it to begin", () => existsSync(join(slow, "began")));
+    await change(new Client(vtep.socket));
+    expect(await attaching).toMatchObject({
+      code: 1,
+      stderr: "vtep: network blue was changed meanwhile: try again\n",
+    });
     expect(await remains()).toEqual(NOTHING);
   });
 
