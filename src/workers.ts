@@ -50,6 +50,10 @@ export class Workers {
   readonly #keep: boolean;
   readonly #unwanted: AbortSignal;
   #lose!: (error: VtepError) => void;
+  /** Why forwarding was lost. */
+  #reason: VtepError | undefined;
+  /** Those that wait for an answer. Each would stay in memory if it waited for `lost`, which lasts. */
+  readonly #waiting = new Set<(error: VtepError) => void>();
   #threads: Worker[] = [];
   /** The first, until it has a plan. */
   #idle: Thread | undefined;
@@ -67,7 +71,11 @@ export class Workers {
     this.#keep = keep;
     this.#unwanted = unwanted;
     this.lost = new Promise((resolve) => {
-      this.#lose = resolve;
+      this.#lose = (reason) => {
+        this.#reason ??= reason;
+        for (const fail of this.#waiting) fail(reason);
+        resolve(reason);
+      };
     });
   }
 
@@ -213,21 +221,28 @@ export class Workers {
   }
 
   /** Waits for a report of a thread; throws what it failed with instead, or why forwarding was lost. */
-  async #answer(thread: Worker, is: (report: Report) => boolean, id: number): Promise<Report> {
-    const reported = new Promise<Report>((resolve, reject) => {
-      const listen = (report: Report) => {
-        if (is(report)) resolve(report);
-        else if (report.event === "failed" && report.id === id) {
-          reject(new VtepError(report.code, report.message));
-        } else return;
+  #answer(thread: Worker, is: (report: Report) => boolean, id: number): Promise<Report> {
+    return new Promise<Report>((resolve, reject) => {
+      if (this.#reason !== undefined) return reject(this.#reason);
+      const end = () => {
         thread.off("message", listen);
+        this.#waiting.delete(fail);
+      };
+      const fail = (error: VtepError) => {
+        end();
+        reject(error);
+      };
+      const listen = (report: Report) => {
+        if (is(report)) {
+          end();
+          resolve(report);
+        } else if (report.event === "failed" && report.id === id) {
+          fail(new VtepError(report.code, report.message));
+        }
       };
       thread.on("message", listen);
+      this.#waiting.add(fail);
     });
-    reported.catch(() => undefined); // when nobody waits any more
-    const report = await Promise.race([reported, this.lost]);
-    if (report instanceof VtepError) throw report;
-    return report;
   }
 
   /** While it starts: not waited for when it is called off. */
