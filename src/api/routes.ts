@@ -60,6 +60,7 @@ const STATUS: Partial<Record<ErrorCode, ContentfulStatusCode>> = {
 
 export function routes({ version, operations, reload, metrics, log }: Served): Hono {
   const app = new Hono();
+  app.use(leftUnread);
   app.use(bodyLimit({ maxSize: MOST_BODY, onError: tooLarge }));
 
   app.get(
@@ -474,6 +475,12 @@ interface StandardIssue {
 function stream(text: ReadableStream<Uint8Array>, media: string): Response {
   return new Response(text, { headers: { "Content-Type": media, "Cache-Control": "no-store" } });
 }
+
+/** HEAD is answered as GET is, but for what the answer holds, which nobody reads then: a stream has to be told. */
+const leftUnread: MiddlewareHandler = async (c, next) => {
+  await next();
+  if (c.req.method === "HEAD") await c.res.body?.cancel();
+};
 
 /** A list in pieces: what else waits has its turn between two of them. */
 function inPieces(entries: Generator<FdbEntryStatus>): ReadableStream<Uint8Array> {

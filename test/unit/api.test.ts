@@ -302,6 +302,14 @@ describe("every call", () => {
     other.destroy();
   });
 
+  test("HEAD of what has no end leaves nothing behind", async () => {
+    for (const path of ["/v1/capture", "/v1/events", "/v1/fdb"]) {
+      expect(await ask("HEAD", path)).toMatchObject({ status: 200, text: "" });
+    }
+    expect(operations.captures).toMatchObject([{ isOver: true }]);
+    expect(operations.listeners.size).toBe(0);
+  });
+
   test("POST /v1/reload", async () => {
     expect((await ask("POST", "/v1/reload")).json()).toEqual(await operations.reload());
   });
