@@ -8,6 +8,7 @@ import { randomInt } from "node:crypto";
 import { createSocket } from "node:dgram";
 import { statSync } from "node:fs";
 import { createServer, Server } from "node:net";
+import { setTimeout as pause } from "node:timers/promises";
 import ipaddr from "ipaddr.js";
 import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
@@ -76,7 +77,7 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
   ]);
   const { target, ifname, link: name } = attachment;
   for (let turn = 1; ; turn++) {
-    const links = turn === 1 ? first : await linksByName();
+    const links = await settled(name, turn === 1 ? first : await linksByName());
     const before = links.get(name);
     const was = before && attachmentOf(before);
     const isHere = before?.master === bridge;
@@ -124,6 +125,24 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     await tell(client, attachment);
     return { ...attachment, mtu, isNew: true };
   }
+}
+
+/** For how long one that is not finished may be somebody's who is at it still; afterwards nobody is. */
+const UNFINISHED_MS = 2000;
+const LOOK_MS = 50;
+
+/** Links, when the one of this name is finished, is gone, or has been left unfinished. */
+async function settled(
+  name: string,
+  links: ReadonlyMap<string, Link>,
+): Promise<ReadonlyMap<string, Link>> {
+  const until = performance.now() + UNFINISHED_MS;
+  let now = links;
+  while (now.has(name) && now.get(name)!.master === undefined && performance.now() < until) {
+    await pause(LOOK_MS);
+    now = await linksByName();
+  }
+  return now;
 }
 
 /** So often an address is chosen that somebody else chose at the same time. */

@@ -51,6 +51,21 @@ async function attached(): Promise<Attachment[]> {
   return JSON.parse((await run("attach", "list", "--json")).stdout);
 }
 
+/** The same, but that each batch of changes to links takes a second to begin. */
+function attachSlowly(target: string, ...options: string[]) {
+  const directory = mkdtempSync(join(tmpdir(), "vtep-slow-"));
+  onTestFinished(() => rmSync(directory, { recursive: true }));
+  const script = `#!/bin/sh
+case "$*" in "-batch -") touch ${directory}/began; sleep 1;; esac
+PATH=\${PATH#*:} exec ip "$@"`;
+  writeFileSync(join(directory, "ip"), script, { mode: 0o755 });
+  const path = `PATH=${directory}:${process.env.PATH}`;
+  const words = ["attach", target, "--network", "blue", ...options, "--socket", vtep.socket];
+  const ended = ours.finish(["env", path, "node", cli, ...words]);
+  const began = until("it to begin", () => existsSync(join(directory, "began")));
+  return { ended, began };
+}
+
 /** What is left of an attachment. */
 async function remains() {
   const inside = await box.finish(["ip", "-json", "link", "show", "type", "veth"]);
@@ -134,6 +149,15 @@ describe("a container that is attached", () => {
       stderr: `vtep: eth0 of /run/netns/${box.name} is attached already, in another way: detach it first\n`,
     });
     expect(await attached()).toEqual(before);
+  });
+
+  test("twice at once is attached, and only once", async () => {
+    const { ended } = attachSlowly(box.name, "--ip", `${ADDRESS}/24`);
+    await until("it to begin", async () => (await remains()).links.length > 0);
+    const second = await attach(box.name, "--ip", `${ADDRESS}/24`);
+    expect([second.code, (await ended).code]).toEqual([0, 0]);
+    expect(second.stdout).toContain("is in network blue already");
+    await reach(box, there.address);
   });
 
   test("is made anew when it was not finished, or its network has another bridge", async () => {
@@ -265,18 +289,12 @@ describe("what cannot be is refused, and leaves nothing", () => {
         client.putNetwork("blue", { vni: 42, peers: [theirs.address], bridge: "elsewhere" }),
     ],
   ])("a network that is %s meanwhile", async (_, change) => {
-    const slow = mkdtempSync(join(tmpdir(), "vtep-slow-"));
-    onTestFinished(() => rmSync(slow, { recursive: true }));
-    const script = `#!/bin/sh
-case "$*" in "-batch -") touch ${slow}/began; sleep 1;; esac
-PATH=\${PATH#*:} exec ip "$@"`;
-    writeFileSync(join(slow, "ip"), script, { mode: 0o755 });
-    const words = ["attach", box.name, "--network", "blue", "--socket", vtep.socket];
-    const path = `PATH=${slow}:${process.env.PATH}`;
-    const attaching = ours.finish(["env", path, "node", cli, ...words]);
-    await until("it to begin", () => existsSync(join(slow, "began")));
+    await ours.ip("link add port type veth peer peer", "link set port master br0"); // br0 stays
+    onTestFinished(() => ours.ip("link del port", "link del br0"));
+    const { ended, began } = attachSlowly(box.name);
+    await began;
     await change(new Client(vtep.socket));
-    expect(await attaching).toMatchObject({
+    expect(await ended).toMatchObject({
       code: 1,
       stderr: "vtep: network blue was changed meanwhile: try again\n",
     });
