@@ -122,7 +122,8 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
         `others keep taking the addresses of ${network.name}: try again`,
       );
     }
-    await tell(client, attachment);
+    // Chosen addresses are settled: whoever chose them later has seen ours.
+    await tell(client, wanted.addresses === "auto" ? { ...attachment, addresses: [] } : attachment);
     return { ...attachment, mtu, isNew: true };
   }
 }
@@ -243,13 +244,21 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
   await checkPorts(client, attachment, port, was);
   await noteAlias(tap, alias);
   try {
-    await client.attachments(); // as long as the alias can be seen
+    checkAlone(attachment, await client.attachments()); // as long as the alias can be seen
     const inside = { namespace: target, ifname, mac, mtu, addresses, routes };
     await plugDirect({ name: tap, ...inside });
   } catch (error) {
     await noteAlias(tap, "").catch(() => undefined); // unless it had moved
     await client.attachments().catch(() => undefined);
     throw error;
+  }
+  // Another one may have noted itself in between, and the agent takes it for that one's.
+  if ((await linkInside(target, ifname))?.ifalias !== alias) {
+    await unplugDirect(target, ifname);
+    throw new VtepError(
+      "CONFLICT",
+      `others attach the TAP of network ${network.name} at the same time: try again`,
+    );
   }
   return { ...attachment, mtu, isNew: true };
 }
@@ -292,7 +301,13 @@ export async function publish(
   checkUnused(attachment, links);
   await checkPorts(client, attachment, (await client.status()).port, was);
   await noteAlias(name, aliasOf(attachment, link!.mtu));
-  await client.attachments();
+  try {
+    checkAlone(attachment, await client.attachments());
+  } catch (error) {
+    await noteAlias(name, link!.ifalias!);
+    await client.attachments().catch(() => undefined);
+    throw error;
+  }
 }
 
 /** What is wanted, checked, and with what follows from the network; `placeIn` refuses networks that are unfit. */
@@ -323,12 +338,18 @@ async function fitted<Place>(
   return { attachment, place, mtu, network, port };
 }
 
-/** Has the agent look at what is attached; nothing is without it, or where it finds something else. */
-async function tell(client: Client, { link, network }: Attachment): Promise<void> {
+/**
+ * Has the agent look at what is attached; nothing is without it, or where it finds something else. Somebody may
+ * have taken the same at the same time: whoever sees that gives it up.
+ */
+async function tell(client: Client, attachment: Attachment): Promise<void> {
+  const { link, network } = attachment;
   try {
     const attached = await client.attachments();
-    if (attached.some((each) => each.link === link)) return;
-    throw new VtepError("CONFLICT", `network ${network} was changed meanwhile: try again`);
+    if (!attached.some((each) => each.link === link)) {
+      throw new VtepError("CONFLICT", `network ${network} was changed meanwhile: try again`);
+    }
+    checkAlone(attachment, attached);
   } catch (error) {
     await unplug(link);
     throw error;
@@ -466,7 +487,32 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
 }
 
 function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>, bridge?: string): void {
-  for (const other of othersThan(wanted, links, bridge)) {
+  checkOthers(wanted, othersThan(wanted, links, bridge));
+}
+
+/** Whether nothing that it has is another one's, among all that are attached. */
+function checkAlone(own: Attachment, attached: readonly Attachment[]): void {
+  const others = attached.filter(({ link }) => link !== own.link);
+  checkPublished(own, others);
+  checkOthers(
+    own,
+    others.filter(({ network }) => network === own.network),
+  );
+}
+
+function checkPublished({ published }: Attachment, others: readonly Attachment[]): void {
+  for (const other of others) {
+    const taken = other.published.find((each) => published.some((one) => isSame(one, each)));
+    if (taken === undefined) continue;
+    throw new VtepError(
+      "CONFLICT",
+      `port ${hostPort(taken)} is published already, for ${other.ifname} of ${other.target}`,
+    );
+  }
+}
+
+function checkOthers(wanted: Attachment, others: readonly Attachment[]): void {
+  for (const other of others) {
     if (other.mac === wanted.mac) {
       throw new VtepError(
         "CONFLICT",
@@ -507,10 +553,11 @@ function checkSubnets(
 /** Ports that somebody on this host listens at would be taken from them. `own` is the agent's. */
 async function checkPorts(
   client: Client,
-  { addresses, published, link }: Attachment,
+  attachment: Attachment,
   own: number,
   was: Attachment | undefined,
 ): Promise<void> {
+  const { addresses, published, link } = attachment;
   if (published.length === 0) return;
   if (addresses.length === 0) {
     throw new VtepError("USAGE", "ports are published to an address: give one with --ip");
@@ -521,14 +568,11 @@ async function checkPorts(
   if (twice !== undefined) {
     throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice`);
   }
-  for (const other of await client.attachments()) {
-    const taken = other.published.find((each) => published.some((one) => isSame(one, each)));
-    if (taken === undefined || other.link === link) continue;
-    throw new VtepError(
-      "CONFLICT",
-      `port ${hostPort(taken)} is published already, for ${other.ifname} of ${other.target}`,
-    );
-  }
+  const attached = await client.attachments();
+  checkPublished(
+    attachment,
+    attached.filter((other) => other.link !== link),
+  );
   const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
   for (const wanted of published) {
     if (had.has(hostPort(wanted))) continue;

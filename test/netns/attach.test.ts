@@ -1,6 +1,7 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import type { Attachment } from "../../src/attachments.ts";
@@ -339,6 +340,14 @@ describe("what cannot be is refused, and leaves nothing", () => {
     expect(await attached()).toEqual(before);
   });
 
+  test("an address that another container is given at the same time", async () => {
+    const ip = ["--ip", `${ADDRESS}/24`];
+    const both = [box, other].map(({ name }) => attachSlowly(name, ...ip).ended);
+    const codes = (await Promise.all(both)).map(({ code }) => code);
+    expect(codes).toContain(1);
+    expect(await attached()).toHaveLength(codes.filter((code) => code === 0).length);
+  });
+
   test("half-way: an address that the kernel refuses", async () => {
     const found = await attach(box.name, "--ip", `${ADDRESS}/24`, `${ADDRESS}/24`);
     expect([found.code, found.stderr]).toEqual([
@@ -419,6 +428,20 @@ describe("without a bridge, the TAP itself", () => {
     expect(await attached()).toEqual([]);
     expect((await direct(other.name)).code).toBe(0);
     await reach(other, there.address);
+  });
+
+  test("is never one container's while the agent takes it for another's", async () => {
+    const targets = [box.name, other.name];
+    const attaching = targets.map(async (target, at) => {
+      await pause(500 * at); // the second notes itself before the first moves the TAP
+      return attachSlowly(target, "--direct", "--ip", `${ADDRESS}/24`).ended;
+    });
+    const ended = await Promise.all(attaching);
+    const those = targets.filter((_, at) => ended[at]!.code === 0);
+    await until("what was said", async () => {
+      const found = (await attached()).map(({ target }) => target);
+      return found.join() === those.map((target) => `/run/netns/${target}`).join();
+    });
   });
 
   test("comes back when the container dies, while the agent goes on", async () => {
