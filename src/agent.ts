@@ -457,10 +457,7 @@ export class Agent implements Operations {
     this.#unwanted.throwIfAborted();
     if (!stays) {
       this.#undo.push(() => this.#workers.end());
-      this.#undo.push(async () => {
-        const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
-        await removeTaps(this.#links()).catch(kept);
-      });
+      this.#undo.push(() => this.#removeTaps(this.#links()));
     }
     const interim = this.#keeping?.interim;
     if (interim?.fits(this.#plan) === false) interim.end();
@@ -710,12 +707,18 @@ export class Agent implements Operations {
   async #takeOut(live: Live): Promise<void> {
     const { config, plan, link } = live;
     await this.#workers.retire(plan.index);
-    await removeTaps([link]);
+    await this.#removeTaps([link]);
     await this.#workers.discard(plan.index);
     this.#containers.forget(plan.index);
     this.#telling.noteLeaving();
     this.#entries.clear(live);
     this.#live.remove(config.name);
+  }
+
+  /** What is left goes when it is closed. */
+  async #removeTaps(links: readonly TapLink[]): Promise<void> {
+    const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
+    await removeTaps(links).catch(kept);
   }
 
   async #change(before: Live, after: Live): Promise<void> {

@@ -1,5 +1,5 @@
 import { existsSync, statSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -90,6 +90,25 @@ describe("what is asked of an agent happens", () => {
     await client.removeNetwork("red");
     await until("the TAP gone", async () => !(await ours.links()).includes("vtep7"));
     expect(await pings).toMatchObject({ received: 50 });
+  });
+
+  test("a network goes although nobody can remove its TAP", async () => {
+    const faulty = join(directory, "faulty");
+    await mkdir(faulty);
+    const script = `#!/bin/sh
+case "$*" in "-force -batch -") test -e ${faulty}/now && exit 1;; esac
+PATH=\${PATH#*:} exec ip "$@"`;
+    await writeFile(join(faulty, "ip"), script, { mode: 0o755 });
+    const way = ["env", `PATH=${faulty}:${process.env.PATH}`];
+    await using vtep = await ours.vtepBy(way, ...args, "--bridge", "br0").ready();
+    const client = new Client(vtep.socket);
+    await writeFile(join(faulty, "now"), "");
+    await client.removeNetwork("blue");
+    expect(await client.networks()).toEqual([]);
+    expect(await ours.links()).not.toContain("vtep42");
+    await rm(join(faulty, "now"));
+    await client.putNetwork("blue", { vni: 42, peers: [theirs.address], bridge: "br0" });
+    expect(await ours.links()).toContain("vtep42");
   });
 
   test("a TAP that was deleted is made anew, whatever else changes meanwhile", async () => {
