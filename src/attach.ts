@@ -100,6 +100,7 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     const alias = aliasOf(attachment, [mtu, routes]);
     if (isHere) {
       if (before.ifalias === alias) {
+        await client.attachments(); // whoever attached it may have been killed before it told
         return { ...attachment, network: network.name, mtu, isNew: false };
       }
       throw new VtepError(

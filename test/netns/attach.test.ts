@@ -52,19 +52,24 @@ async function attached(): Promise<Attachment[]> {
   return JSON.parse((await run("attach", "list", "--json")).stdout);
 }
 
-/** The same, but that each batch of changes to links takes a second to begin. */
-function attachSlowly(target: string, ...options: string[]) {
-  const directory = mkdtempSync(join(tmpdir(), "vtep-slow-"));
+/** The same with another `ip`, which is to end as that would. */
+function attachBy(script: string, target: string, ...options: string[]) {
+  const directory = mkdtempSync(join(tmpdir(), "vtep-ip-"));
   onTestFinished(() => rmSync(directory, { recursive: true }));
-  const script = `#!/bin/sh
-case "$*" in "-batch -") touch ${directory}/began; sleep 1;; esac
-PATH=\${PATH#*:} exec ip "$@"`;
-  writeFileSync(join(directory, "ip"), script, { mode: 0o755 });
+  const text = `#!/bin/sh\nbegan=${directory}/began PATH=\${PATH#*:}\n${script}`;
+  writeFileSync(join(directory, "ip"), text, { mode: 0o755 });
   const path = `PATH=${directory}:${process.env.PATH}`;
   const words = ["attach", target, "--network", "blue", ...options, "--socket", vtep.socket];
   const ended = ours.finish(["env", path, "node", cli, ...words]);
   const began = until("it to begin", () => existsSync(join(directory, "began")));
+  began.catch(() => undefined);
   return { ended, began };
+}
+
+/** The same, but that each batch of changes to links takes a second to begin. */
+function attachSlowly(target: string, ...options: string[]) {
+  const script = 'case "$*" in "-batch -") touch $began; sleep 1;; esac; exec ip "$@"';
+  return attachBy(script, target, ...options);
 }
 
 /** What is left of an attachment. */
@@ -150,6 +155,17 @@ describe("a container that is attached", () => {
       stderr: `vtep: eth0 of /run/netns/${box.name} is attached already, in another way: detach it first\n`,
     });
     expect(await attached()).toEqual(before);
+  });
+
+  test("is known to the agent the second time, when who attached it was killed the first", async () => {
+    const script = 'ip "$@"; case "$*" in *address*) kill -9 $PPID;; esac'; // the last change of all
+    expect((await attachBy(script, box.name).ended).code).toBe(null);
+    const known = async () => {
+      return JSON.parse((await run("fdb", "list", "--origin", "control", "--json")).stdout).length;
+    };
+    expect(await known()).toBe(0);
+    expect((await attach(box.name)).stdout).toContain("is in network blue already");
+    expect(await known()).toBe(1);
   });
 
   test("twice at once is attached, and only once", async () => {
