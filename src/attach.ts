@@ -364,10 +364,24 @@ export async function detachDirect(
   ifname: string,
 ): Promise<boolean> {
   const there = await linkInside(target, ifname);
-  if (there?.linkinfo?.info_kind !== "tun" || attachmentOf(there) === undefined) return false;
-  await unplugDirect(target, ifname); // the agent makes the TAP anew
+  if (isTap(there) && attachmentOf(there) !== undefined) {
+    await unplugDirect(target, ifname); // the agent makes the TAP anew
+  } else {
+    // Whoever was to move it, or to name it there, was killed.
+    const attached = await client.attachments().catch(() => []);
+    const noted = attached.find((each) => each.target === target && each.ifname === ifname);
+    if (noted === undefined) return false;
+    const { link } = noted;
+    if (isTap(await linkInside(target, link))) await unplugDirect(target, link);
+    else if (isTap((await linksByName()).get(link))) await noteAlias(link, "");
+    else return false;
+  }
   await client.attachments().catch(() => undefined);
   return true;
+}
+
+function isTap(link: Link | undefined): link is Link {
+  return link?.linkinfo?.info_kind === "tun";
 }
 
 /** Detaches by the end that is here (`linkName`); false when it was not attached. The agent may be away. */

@@ -460,6 +460,22 @@ describe("without a bridge, the TAP itself", () => {
     });
   });
 
+  test.each([
+    ["noted, and not moved", 1],
+    ["moved, and not named", 2],
+  ])("is detached also where it was %s", async (_, steps) => {
+    const script = `case "$*" in "-batch -")
+  echo >>$began
+  if [ $(wc -l <$began) -gt ${steps} ]; then kill -9 $PPID; exit; fi;;
+esac
+exec ip "$@"`;
+    expect((await attachBy(script, box.name, "--direct").ended).code).toBe(null);
+    expect(await attached()).toMatchObject([{ target: `/run/netns/${box.name}` }]);
+    expect((await run("detach", box.name)).stdout).toContain("is detached");
+    expect(await attached()).toEqual([]);
+    await until("the TAP", async () => (await ours.links()).includes("vtep42"));
+  });
+
   test("comes back when the container dies, while the agent goes on", async () => {
     await direct(box.name);
     await reach(box, there.address);
