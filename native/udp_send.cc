@@ -284,8 +284,10 @@ static int read_row(const udp *u, const batch *b, int row, outgoing *o) {
   const virtio_net_hdr vnet = *vnet_of(b, o->in_row);
   o->is_super = vnet.gso_type != layout::VNET_GSO_NONE;
   if (!o->is_super) return 0;
-  o->prefix = load(b->columns + layout::IN_OFFSET + o->in_row) - o->offset;
-  if (o->prefix < 0 || o->prefix > layout::HEADROOM || o->prefix > d->length) return -EINVAL;
+  int32_t frame = load(b->columns + layout::IN_OFFSET + o->in_row);
+  if (frame < o->offset) return -EINVAL;  // asked first, for a difference of any two may overflow
+  o->prefix = frame - o->offset;
+  if (o->prefix > layout::HEADROOM || o->prefix > d->length) return -EINVAL;
   return super_frame_read(&o->cut, b->slab + o->offset + o->prefix, d->length - o->prefix, &vnet);
 }
 

@@ -3,7 +3,15 @@
  * touch memory that is not the batch's. What is most likely to crash runs in a process of its own.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
-import { Batch, IN_ROWS, LAYOUT, OUT_ROWS, SLAB_BYTES, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import {
+  Batch,
+  IN_ROWS,
+  LAYOUT,
+  OUT_ROWS,
+  SLAB_BYTES,
+  VNET_GSO_TCPV4,
+  VNET_NEEDS_CSUM,
+} from "../../src/batch.ts";
 import {
   addon,
   numberOf,
@@ -397,6 +405,17 @@ describe("rows", () => {
       expect(udp.send(numberOf(batch), 1)).toBe(0);
       expect(batch.outError[0]).toBe(EINVAL);
       expect(batch.inVnet.getUint8(3 * 16)).toBe(VNET_NEEDS_CSUM);
+    },
+  );
+
+  it.each([-(2 ** 31), -1, SLAB_BYTES, 2 ** 31 - 1])(
+    "whose super-frame does not lie behind their beginning are EINVAL: at %i",
+    (offset) => {
+      setRow(batch, 0, { offset: 256, length: 100, remote: remote4, inRow: 3 });
+      batch.inOffset[3] = offset;
+      batch.inVnet.setUint8(3 * 16 + 1, VNET_GSO_TCPV4);
+      expect(udp.send(numberOf(batch), 1)).toBe(0);
+      expect(batch.outError[0]).toBe(EINVAL);
     },
   );
 
