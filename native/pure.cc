@@ -8,6 +8,7 @@
 #include "segment.h"
 
 static bool get_bytes(Napi::Value value, std::vector<uint8_t> *out) {
+  if (value.IsEmpty()) return false;  // a getter threw
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
     Napi::TypeError::New(value.Env(), "a Uint8Array is wanted").ThrowAsJavaScriptException();
     return false;
@@ -73,9 +74,10 @@ static Napi::Value coalesce_frames(const Napi::CallbackInfo &info) {
     return Napi::Value();
   }
   Napi::Array given = info[0].As<Napi::Array>();
-  std::vector<std::vector<uint8_t>> frames(given.Length());
+  std::vector<std::vector<uint8_t>> frames;
   for (uint32_t i = 0; i < given.Length(); i++) {
-    if (!get_bytes(given.Get(i), &frames[i])) return Napi::Value();
+    frames.emplace_back();
+    if (!get_bytes(given.Get(i), &frames.back())) return Napi::Value();
   }
   gathering g = {env, Napi::Array::New(env)};
   auto c = std::make_unique<coalescer>();

@@ -451,6 +451,18 @@ describe("in a process of its own", () => {
     const up = () => execFileSync("ip", ["link", "set", name, "up"]); // the kernel sends a few frames
   `;
 
+  it("frames that throw, or are not there, are exceptions", () => {
+    const { status, output } = child(`
+      const frames = [1];
+      Object.defineProperty(frames, 0, { get() { throw new Error("of the getter's own"); } });
+      for (const none of [frames, new Array(2 ** 32 - 1)]) {
+        try { addon.coalesce(none, true, true); } catch ({ message }) { console.log(message); }
+      }
+    `);
+    const told = "of the getter's own\na Uint8Array is wanted\n";
+    expect({ status, output }).toEqual({ status: 0, output: told });
+  });
+
   it("closing inside of the callback ends it all", () => {
     const { status, output } = child(`${setUp}
       const tap = new addon.Tap(options), taps = new addon.Taps();
