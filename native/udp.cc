@@ -131,8 +131,9 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
   set_buffer(u->fd, SO_RCVBUFFORCE, SO_RCVBUF, options->receive_buffer);
   if (u->family == 4) set_option(u->fd, IPPROTO_IP, IP_RECVTOS, 1);
   else set_option(u->fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
-  // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab.
-  u->coalesces = options->coalesce && set_option(u->fd, IPPROTO_UDP, UDP_GRO, 1) == 0;
+  // Linux 5.0. Trains need the room of the longest; without, many short slots fit into the slab. One that was kept may
+  // have been asked for them.
+  u->coalesces = set_option(u->fd, IPPROTO_UDP, UDP_GRO, options->coalesce) == 0 && options->coalesce;
   prepare_slots(u, u->coalesces ? MAX_SLOT : options->slot_bytes);
   if (options->fd >= 0) {
     u->dropped_before = udp_drops(u);

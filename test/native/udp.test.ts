@@ -257,6 +257,20 @@ describe.each([
     expect(got.map(({ payload }) => payload.length)).toEqual([10, 20, 30]);
   });
 
+  it("a socket that was kept delivers no trains where none are wanted any more", async () => {
+    const before = await open(family);
+    const fd = addon().duplicate(before.udp.fd());
+    before.udp.close();
+    const options = { ...family, remotes: remotes.words, fd, coalesce: false };
+    const udp = new (addon().Udp)(udpOptions(before.port, options));
+    onTestFinished(() => udp.close());
+    fillRows(batch, [1400, 1400, 1400, 900], before.toItself());
+    expect(udp.send(numberOf(batch), 4)).toBe(4);
+    const arrived = await collect(udp, 4);
+    expect(arrived.map(({ row }) => row.length)).toEqual([1400, 1400, 1400, 900]);
+    expect(arrived.map(({ flags }) => flags)).toEqual([0, 0, 0, 0]);
+  });
+
   it("an outer checksum of zero is accepted", async () => {
     const { udp, port, address } = await open(family);
     const option = family === IPV6 ? "s.IPPROTO_UDP, 101" : "s.SOL_SOCKET, 11"; // UDP_NO_CHECK6_TX, SO_NO_CHECK
