@@ -121,8 +121,9 @@ bool has_room(const read_cursor *to) {
 
 // That a frame makes, or a few more: its headers are counted as payload.
 static int32_t datagrams_of(const virtio_net_hdr *vnet, int32_t length) {
-  bool is_super = vnet->gso_type != layout::VNET_GSO_NONE && vnet->gso_size > 0;
-  return is_super ? 1 + length / vnet->gso_size : 1;
+  uint16_t size = __atomic_load_n(&vnet->gso_size, __ATOMIC_RELAXED);  // once: it must not be zero by now
+  bool is_super = vnet->gso_type != layout::VNET_GSO_NONE && size > 0;
+  return is_super ? 1 + length / size : 1;
 }
 
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
