@@ -120,6 +120,21 @@ describe("segmentation", () => {
     expect(segments(8193)).toBe(-EINVAL);
   });
 
+  it.each([
+    { v6: false, tcp: false },
+    { v6: false, tcp: true },
+    { v6: true, tcp: false },
+    { v6: true, tcp: true },
+  ])("reads no header beyond the frame, wherever that ends: %o", (kind) => {
+    const frame = frameOf(kind, "partial");
+    const headers = frame.length - PLAIN.payload.length;
+    for (let end = 0; end <= frame.length; end++) {
+      const got = addon().segment(frame.slice(0, end), vnetOf(kind, 30));
+      if (end <= headers) expect(got).toBe(-EINVAL);
+      else expect(got).toHaveLength(Math.ceil((end - headers) / 30));
+    }
+  });
+
   it("reads no header beyond the frame, whatever it is given", () => {
     fc.assert(
       fc.property(
