@@ -206,7 +206,6 @@ int udp_open(udp *u, const udp_options *options, const char **syscall) {
   u->remotes = options->remotes;
   u->discovery = options->whole ? WHOLE : fragmented(u->family);
   u->fd = -1;
-  u->longest = options->slot_bytes;
   u->segments = options->segment;
   prepare_messages(u);
 
@@ -268,54 +267,29 @@ void store_address(const udp *u, const udp_name *name, int32_t *words) {
   memcpy(words + 3, &name->v4.sin_addr, 4);
 }
 
-static void store_row(const udp *u, const batch *b, int row, int slot, int32_t at, int32_t length,
-                      int32_t segment, int32_t flags, int32_t tos) {
-  b->columns[layout::IN_OFFSET + row] = slot * u->stride + layout::HEADROOM - 8 + at;
-  b->columns[layout::IN_LENGTH + row] = length;
-  b->columns[layout::IN_SEGMENT + row] = segment;
-  b->columns[layout::IN_FLAGS + row] = flags;
-  b->columns[layout::IN_TOS + row] = tos;
-  store_address(u, &u->in_name[slot],
-                b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS);
-}
-
-// A train is one row. If its datagrams are too long, all of it is flagged; but the last one, which may
-// be shorter and fit, is then a row of its own. A single datagram that is too long is cut to what is
-// wanted. Returns the rows in use.
-static int store_slot(const udp *u, const batch *b, int row, int slot) {
-  const mmsghdr *message = &u->in[slot];
+// A slot is a row. One of a train has room for any datagram; in a shorter one the kernel has cut what is longer.
+static void store_row(const udp *u, const batch *b, int row) {
+  const mmsghdr *message = &u->in[row];
   int32_t length = static_cast<int32_t>(message->msg_len);
   int32_t segment = length, tos = 0;
   read_control(&message->msg_hdr, &segment, &tos);
   bool cut = (message->msg_hdr.msg_flags & MSG_TRUNC) != 0;
-  if (!cut && segment <= u->longest) {
-    store_row(u, b, row, slot, 0, length, segment, 0, tos);
-    return row + 1;
-  }
-  int32_t last = length % segment;
-  bool fits = !cut && last > 0 && last <= u->longest;
-  int32_t unfit = fits ? length - last : length;
-  if (unfit > segment) {
-    store_row(u, b, row, slot, 0, unfit, segment, layout::TRUNCATED, tos);
-  } else {
-    int32_t kept = unfit < u->longest ? unfit : u->longest;
-    store_row(u, b, row, slot, 0, kept, kept, layout::TRUNCATED, tos);
-  }
-  if (!fits) return row + 1;
-  store_row(u, b, row + 1, slot, unfit, last, last, 0, tos);
-  return row + 2;
+  b->columns[layout::IN_OFFSET + row] = row * u->stride + layout::HEADROOM - 8;
+  b->columns[layout::IN_LENGTH + row] = length;
+  b->columns[layout::IN_SEGMENT + row] = segment;
+  b->columns[layout::IN_FLAGS + row] = cut ? layout::TRUNCATED : 0;
+  b->columns[layout::IN_TOS + row] = tos;
+  store_address(u, &u->in_name[row], b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS);
 }
 
 int udp_receive(udp *u, const batch *b) {
   pace_rest();
   pace_before_receive(u->fd);
-  // Without trains a slot is a row, with them two at most.
-  static_assert(2 * (layout::SLAB_BYTES / MAX_SLOT) <= layout::IN_ROWS, "every slot has its rows");
   if (u->slab != b->slab) point_to(u, b->slab);
-  int slots = recvmmsg(u->fd, u->in, static_cast<unsigned>(u->slots), MSG_DONTWAIT, nullptr);
-  if (slots < 0 && errno == EINTR) return 0;
-  if (slots < 0 && errno != EAGAIN) return -errno;
-  if (slots <= 0) {
+  int rows = recvmmsg(u->fd, u->in, static_cast<unsigned>(u->slots), MSG_DONTWAIT, nullptr);
+  if (rows < 0 && errno == EINTR) return 0;
+  if (rows < 0 && errno != EAGAIN) return -errno;
+  if (rows <= 0) {
     // A socket that delivers nothing is asked in turn with one that does: that it is empty says nothing.
     if (u->delivered) pace_socket_empty(u->fd);
     u->delivered = false;
@@ -323,10 +297,9 @@ int udp_receive(udp *u, const batch *b) {
   }
   pace_carried(DECAP, 0, 0);
   u->delivered = true;
-  int rows = 0;
-  for (int slot = 0; slot < slots; slot++) {
-    rows = store_slot(u, b, rows, slot);
-    reset_message(u, slot);
+  for (int row = 0; row < rows; row++) {
+    store_row(u, b, row);
+    reset_message(u, row);
   }
   return rows;
 }

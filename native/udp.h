@@ -23,7 +23,7 @@ struct udp_options {
   int sharer;  // -1: nobody else may receive on the port; 0: first of those that do; above: one more
   int source_port_low, source_port_high;
   int fan;         // sending sockets wanted; fewer if the range has fewer free ports
-  int slot_bytes;  // longest datagram that is received whole
+  int slot_bytes;  // longest datagram that is received whole where no trains are
   int receive_buffer, send_buffer;
   bool whole;              // whether datagrams may not be fragmented on the way
   bool segment, coalesce;  // whether trains leave as one message (UDP_SEGMENT), arrive as one (UDP_GRO)
@@ -62,7 +62,6 @@ struct udp {
   uint32_t refusals;
   uint32_t dropped_before;  // by the socket, until it was adopted
 
-  int longest;  // datagrams that are longer are flagged as truncated
   int slot_bytes, stride, slots;
   const uint8_t *slab;  // what `in` points to
   bool delivered;       // since it was last empty

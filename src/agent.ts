@@ -635,7 +635,7 @@ export class Agent implements Operations {
     removed: readonly string[],
     found: Survey | undefined,
   ): void {
-    const { largestMtu } = this.#plan;
+    const { largestMtu } = this.#telling;
     for (const family of [6, 4] as const) {
       const local = `local${family}` as const;
       if (found?.[local] === undefined || this.#plan[local] !== undefined) continue;

@@ -14,6 +14,7 @@ import type { Live, LiveNetworks } from "./live.ts";
 import type { Metrics } from "./metrics.ts";
 import type { AgentEvent, AgentStatus, NetworkStatus, RemoteStatus } from "./operations.ts";
 import type { Remotes } from "./remotes.ts";
+import { LARGEST_MTU } from "./survey.ts";
 import { version } from "./version.ts";
 import { largestFrame, monotonicSeconds, type Opened, type Plan } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
@@ -189,13 +190,19 @@ export class Telling {
   }
 
   /** What would become of a frame in this network. Throws VtepError where the question is none. */
+  /** Of a network whose frames the sockets that are open take whole: where they take trains, of any. */
+  get largestMtu(): number {
+    const takesAny = this.#opened?.underlay === "native" && this.#offloads.gro;
+    return takesAny ? LARGEST_MTU : this.#from.plan.largestMtu;
+  }
+
   explain({ config, plan }: Live, question: Question): Explanation {
     const may = new Set([...plan.flood, ...plan.allowed]);
     const scene = {
       fdb: this.#from.fdb,
       remotes: this.#from.remotes,
       now: monotonicSeconds(),
-      largestFrame: largestFrame(this.#from.plan.largestMtu),
+      largestFrame: largestFrame(this.largestMtu),
       network: { ...plan, name: config.name, allows: (remote: number) => may.has(remote) },
     };
     return explain(scene, askedOf(question));

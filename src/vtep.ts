@@ -73,7 +73,7 @@ export interface Plan {
   readonly kept: Readonly<Record<string, number>>;
   /** Whether no device is opened in place of one that was kept and is of no use. */
   readonly keptOnly: boolean;
-  /** What the sockets are opened for: no network's MTU is ever larger. */
+  /** What the sockets are opened for: where they take no trains no network's MTU is ever larger. */
   readonly largestMtu: number;
   /** Those to begin with. */
   readonly networks: readonly NetworkPlan[];

@@ -50,7 +50,7 @@ export interface NativeUnderlayOptions {
   remotes: Remotes;
   /** Source ports are free ones of this range, both ends included; RFC 7348: 49152 to 65535. */
   sourcePorts?: readonly [low: number, high: number];
-  /** Bytes of the longest UDP payload to receive whole: the overlay's MTU + 14 + 4 + 8. */
+  /** Bytes of the longest UDP payload to receive whole where no trains are; where they are, every one is. */
   largestDatagram: number;
   /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
   fds?: { readonly 4?: number | undefined; readonly 6?: number | undefined };

@@ -86,7 +86,7 @@ export interface UdpFamilyOptions {
   sourcePorts: readonly [low: number, high: number];
   /** Sending sockets wanted; there are fewer if the range has fewer free ports. */
   fan: number;
-  /** The longest datagram that is received whole. */
+  /** The longest datagram that is received whole where no trains are; where they are, every one is. */
   slotBytes: number;
   receiveBuffer: number;
   sendBuffer: number;

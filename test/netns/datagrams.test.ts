@@ -25,6 +25,7 @@ function frameFrom(mac: string, payload?: Buffer): Buffer {
   return ethernet({ to: broadcast, from: mac, ...(payload && { payload }) });
 }
 const frame = frameFrom("02:00:00:00:00:77");
+type Bad = [what: string, reason: string, payloads: Buffer[]];
 const times = <T>(count: number, make: (i: number) => T): T[] =>
   Array.from({ length: count }, (_, i) => make(i));
 
@@ -85,12 +86,12 @@ describe.each(underlays)("%s receives", (kind) => {
     ["a stranger", stranger],
   ])("from %s", (_, from) => {
     const huge = frameFrom("02:00:00:00:00:77", randomBytes(65_485));
-    const bad: [string, string, Buffer[]][] = [
+    const bad: Bad[] = [
       ["a header cut short", invalid, times(8, (n) => vxlan(vni, frame).subarray(0, n))],
       ["the I flag clear", invalid, times(5, () => vxlan(vni, frame, { flags: 0xf7 }))],
       ["garbage", invalid, times(20, (n) => garbage(50 * n + 1))],
       ["an unknown VNI", unknown, times(5, (n) => vxlan(vni + 1 + n, frame))],
-      ["65 kB", tooBig, times(3, () => vxlan(vni, huge))],
+      ...(kind === "dgram" ? [["65 kB", tooBig, times(3, () => vxlan(vni, huge))] as Bad] : []),
     ];
     test.each(bad)("datagrams with %s and counts them as %s", async (_, reason, payloads) => {
       await expectCounted(reason, payloads, from);

@@ -2,7 +2,7 @@ import { readdirSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import type { KernelVxlan } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import { isSilent, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
@@ -105,6 +105,30 @@ describe("a file that is read again", () => {
     await write({ ...alone, mtu: 1400 });
     expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep42"] });
     await reach(here, there.address);
+  });
+
+  test("gives a network the MTU of an underlay that has grown since the start, and all of it crosses", async () => {
+    const mtu = 8950;
+    const underlay = (bytes: number) => {
+      return Promise.all([ours, theirs].map((host) => host.ip(`link set eth0 mtu ${bytes}`)));
+    };
+    await underlay(9000);
+    onTestFinished(() => underlay(1500).then(() => undefined));
+    await theirs.ip(`link set vx42 mtu ${mtu}`);
+    const near = await ours.container({ mtu, number: 9 });
+    const far = await theirs.container({ mtu, number: 10 });
+    await write({ ...RED, mtu });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep42"] });
+    await reach(near, far.address);
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      const long = ["-c", "3", "-i", "0.05", "-M", "do", "-s", `${mtu - 28}`];
+      expect((await from.finish(["ping", ...long, to.address])).stdout).toContain("3 received");
+      const { sent, received } = await transferTcp(from, to, { bytes: 2_000_000 });
+      expect(received).toEqual(sent);
+    }
   });
 
   test("stops a peer that it names no more from sending, and forgets what is behind it", async () => {
