@@ -1,7 +1,6 @@
 /** A benchmark's command line: numbers and signals it is told; results on standard output, progress on standard error. */
-import { accessSync, existsSync, constants as modes } from "node:fs";
+import { closeSync, existsSync, openSync, rmSync } from "node:fs";
 import { constants } from "node:os";
-import { dirname } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
 import { EXIT_USAGE } from "../src/errors.ts";
 
@@ -15,7 +14,9 @@ export function benchmark(name: string): Command {
 /** Why a file cannot be written, before there is something to write; undefined: it can. */
 export function unwritable(file: string): string | undefined {
   try {
-    accessSync(existsSync(file) ? file : dirname(file), modes.W_OK);
+    const isNew = !existsSync(file);
+    closeSync(openSync(file, "a"));
+    if (isNew) rmSync(file);
     return undefined;
   } catch (error) {
     return (error as Error).message;

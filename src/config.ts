@@ -66,13 +66,14 @@ function wordOr<Word extends string>(word: Word, low: number, high: number) {
 
 export const address = v.pipe(
   v.string("must be an IPv4 or IPv6 address"),
+  v.transform((text) => text.replace(/^(fe[89ab].*)%.+$/i, "$1")), // which is refused below, with its own words
   v.check(isAddress, (issue) => `${JSON.stringify(issue.input)} is not an IPv4 or IPv6 address`),
   v.transform(canonicalAddress),
   v.check(isUnicast, (issue) => `${issue.input} is not the unicast address of a host`),
   v.check(
     (text) => !isScoped(text),
     (issue) =>
-      `${issue.input} is link-local, so it means nothing without an interface: give another address of that VTEP`,
+      `${issue.input} is link-local, which no VTEP can be known by here: give another address of it`,
   ),
   v.title("ADDR"),
 );

@@ -45,9 +45,19 @@ export async function serve(place: Place, served: Served): Promise<AsyncDisposab
   server.on("clientError", turnAway);
   await listen(server, place);
   server.on("error", (error) => log.warn({ reason: error.message }, "the API refused a caller"));
-  answer = setImmediate().then(() => load(served)); // when all that is ready has been said to be
-  answer.catch((error: Error) => log.error({ err: error }, "the API could not be loaded"));
+  answer = setImmediate() // when all that is ready has been said to be
+    .then(() => load(served))
+    .catch((error: Error) => {
+      log.error({ err: error }, "the API could not be loaded");
+      return unloaded;
+    });
   return disposable(server);
+}
+
+function unloaded(_request: IncomingMessage, response: ServerResponse): void {
+  const message = "the API could not be loaded: the agent's log says why";
+  response.writeHead(503, { "Content-Type": "application/json" });
+  response.end(`${JSON.stringify({ code: "SYSTEM", message })}\n`);
 }
 
 type Listener = (request: IncomingMessage, response: ServerResponse) => unknown;

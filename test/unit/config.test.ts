@@ -270,7 +270,11 @@ describe("the flags", () => {
     ),
     [
       { peers: ["fe80::1"] },
-      "--peer fe80::1 is link-local, so it means nothing without an interface: give another address of that VTEP",
+      "--peer fe80::1 is link-local, which no VTEP can be known by here: give another address of it",
+    ],
+    [
+      { peers: ["192.0.2.2", "FE80::1%eth0"] },
+      "--peer fe80::1 is link-local, which no VTEP can be known by here: give another address of it",
     ],
     ...["all", "default"].flatMap((name): [FlagValues, string][] => {
       const sentence = `"${name}" cannot name an interface: the kernel keeps it for settings (/proc/sys/net), choose another`;
