@@ -54,16 +54,16 @@ export interface Surroundings {
 }
 
 /**
- * `local` is the address that datagrams leave from, where that was said: rules may choose another way for it, or there
- * may be none for others. One that is none of this host's is not asked for.
+ * Rules may choose another way for what leaves from `local`, where that was said, or goes to UDP `port`, or there may
+ * be none for others. A local address that is none of this host's is not asked for.
  */
 export async function surroundings(
   peers: readonly string[],
-  local: string | undefined,
+  { local, port }: { readonly local: string | undefined; readonly port: number },
 ): Promise<Surroundings> {
   const asked = linksByName();
   const from = local !== undefined && addressesOf(await asked).includes(local) ? local : undefined;
-  const [links, rows] = await Promise.all([asked, routeRows(peers, from)]);
+  const [links, rows] = await Promise.all([asked, routeRows(peers, { from, port })]);
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
     const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? Infinity;
     const mtu = Math.min(its, links.get(dev)?.mtu ?? 1500);
@@ -85,14 +85,17 @@ export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
   );
 }
 
+/** What rules may ask of a datagram of ours, beside its destination. */
+interface Ours {
+  readonly from: string | undefined;
+  readonly port: number;
+}
+
 /** As they are configured: what ICMP has told of a path, which anybody can send, is not asked for. */
-async function routeRows(
-  addresses: readonly string[],
-  from: string | undefined,
-): Promise<RouteRow[]> {
-  const rows = await routesTo(addresses, from);
+async function routeRows(addresses: readonly string[], ours: Ours): Promise<RouteRow[]> {
+  const rows = await routesTo(addresses, ours);
   const learned = rows.filter(({ expires }) => expires !== undefined).map(({ dst }) => dst);
-  const matches = await routesTo(learned, from, "fibmatch"); // which have other addresses, those of the routes
+  const matches = await routesTo(learned, ours, "fibmatch"); // which have other addresses, those of the routes
   const configured = new Map(learned.map((dst, at) => [dst, matches[at]?.metrics]));
   return rows.map((row) =>
     row.expires === undefined ? row : { ...row, metrics: configured.get(row.dst) },
@@ -101,13 +104,14 @@ async function routeRows(
 
 async function routesTo(
   addresses: readonly string[],
-  from: string | undefined,
+  { from, port }: Ours,
   ...how: string[]
 ): Promise<RouteRow[]> {
   if (addresses.length === 0) return [];
   const words = addresses.map((address) => {
     const sameFamily = from !== undefined && addressFamily(from) === addressFamily(address);
-    return ["route", "get", ...how, address, ...(sameFamily ? ["from", from] : [])];
+    const source = sameFamily ? ["from", from] : [];
+    return ["route", "get", ...how, address, ...source, "ipproto", "udp", "dport", `${port}`];
   });
   const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
   // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.

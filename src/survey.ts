@@ -43,7 +43,7 @@ export async function survey(
   own: ReadonlySet<string> = new Set(),
 ): Promise<Survey> {
   const peers = [...new Set(config.networks.flatMap(reached))];
-  const { links, addresses, routes } = await surroundings(peers, config.local);
+  const { links, addresses, routes } = await surroundings(peers, config);
   const { local4, local6 } = localsOf(config, routes);
   checkLocals([local4, local6], addresses);
   const missingBridges = new Set<string>();

@@ -30,7 +30,7 @@ export async function examine(
   { agent, socketRefusal }: Pick<Facts, "agent" | "socketRefusal">,
 ): Promise<Facts> {
   const peers = [...new Set(config.networks.flatMap(reached))];
-  const { links, addresses, routes } = await surroundings(peers, config.local);
+  const { links, addresses, routes } = await surroundings(peers, config);
   const taps = [...links.values()].filter(({ linkinfo }) => linkinfo?.info_kind === "tun");
   const refusal = survey(config, new Set(taps.map(({ ifname }) => ifname))).then(
     () => undefined,

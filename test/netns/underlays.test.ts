@@ -126,11 +126,14 @@ describe.each(underlays)("%s with an IPv4 and an IPv6 peer in one network", (kin
 });
 
 describe("a host with several uplinks", () => {
-  test("takes the way, and its MTU, that a rule says for the address it is given", async () => {
-    const [from, to] = ["10.9.0.1", "10.9.0.2"];
+  test.each([
+    { number: 1, rule: "from 10.9.1.1" },
+    { number: 2, rule: "ipproto udp dport 4789" },
+  ])("takes the way, and its MTU, that a rule says: $rule", async ({ number, rule }) => {
+    const [from, to] = [`10.9.${number}.1`, `10.9.${number}.2`];
     await h1.ip(
       `addr add ${from}/32 dev lo`,
-      `rule add from ${from} table 77`,
+      `rule add ${rule} table 77`,
       `route add ${to}/32 via ${h2.address} mtu 1400 table 77`,
     );
     await h2.ip(`addr add ${to}/32 dev lo`, `route add ${from}/32 via ${h1.address}`);
@@ -139,6 +142,7 @@ describe("a host with several uplinks", () => {
     await using here = await h1.vtep(...words).ready();
     expect((await here.status()).networks[0]!.mtu).toBe(1350);
     expect(await ping(ours, second.address, { size: 1_322 })).toMatchObject(answered);
+    await h1.ip(`rule del ${rule} table 77`);
   });
 
   test("tells whom it is not sent to where the route to them begins", async () => {
