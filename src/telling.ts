@@ -189,13 +189,13 @@ export class Telling {
     });
   }
 
-  /** What would become of a frame in this network. Throws VtepError where the question is none. */
   /** Of a network whose frames the sockets that are open take whole: where they take trains, of any. */
   get largestMtu(): number {
     const takesAny = this.#opened?.underlay === "native" && this.#offloads.gro;
     return takesAny ? LARGEST_MTU : this.#from.plan.largestMtu;
   }
 
+  /** What would become of a frame in this network. Throws VtepError where the question is none. */
   explain({ config, plan }: Live, question: Question): Explanation {
     const may = new Set([...plan.flood, ...plan.allowed]);
     const scene = {
