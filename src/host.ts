@@ -63,11 +63,13 @@ export async function surroundings(
 ): Promise<Surroundings> {
   const asked = linksByName();
   const from = local !== undefined && addressesOf(await asked).includes(local) ? local : undefined;
-  const [links, rows] = await Promise.all([asked, routeRows(peers, { from, port })]);
+  const sourceTo = (peer: string) =>
+    from !== undefined && addressFamily(from) === addressFamily(peer) ? from : undefined;
+  const [links, rows] = await Promise.all([asked, routeRows(peers, { sourceTo, port })]);
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
     const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? Infinity;
     const mtu = Math.min(its, links.get(dev)?.mtu ?? 1500);
-    return [dst, { device: dev, source: prefsrc ?? from!, mtu }] as const;
+    return [dst, { device: dev, source: sourceTo(dst) ?? prefsrc!, mtu }] as const;
   });
   return { links, addresses: addressesOf(links), routes: new Map(routes) };
 }
@@ -87,7 +89,8 @@ export async function linksByName(): Promise<ReadonlyMap<string, Link>> {
 
 /** What rules may ask of a datagram of ours, beside its destination. */
 interface Ours {
-  readonly from: string | undefined;
+  /** Where it leaves from; undefined: whichever is chosen. */
+  readonly sourceTo: (address: string) => string | undefined;
   readonly port: number;
 }
 
@@ -104,14 +107,14 @@ async function routeRows(addresses: readonly string[], ours: Ours): Promise<Rout
 
 async function routesTo(
   addresses: readonly string[],
-  { from, port }: Ours,
+  { sourceTo, port }: Ours,
   ...how: string[]
 ): Promise<RouteRow[]> {
   if (addresses.length === 0) return [];
   const words = addresses.map((address) => {
-    const sameFamily = from !== undefined && addressFamily(from) === addressFamily(address);
-    const source = sameFamily ? ["from", from] : [];
-    return ["route", "get", ...how, address, ...source, "ipproto", "udp", "dport", `${port}`];
+    const source = sourceTo(address);
+    const from = source === undefined ? [] : ["from", source];
+    return ["route", "get", ...how, address, ...from, "ipproto", "udp", "dport", `${port}`];
   });
   const { stdout, code, refusal } = await ip(["-force", "-j", "-batch", "-"], words);
   // Those that there are are printed all the same. No route is the kernel's answer, not ip's failure.
@@ -526,7 +529,7 @@ function unusedGroup(links: ReadonlyMap<string, Link>): string {
 interface RouteRow {
   dst: string;
   dev: string;
-  /** Where none was asked from. */
+  /** What would be chosen; where an address was asked from, of IPv4 none, of IPv6 perhaps another one. */
   prefsrc?: string;
   metrics?: { mtu?: number }[] | undefined;
   /** Seconds, of what was learned and not configured. */
