@@ -158,7 +158,7 @@ export class Agent implements Operations {
     const workers = given.workers === "auto" ? suggestedWorkers() : given.workers;
     const recollected = recollect(given, workers, keeping);
     const forgotten = forgetAll(recollected.unwanted);
-    if (recollected.isAnew) await forgotten; // or what is stored next would be
+    if (recollected.haveToGoFirst) await forgotten;
     const surveyed = await surveyEdited(given, recollected);
     if (unwanted.aborted) return undefined;
     const { kept, idle } = withoutIdle(recollected.kept, surveyed.found);

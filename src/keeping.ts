@@ -41,8 +41,8 @@ export interface Recollection {
   readonly edited: Edited;
   /** What the service manager is to close: see `forgetAll`. */
   readonly unwanted: readonly string[];
-  /** Whether that has the names of what is to be opened. */
-  readonly isAnew: boolean;
+  /** Whether those are to go before anything is opened: they have the names of what is stored then, or the port. */
+  readonly haveToGoFirst: boolean;
 }
 
 /**
@@ -75,7 +75,8 @@ export function recollect(
       unwanted.push(name);
     }
   }
-  return { kept, snapshot, edited, unwanted, isAnew: !sameWorkers || families.length === 0 };
+  const haveToGoFirst = !sameWorkers || families.length === 0;
+  return { kept, snapshot, edited, unwanted, haveToGoFirst };
 }
 
 /**
