@@ -212,7 +212,7 @@ export async function address(
   checkUnused(attachment, await linksByName());
   await addressInside({ namespace, ifname, mac, addresses: attachment.addresses, routes });
   await noteAlias(link, aliasOf(attachment, [mtu, routes]));
-  await client.attachments();
+  checkAlone(attachment, await client.attachments());
 }
 
 /** The same, the network's TAP becoming the container's interface. */

@@ -87,7 +87,7 @@ const ENVIRONMENT = {
 async function cni(
   command: string,
   input: object | string,
-  environment: Partial<Record<keyof typeof ENVIRONMENT | "CNI_ARGS", string>> = {},
+  environment: Partial<Record<keyof typeof ENVIRONMENT | "CNI_ARGS" | "PATH", string>> = {},
 ) {
   const variables = { ...ENVIRONMENT, CNI_COMMAND: command, ...environment };
   const settings = Object.entries(variables).map(([name, value]) => `${name}=${value}`);
@@ -397,6 +397,33 @@ test("fifty containers at once are all added, and deleted", async () => {
   expect([await veths(), leased()]).toEqual([[], []]);
   for (const { name } of boxes) await ours.run("ip", "netns", "del", name);
 }, 120_000);
+
+test("an address that a server gives to two containers at once is not both's", async () => {
+  const other = new Namespace(`${ours.name}other`);
+  ours.guests.push(other);
+  await create(other);
+  const directory = mkdtempSync(join(scratch, "bin-"));
+  const given = JSON.stringify({ cniVersion: "1.0.0", ips: [{ address: `${prefix}200/24` }] });
+  const programs = {
+    dhcp: `case $CNI_COMMAND in ADD) echo '${given}';; esac`,
+    ip: `case "$*" in "-batch -") sleep 1;; esac; PATH=\${PATH#*:} exec ip "$@"`, // both begin before one ends
+  };
+  for (const [name, script] of Object.entries(programs)) {
+    writeFileSync(join(directory, name), `#!/bin/sh\n${script}`, { mode: 0o755 });
+  }
+  const slowly = { CNI_PATH: directory, PATH: `${directory}:${process.env.PATH}` };
+  const asking = configuration({ ipam: { type: "dhcp" } });
+  const added = await Promise.all(
+    [box, other].map(({ name }) =>
+      cni("ADD", asking, { ...slowly, CNI_CONTAINERID: name, CNI_NETNS: `/run/netns/${name}` }),
+    ),
+  );
+  const left = await veths();
+  await ours.finish(["ip", "netns", "del", other.name]);
+  const refused = added.filter(({ code }) => code !== 0);
+  expect(refused[0]?.answer.msg).toContain(`${prefix}200 is used already, by eth0 of `);
+  expect(left).toHaveLength(2 - refused.length);
+}, 60_000);
 
 describe("an address that is asked for by the interface, with DHCP,", () => {
   const LEASE = 240;
