@@ -352,7 +352,7 @@ async function tell(client: Client, attachment: Attachment): Promise<void> {
     }
     checkAlone(attachment, attached);
   } catch (error) {
-    await unplug(link);
+    await detach(client, link);
     throw error;
   }
 }
