@@ -600,7 +600,8 @@ export class Agent implements Operations {
   /** Makes networks be as they are given, and others not be; all of it, or nothing and throws. */
   async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
     const config = { ...this.#config, networks };
-    const found = networks.length === 0 ? undefined : await survey(config, this.#live.taps());
+    const found =
+      networks.length === 0 ? undefined : await survey(config, this.#live.taps(), this.#plan);
     this.#check(networks, removed, found);
     this.#notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();

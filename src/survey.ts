@@ -29,6 +29,7 @@ export interface Astray {
   readonly source: string;
 }
 
+type Locals = Pick<Survey, "local4" | "local6">;
 type Links = ReadonlyMap<string, Link>;
 type Routes = ReadonlyMap<string, Route>;
 
@@ -37,14 +38,15 @@ const SMALLEST_MTU = 68;
 /** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
 export const LARGEST_MTU = 65_485;
 
-/** `own` are names of TAPs that are there because they are ours. */
+/** `own` are names of TAPs that are there because they are ours; `bound` is where sockets are open already. */
 export async function survey(
   config: Config,
   own: ReadonlySet<string> = new Set(),
+  bound: Locals = { local4: undefined, local6: undefined },
 ): Promise<Survey> {
   const peers = [...new Set(config.networks.flatMap(reached))];
   const { links, addresses, routes } = await surroundings(peers, config);
-  const { local4, local6 } = localsOf(config, routes);
+  const { local4, local6 } = localsOf(config, routes, bound);
   checkLocals([local4, local6], addresses);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
@@ -59,14 +61,14 @@ export async function survey(
   return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }
 
-/** Of each family in use: the configured address, else the source of the route to its first peer. */
-function localsOf(config: Config, routes: Routes) {
+/** Of each family in use: where we are already, the configured address, or the source of the route to its first peer. */
+function localsOf(config: Config, routes: Routes, bound: Locals): Locals {
   const local = (family: 4 | 6): string | undefined => {
     if (config.local !== undefined && addressFamily(config.local) === family) return config.local;
     const peers = config.networks.flatMap(reached);
     const first = peers.find((address) => addressFamily(address) === family);
     if (first === undefined) return undefined;
-    const source = routes.get(first)?.source;
+    const source = bound[`local${family}`] ?? routes.get(first)?.source;
     if (source !== undefined) return source;
     throw new VtepError(
       "ADDRESS",

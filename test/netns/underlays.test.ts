@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import type { Endpoint } from "../lab/host.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
 import { ping, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
@@ -152,6 +153,17 @@ describe("a host with several uplinks", () => {
     const warned = vtep.log.filter(({ level }) => level === 40);
     const where = { peer: "10.8.0.3", local: h1.address, source: "10.8.0.1" };
     expect(warned).toMatchObject([where]);
+    await h1.ip("addr del 10.8.0.1/24 dev eth0");
+  });
+
+  test("is itself where it has been since the start, wherever the peers of a later network are", async () => {
+    await h1.ip("addr add 10.8.0.1/24 dev eth0");
+    await using vtep = await h1.vtep("--vni", "42", "--peer", h2.address).ready();
+    const put = new Client(vtep.socket).putNetwork("later", {
+      vni: 43,
+      peers: ["10.8.0.3", h1.address],
+    });
+    await expect(put).rejects.toThrow(`peer ${h1.address} is this VTEP's own local address`);
     await h1.ip("addr del 10.8.0.1/24 dev eth0");
   });
 });
