@@ -237,8 +237,8 @@ export class Notes {
     const began = performance.now();
     this.remember();
     this.leavePlan();
-    const pause = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
-    this.#remembering = setTimeout(() => this.#writeRegularly(), pause).unref();
+    const waitMs = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
+    this.#remembering = setTimeout(() => this.#writeRegularly(), waitMs).unref();
   }
 
   stop(): void {
