@@ -68,7 +68,8 @@ export interface Attached extends Attachment {
 
 /**
  * Throws VtepError: NOT_FOUND without such a network or target, USAGE for what cannot be, CONFLICT where
- * something else has the interface or the address, LINK and PERMISSION from the host.
+ * something else has the interface or the address or the network was changed meanwhile, LINK and PERMISSION
+ * from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
   const [{ attachment, place: bridge, mtu, network, port }, first] = await Promise.all([

@@ -46,8 +46,8 @@ export interface Recollection {
 }
 
 /**
- * Descriptors that are not wanted any more are closed, also by the service manager: a TAP goes with its
- * last one, and a socket that nobody reads would go on taking its share of the datagrams.
+ * Descriptors that are not wanted any more are closed, and the service manager is to do so as well: a TAP goes with
+ * its last one, and a socket that nobody reads would go on taking its share of the datagrams.
  */
 export function recollect(
   config: Config,
