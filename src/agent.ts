@@ -131,6 +131,8 @@ export class Agent implements Operations {
   readonly #live: LiveNetworks;
   /** TAPs that somebody deleted. */
   readonly #renewing = new WeakSet<Live["opened"]>();
+  /** Peers of which was told already that they may know another address of this VTEP. */
+  readonly #astray = new Set<string>();
   /** Bridges that were made here. */
   readonly #bridges = new Set<string>();
   readonly #containers: Containers;
@@ -447,12 +449,7 @@ export class Agent implements Operations {
     this.#undo.push(() =>
       this.#removeBridges([...this.#bridges], stays ? this.#live.taps() : undefined),
     );
-    for (const { peer, local, source } of found.astray) {
-      this.#log.warn(
-        { peer, local, source },
-        "the route to a peer begins at another address than this VTEP's, which is the one that peer has to name: say with --local which it is",
-      );
-    }
+    this.#tellOfAstray(found);
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
     if (!stays) {
@@ -464,15 +461,17 @@ export class Agent implements Operations {
     await this.#open();
     await this.#containers.confirm();
     // What was kept is up already, where it is to be, and has frames that wait.
+    const misplaced = this.#misplaced(found.links);
     const areReady = this.#links().every(({ name, bridge }) => {
       const link = found.links.get(name);
-      return link !== undefined && link.master === bridge;
+      const isPlaced = bridge === undefined ? !misplaced.includes(name) : link?.master === bridge;
+      return link !== undefined && isPlaced;
     });
     if (!areReady) {
       // No bridge is to get a TAP that is forwarded for another one's network still.
       interim?.end();
       await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
-      await leaveBridges(this.#misplaced(found.links));
+      await leaveBridges(misplaced);
       await bringUp(this.#links());
       await this.#containers.route(found.links);
     }
@@ -628,6 +627,18 @@ export class Agent implements Operations {
       this.#notes.leavePlan();
     }
     this.#config = { ...this.#config, networks: this.#live.configs() };
+    if (found !== undefined) this.#tellOfAstray(found);
+  }
+
+  #tellOfAstray({ astray }: Survey): void {
+    for (const { peer, local, source } of astray) {
+      if (this.#astray.has(peer)) continue;
+      this.#astray.add(peer);
+      this.#log.warn(
+        { peer, local, source },
+        "the route to a peer begins at another address than this VTEP's, which is the one that peer has to name: say with --local which it is",
+      );
+    }
   }
 
   /** What the sockets that are open cannot do, and what two networks cannot both have. */

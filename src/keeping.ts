@@ -5,7 +5,7 @@
 import { closeSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import type { Logger } from "pino";
-import type { Config, NetworkConfig } from "./config.ts";
+import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { different, type Edited, readEdits, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import type { Fdb } from "./fdb.ts";
@@ -148,9 +148,11 @@ export async function surveyEdited(
       }
       const bridges = new Set(networks.map(({ bridge }) => bridge));
       const missingBridges = found.missingBridges.filter((bridge) => bridges.has(bridge));
+      const peers = new Set(networks.flatMap(reached));
+      const astray = found.astray.filter(({ peer }) => peers.has(peer));
       return {
         config: { ...given, networks },
-        found: { ...found, mtus: found.mtus.slice(0, networks.length), missingBridges },
+        found: { ...found, mtus: found.mtus.slice(0, networks.length), missingBridges, astray },
         largestMtu: Math.max(...found.mtus),
         refusal: networks === given.networks ? refusal : undefined,
       };

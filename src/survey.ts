@@ -57,7 +57,7 @@ export async function survey(
     checkPeers(network, [local4, local6], routes);
   }
   const mtus = config.networks.map((network) => mtuOf(network, config, routes));
-  const astray = astrayOf(config, routes);
+  const astray = astrayOf(config, routes, [local4, local6]);
   return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }
 
@@ -78,18 +78,23 @@ function localsOf(config: Config, routes: Routes, bound: Locals): Locals {
   return { local4: local(4), local6: local(6) };
 }
 
-/** On a host with several uplinks: a peer is sent to from the local address, by whichever, and is heard only there. */
-export function astrayOf({ local, networks }: Config, routes: Routes): Astray[] {
-  const peers = [...new Set(networks.flatMap(reached))].filter((peer) => routes.has(peer));
-  return ([4, 6] as const).flatMap((family) => {
-    if (local !== undefined && addressFamily(local) === family) return [];
-    const [first, ...others] = peers.filter((peer) => addressFamily(peer) === family);
-    if (first === undefined) return [];
-    const ours = routes.get(first)!.source;
-    return others
+/**
+ * On a host with several uplinks: a peer is sent to from the local address, by whichever, and is heard only there.
+ * `locals` is where this VTEP is.
+ */
+export function astrayOf(
+  config: Config,
+  routes: Routes,
+  locals: readonly (string | undefined)[],
+): Astray[] {
+  const peers = [...new Set(config.networks.flatMap(reached))].filter((peer) => routes.has(peer));
+  return locals.flatMap((local) => {
+    if (local === undefined || local === config.local) return [];
+    return peers
+      .filter((peer) => addressFamily(peer) === addressFamily(local))
       .filter((peer) => routes.get(peer)!.device !== "lo") // which leads to this host itself
-      .map((peer) => ({ peer, local: ours, source: routes.get(peer)!.source }))
-      .filter(({ source }) => source !== ours);
+      .map((peer) => ({ peer, local, source: routes.get(peer)!.source }))
+      .filter(({ source }) => source !== local);
   });
 }
 

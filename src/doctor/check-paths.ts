@@ -52,8 +52,9 @@ function checkOwn(facts: Facts, peer: string): Finding | undefined {
 }
 
 /** A ping leaves from where the route begins, and is answered there: it does not tell. */
-function checkSources({ config, routes }: Facts): Finding[] {
-  return astrayOf(config, routes).map(({ peer, local, source }) => ({
+function checkSources(facts: Facts): Finding[] {
+  const { config, routes } = facts;
+  return astrayOf(config, routes, localAddresses(facts)).map(({ peer, local, source }) => ({
     check: "route",
     subject: peer,
     severity: "warning",

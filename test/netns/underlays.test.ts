@@ -1,8 +1,9 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import type { Endpoint } from "../lab/host.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
 import { ping, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
 import type { Vtep } from "../lab/vtep.ts";
 import { kinds, underlays } from "./kinds.ts";
 
@@ -127,6 +128,11 @@ describe.each(underlays)("%s with an IPv4 and an IPv6 peer in one network", (kin
 });
 
 describe("a host with several uplinks", () => {
+  async function secondUplink(): Promise<void> {
+    await h1.ip("addr add 10.8.0.1/24 dev eth0");
+    onTestFinished(() => h1.ip("addr del 10.8.0.1/24 dev eth0"));
+  }
+
   test.each([
     { number: 1, rule: "from 10.9.1.1" },
     { number: 2, rule: "ipproto udp dport 4789" },
@@ -147,23 +153,25 @@ describe("a host with several uplinks", () => {
   });
 
   test("tells whom it is not sent to where the route to them begins", async () => {
-    await h1.ip("addr add 10.8.0.1/24 dev eth0");
+    await secondUplink();
     const peers = [h2.address, "10.8.0.3"];
-    await using vtep = await h1.vtep("--vni", "42", "--peer", ...peers).ready();
-    const warned = vtep.log.filter(({ level }) => level === 40);
-    const where = { peer: "10.8.0.3", local: h1.address, source: "10.8.0.1" };
-    expect(warned).toMatchObject([where]);
-    await h1.ip("addr del 10.8.0.1/24 dev eth0");
+    await using vtep = await h1.vtep("--vni", "42", "--name", "blue", "--peer", ...peers).ready();
+    const told = () =>
+      vtep.log.flatMap(({ peer, local, source }) => (peer ? [{ peer, local, source }] : []));
+    const where = { local: h1.address, source: "10.8.0.1" };
+    expect(told()).toEqual([{ peer: "10.8.0.3", ...where }]);
+    await new Client(vtep.socket).putPeer("blue", "10.8.0.4");
+    await until("the other one", () => told().length > 1);
+    expect(told().slice(1)).toEqual([{ peer: "10.8.0.4", ...where }]);
   });
 
   test("is itself where it has been since the start, wherever the peers of a later network are", async () => {
-    await h1.ip("addr add 10.8.0.1/24 dev eth0");
+    await secondUplink();
     await using vtep = await h1.vtep("--vni", "42", "--peer", h2.address).ready();
     const put = new Client(vtep.socket).putNetwork("later", {
       vni: 43,
       peers: ["10.8.0.3", h1.address],
     });
     await expect(put).rejects.toThrow(`peer ${h1.address} is this VTEP's own local address`);
-    await h1.ip("addr del 10.8.0.1/24 dev eth0");
   });
 });
