@@ -8,17 +8,31 @@ import {
   worstOf,
 } from "./finding.ts";
 
-const GROUPS: readonly (readonly [title: string, ...checks: Check[]])[] = [
-  [
-    "This host",
-    ...(["start", "capabilities", "tun", "local-address", "port", "source-ports"] as const),
-    ...(["socket", "metrics-listen", "receive-buffer"] as const),
-  ],
-  ["Packet filters", "firewall", "conntrack"],
-  ["Ways to the peers", "route", "self-route", "reachability", "path-mtu"],
-  ["Interfaces", "offloads"],
-  ["Overlay", "bridge-netfilter", "duplicate-mac", "traffic"],
-];
+/** The heading under which each is told, in this order. */
+const HEADINGS: Readonly<Record<Check, string>> = {
+  start: "This host",
+  capabilities: "This host",
+  tun: "This host",
+  "local-address": "This host",
+  port: "This host",
+  "source-ports": "This host",
+  socket: "This host",
+  "metrics-listen": "This host",
+  "receive-buffer": "This host",
+  firewall: "Packet filters",
+  conntrack: "Packet filters",
+  route: "Ways to the peers",
+  "self-route": "Ways to the peers",
+  reachability: "Ways to the peers",
+  "path-mtu": "Ways to the peers",
+  offloads: "Interfaces",
+  "bridge-netfilter": "Overlay",
+  "duplicate-mac": "Overlay",
+  traffic: "Overlay",
+  gateway: "Containers",
+  ranges: "Containers",
+};
+const CHECKS = Object.keys(HEADINGS) as Check[];
 
 const WIDTH = 80;
 const MARGIN = " ".repeat(11);
@@ -31,11 +45,11 @@ const COLOURS: Readonly<Record<Severity, number>> = { ok: 32, note: 34, warning:
 export function report(findings: readonly Finding[], coloured: boolean): string {
   const paint = (text: string, code: number) => (coloured ? `\x1b[${code}m${text}\x1b[0m` : text);
   const lines: string[] = [];
-  for (const [title, ...checks] of GROUPS) {
-    const group = findings.filter(({ check }) => checks.includes(check));
+  for (const heading of new Set(Object.values(HEADINGS))) {
+    const group = findings.filter(({ check }) => HEADINGS[check] === heading);
     if (group.length === 0) continue;
-    lines.push(paint(title, 1));
-    for (const check of checks) lines.push(...ofCheck(group, check, paint));
+    lines.push(paint(heading, 1));
+    for (const check of CHECKS) lines.push(...ofCheck(group, check, paint));
     lines.push("");
   }
   return `${[...lines, summary(findings)].join("\n")}\n`;

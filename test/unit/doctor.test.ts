@@ -412,8 +412,11 @@ Ways to the peers
 
   test("says so when all is well, and shows every kind of finding", () => {
     expect(report([sample[0]!], false)).toContain("All is well.");
-    const shown = report(diagnose(facts()), false);
-    for (const { finding } of diagnose(facts())) {
+    const gateway = { gateway: ["192.0.2.1/24"], ranges: ["192.0.2.64-192.0.2.127/24"] };
+    const all = diagnose(facts({ config: configured(gateway), forwarding: [4] }));
+    expect(all.map(({ check }) => check)).toEqual(expect.arrayContaining(["gateway", "ranges"]));
+    const shown = report(all, false);
+    for (const { finding } of all) {
       expect(shown).toContain(finding.split(" ").slice(0, 3).join(" "));
     }
   });
