@@ -2,10 +2,71 @@
 
 import { overlayDevices } from "./check-paths.ts";
 import { type Facts, isUnseen, runningNetworks, type Snapshot } from "./facts.ts";
-import { counted, type Finding, unseenFinding } from "./finding.ts";
+import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkOverlay(facts: Facts): Finding[] {
-  return [checkBridgeFilter(facts), ...checkMacs(facts), ...checkTraffic(facts)];
+  return [
+    ...checkTaps(facts),
+    checkBridgeFilter(facts),
+    ...checkMacs(facts),
+    ...checkTraffic(facts),
+  ];
+}
+
+/**
+ * Whether the links are still as the agent made them, which sets them once: whatever else manages links may
+ * have changed them since. A TAP that is not here is in its container.
+ */
+function checkTaps(facts: Facts): Finding[] {
+  const taps = runningNetworks(facts).filter(({ tap }) => facts.links.has(tap));
+  const found = taps.flatMap((network) => changesOf(network, facts.links));
+  if (found.length > 0 || taps.length === 0) return found;
+  const finding = `${listed(taps.map(({ tap }) => tap))} ${taps.length === 1 ? "is" : "are"} as the agent made ${taps.length === 1 ? "it" : "them"}`;
+  return [{ check: "tap", severity: "ok", finding }];
+}
+
+function changesOf(
+  { vni, tap, bridge, mtu }: Snapshot["networks"][0],
+  links: Facts["links"],
+): Finding[] {
+  const here = links.get(tap)!;
+  const port = bridge === undefined ? undefined : links.get(bridge);
+  const down = [here, ...(port === undefined ? [] : [port])].filter(({ flags }) => {
+    return !flags?.includes("UP");
+  });
+  const changes = [
+    ...down.map(({ ifname }) => ({
+      severity: "error" as const,
+      finding: `${ifname} is down, so nothing crosses`,
+      settings: [ifname, "up"],
+    })),
+    ...(bridge !== undefined && here.master !== bridge
+      ? [
+          {
+            severity: "error" as const,
+            finding: `${tap} is no port of ${bridge}, so nothing there is in the network`,
+            settings: [tap, "master", bridge],
+          },
+        ]
+      : []),
+    ...(here.mtu === mtu
+      ? []
+      : [
+          {
+            severity: "warning" as const,
+            finding: `${tap} has an MTU of ${here.mtu}, and not the ${mtu} that the agent gave it`,
+            settings: [tap, "mtu", `${mtu}`],
+          },
+        ]),
+  ];
+  return changes.map(({ severity, finding, settings }) => ({
+    check: "tap",
+    subject: `${vni}`,
+    severity,
+    finding: `network ${vni}: ${finding}`,
+    remedy: "set it again, and see what else manages this host's links",
+    commands: [`ip link set dev ${settings.join(" ")}`],
+  }));
 }
 
 function checkBridgeFilter(facts: Facts): Finding {

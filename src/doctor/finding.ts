@@ -22,6 +22,7 @@ export type Check =
   | "reachability"
   | "path-mtu"
   | "offloads"
+  | "tap"
   | "bridge-netfilter"
   | "gateway"
   | "ranges"

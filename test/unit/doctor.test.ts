@@ -253,6 +253,39 @@ describe("traffic that the agent has counted", () => {
   });
 });
 
+describe("a TAP", () => {
+  const bridged = { ...agent(), networks: [{ ...agent().networks[0]!, bridge: "br42" }] };
+  const found = (tap: Partial<Link>, bridge: Partial<Link> = {}, running = bridged) => {
+    const links = new Map([
+      link("eth0"),
+      link("br42", { linkinfo: { info_kind: "bridge" }, ...bridge }),
+      link("vtep42", { mtu: 1450, master: "br42", linkinfo: { info_kind: "tun" }, ...tap }),
+    ]);
+    return of("tap", { agent: running, links });
+  };
+  test.each<[string, Partial<Link>, Partial<Link>, string, RegExp, string]>([
+    ["that is down", { flags: [] }, {}, "error", /vtep42 is down/, "vtep42 up"],
+    ["whose bridge is down", {}, { flags: [] }, "error", /br42 is down/, "br42 up"],
+    ["in no bridge", { master: "eth0" }, {}, "error", /no port of br42/, "vtep42 master br42"],
+    ["of another MTU", { mtu: 1000 }, {}, "warning", /1000, and not the 1450/, "vtep42 mtu 1450"],
+  ])("%s is told of", (_, tap, bridge, severity, words, setting) => {
+    const commands = [`ip link set dev ${setting}`];
+    const finding = expect.stringMatching(words);
+    expect(found(tap, bridge)).toMatchObject([{ severity, finding, subject: "42", commands }]);
+  });
+
+  test("that is as the agent made it is well, as is one that somebody put in a bridge", () => {
+    expect(found({})).toMatchObject([{ severity: "ok" }]);
+    expect(found({ master: "br0" }, {}, agent() as typeof bridged)).toMatchObject([
+      { severity: "ok" },
+    ]);
+  });
+
+  test("in its container is not looked for", () => {
+    expect(of("tap", { agent: agent() })).toEqual([]);
+  });
+});
+
 describe("receive buffers", () => {
   const alone = { agent: silent, links: new Map([link("eth0")]) };
   const socket = { address: "192.0.2.1", port: 4789, pid: 7, command: "vtep run", isAgent: true };
