@@ -107,7 +107,8 @@ function checkMacs(facts: Facts): Finding[] {
   const { config, agent, links } = facts;
   const check = "duplicate-mac";
   const all = [...new Set(links.values())];
-  const twice = config.networks.flatMap(({ vni, tap }): Finding[] => {
+  const twice = config.networks.flatMap(({ vni, tap, gateway }): Finding[] => {
+    if (gateway.length > 0) return []; // every gateway's TAP and bridge have the same one, on every host
     const link = links.get(tap);
     const running = runningNetworks(facts).find((network) => network.vni === vni);
     const mac = running?.mac ?? link?.address;

@@ -286,6 +286,19 @@ describe("a TAP", () => {
   });
 });
 
+test("that all gateways have the same MAC address is as it is to be", () => {
+  const address = "02:76:74:65:70:01";
+  const links = new Map([
+    link("br42", { address }),
+    link("vtep42", { address, master: "br42" }),
+    link("br43", { address }),
+    link("vtep43", { address, master: "br43" }),
+  ]);
+  const gateway = ["198.51.100.1/24"];
+  const { config } = load(undefined, { vni: "42", peers: ["192.0.2.2"], bridge: "br42", gateway });
+  expect(of("duplicate-mac", { config, agent: silent, links })).toMatchObject([{ severity: "ok" }]);
+});
+
 describe("receive buffers", () => {
   const alone = { agent: silent, links: new Map([link("eth0")]) };
   const socket = { address: "192.0.2.1", port: 4789, pid: 7, command: "vtep run", isAgent: true };
