@@ -3,7 +3,7 @@ import { bare, formatRange, isWithin, sizeOf } from "../addresses.ts";
 import { attachmentOf } from "../attachments.ts";
 import type { NetworkConfig } from "../config.ts";
 import { toolOf } from "./check-filters.ts";
-import { type Facts, isUnseen, runs } from "./facts.ts";
+import { type Facts, isUnseen, runningNetworks, runs } from "./facts.ts";
 import { counted, type Finding, listed } from "./finding.ts";
 import type { Chain, Table } from "./ruleset.ts";
 
@@ -14,6 +14,7 @@ export function checkGateways(facts: Facts): Finding[] {
   const routed = facts.config.networks.filter(({ gateway }) => gateway.length > 0);
   return [
     ...checkForwarding(facts, routed),
+    ...routed.flatMap((network) => checkAddresses(facts, network)),
     ...routed.flatMap((network) => checkFilter(facts, network)),
     ...facts.config.networks.flatMap((network) => checkRanges(facts, network)),
   ];
@@ -39,6 +40,23 @@ function checkForwarding(facts: Facts, routed: readonly NetworkConfig[]): Findin
       commands: [`sysctl -w ${setting}=1`],
     };
   });
+}
+
+/** The agent gives them to the bridge once; what else sets addresses may take them away. */
+function checkAddresses(facts: Facts, { vni, bridge, gateway }: NetworkConfig): Finding[] {
+  if (!runningNetworks(facts).some((network) => network.vni === vni)) return [];
+  const { addr_info = [] } = facts.links.get(bridge!) ?? {};
+  const there = new Set(addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`));
+  return gateway
+    .filter((address) => !there.has(address))
+    .map((address) => ({
+      check: "gateway",
+      subject: `${vni}`,
+      severity: "error",
+      finding: `network ${vni}: ${bridge} has lost the gateway's address ${address}`,
+      remedy: "give it back, which vtep reload does too, and see what else sets addresses here",
+      commands: [`ip addr add ${address} dev ${bridge}`],
+    }));
 }
 
 /** Docker, for one, drops all that is forwarded and not its own. What a table drops, no other lets pass. */

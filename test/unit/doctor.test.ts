@@ -666,8 +666,18 @@ describe("a network with a gateway", () => {
   const flags = { vni: "42", peers: ["192.0.2.2"], bridge: "br42", gateway: ["10.9.0.1/24"] };
   const { config } = load(undefined, flags);
   const forwarding = [4] as const;
+  const bridge = (...addresses: string[]) => {
+    const addr_info = addresses.map((address) => {
+      const [local, length] = address.split("/");
+      return { local: local!, prefixlen: Number(length) };
+    });
+    return new Map([link("eth0"), link("br42", { linkinfo: { info_kind: "bridge" }, addr_info })]);
+  };
+  const links = bridge("10.9.0.1/24", "fd09::1/64");
   const complaints = (given: Partial<Facts>) =>
-    of("gateway", { config, forwarding, ...given }).filter(({ severity }) => severity !== "ok");
+    of("gateway", { config, forwarding, links, ...given }).filter(
+      ({ severity }) => severity !== "ok",
+    );
   const forward = (name: string, policy: string, ...rules: object[]) =>
     readRuleset(
       JSON.stringify({
@@ -707,6 +717,13 @@ describe("a network with a gateway", () => {
     ]);
     // Before it runs, that is what it will do.
     expect(complaints({ ...off, agent: silent })).toEqual([]);
+  });
+
+  test("is told of an address that the bridge has lost, while it runs", () => {
+    const lost = { links: bridge("10.9.0.1/16") };
+    const commands = ["ip addr add 10.9.0.1/24 dev br42"];
+    expect(complaints(lost)).toMatchObject([{ severity: "error", subject: "42", commands }]);
+    expect(complaints({ ...lost, agent: silent })).toEqual([]);
   });
 
   test("is told of whose policy drops what is forwarded, until a rule lets the bridge pass", () => {
