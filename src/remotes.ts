@@ -19,6 +19,7 @@
  */
 import ipaddr from "ipaddr.js";
 import { ADDRESS_WORDS } from "./batch.ts";
+import { VtepError } from "./errors.ts";
 import { HEADER as ETHERNET_HEADER, TAG } from "./wire/ethernet.ts";
 import { OVERHEAD_IPV4, OVERHEAD_IPV6 } from "./wire/vxlan.ts";
 
@@ -101,13 +102,21 @@ export class Remotes {
     this.words = new Int32Array(memory);
   }
 
-  /** The index of this address, added if it is new. UDP `port` is where datagrams to it go. */
+  /**
+   * The index of this address, added if it is new. UDP `port` is where datagrams to it go. Throws VtepError
+   * CONFLICT where every row is taken.
+   */
   add(address: string, port: number): number {
     const words = addressWords(address);
     const known = this.find(words, 0);
     if (known !== LOCAL) return known;
     const index = this.words[COUNT]! + 1;
-    if (index === REMOTE_ROWS) throw new RangeError(`more than ${REMOTE_ROWS - 1} remotes`);
+    if (index === REMOTE_ROWS) {
+      throw new VtepError(
+        "CONFLICT",
+        `${REMOTE_ROWS - 1} remotes have been named since the start, and no more can be had: restart the agent, which forgets those that are not in use, or name fewer`,
+      );
+    }
     const row = index * REMOTE_WORDS;
     this.words[row + FAMILY] = addressFamily(address);
     this.words[row + PORT] = port;

@@ -1,0 +1,13 @@
+import { expect, test } from "vitest";
+import { REMOTE_ROWS, Remotes } from "../../src/remotes.ts";
+
+test("the remote for which there is no row is refused with what helps, and those known are still found", () => {
+  const remotes = new Remotes();
+  const address = (at: number) => `10.0.${at >> 8}.${at & 255}`;
+  for (let at = 1; at < REMOTE_ROWS; at++) remotes.add(address(at), 4789);
+  expect(() => remotes.add("192.0.2.1", 4789)).toThrow(
+    expect.objectContaining({ code: "CONFLICT", message: expect.stringContaining(": restart ") }),
+  );
+  expect(remotes.count).toBe(REMOTE_ROWS - 1);
+  expect(remotes.add(address(7), 4789)).toBe(7);
+});
