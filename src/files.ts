@@ -1,15 +1,21 @@
 /** Files that others find whole, as they were or as they are to be. */
 import { renameSync, rmSync, writeFileSync } from "node:fs";
 
-/** Readable by its owner only. Throws what the system says. */
+/** Readable by its owner only. Throws what the system says, and of which file. */
 export function replaceFile(file: string, text: string): void {
   try {
     writeFileSync(`${file}.new`, text, { mode: 0o600 });
     renameSync(`${file}.new`, file);
   } catch (error) {
     removeIfPossible(`${file}.new`);
-    throw error;
+    throw named(error as NodeJS.ErrnoException, file);
   }
+}
+
+/** A write is refused without a path (ENOSPC, EDQUOT, EIO): who is to make room has to know where. */
+function named(error: NodeJS.ErrnoException, file: string): NodeJS.ErrnoException {
+  if (error.path === undefined) error.message += ` '${file}'`;
+  return error;
 }
 
 /** For what has failed already, and is to say why. */
