@@ -147,8 +147,9 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     path(schemas.peerPath),
     async (c) => {
       const { name, address } = c.req.valid("param");
-      const { peers } = known(name);
+      known(name);
       if (await operations.removePeer(name, address)) return c.body(null, 204);
+      const { peers } = known(name); // when its turn had come, other changes were done
       const those = peers.length === 0 ? "it has none" : `its peers are ${peers.join(", ")}`;
       throw new VtepError("NOT_FOUND", `network ${name} has no peer ${address}: ${those}`);
     },

@@ -248,6 +248,17 @@ describe("every call", () => {
     expect(operations.configs.get("blue")!.peers).toEqual(["192.0.2.2"]);
   });
 
+  test("DELETE of a peer that another change took away meanwhile names those that are left", async () => {
+    await operations.putPeer("blue", "192.0.2.3");
+    vi.spyOn(operations, "removePeer").mockImplementation(async (name, address) => {
+      const config = operations.configs.get(name)!;
+      operations.configs.set(name, { ...config, peers: ["192.0.2.2"] });
+      return !address;
+    });
+    const { status, text } = await ask("DELETE", "/v1/networks/blue/peers/192.0.2.3");
+    expect([status, text]).toEqual([404, expect.stringContaining('its peers are 192.0.2.2"')]);
+  });
+
   test("PUT and DELETE /v1/networks/{name}/fdb/{mac}, in whatever spelling", async () => {
     const path = "/v1/networks/blue/fdb/02-00-00-00-00-AA";
     const entry = await ask("PUT", path, { body: '{"remote":"192.0.2.9"}', headers: JSON_BODY });
