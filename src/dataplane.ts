@@ -39,6 +39,7 @@ import {
   Batch,
   HEADROOM,
   IN_ROWS,
+  MOST_SEGMENTS,
   OUT_ROWS,
   TRUNCATED,
   TURN_BYTES,
@@ -70,6 +71,11 @@ import * as vxlan from "./wire/vxlan.ts";
 const BURSTS = 4;
 /** Datagrams that leave in a turn, more or less. */
 const TURN_DATAGRAMS = BURSTS * IN_ROWS;
+/**
+ * Of a super-frame that is flooded, whatever its copies make: what TCP with segments of 512 bytes has, and UDP at most
+ * (UDP_MAX_SEGMENTS). One that has more is flooded only where all copies together make MOST_SEGMENTS.
+ */
+const MOST_COPIED_SEGMENTS = 128;
 /** Entries of one network that may age out in one tick. */
 const AGED_PER_TICK = 4096;
 /** What a datagram's fate depends on: the VXLAN header and the Ethernet header behind it. */
@@ -322,8 +328,12 @@ export class Dataplane {
   #flood(network: Network, row: number, hash: number, tos: number): void {
     const remotes = network.flood;
     if (remotes.length === 0) return this.#drop(network.index, Drop.VXLAN_NO_REMOTE);
+    const segments = this.#batch.segments(row);
+    if (segments > MOST_COPIED_SEGMENTS && segments * remotes.length > MOST_SEGMENTS) {
+      return this.#drop(network.index, Drop.PKT_TOO_BIG);
+    }
     this.#counters.add(network.index, Counter.flooded, 1);
-    this.#datagrams += (remotes.length - 1) * this.#batch.segments(row);
+    this.#datagrams += (remotes.length - 1) * segments;
     for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash, tos);
   }
 

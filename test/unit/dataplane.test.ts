@@ -1,7 +1,7 @@
 import { constants } from "node:os";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { OUT_ROWS, TRUNCATED } from "../../src/batch.ts";
+import { OUT_ROWS, TRUNCATED, VNET_GSO_UDP_L4 } from "../../src/batch.ts";
 import { type DropReason, FROM_REMOTE, TO_REMOTE } from "../../src/counters.ts";
 import { STATIC } from "../../src/fdb.ts";
 import {
@@ -203,6 +203,22 @@ describe("a frame from the TAP", () => {
     tap.bursts.push(Array.from({ length: 300 }, () => ({ bytes: frame(B, A) })));
     vtep.dataplane.encap();
     expect(left(), "as many as ever, by and by").toBe(0);
+  });
+
+  it("of many small segments goes to few remotes, and not to many: each would get thousands", () => {
+    const floodTo = (remotes: number, segments: number) => {
+      const [, first] = mesh(remotes + 1);
+      const payload = ports(1000, 2000, 4 + segments);
+      const content = { type: 0x0800, payload: ipv4Packet({ protocol: 17, payload }) };
+      first!.tap().transmit(ethernetFrame(content), { gsoType: VNET_GSO_UDP_L4, gsoSize: 1 });
+      first!.dataplane.encap();
+      return { flooded: first!.events().flooded, ...first!.drops() };
+    };
+    expect(floodTo(1, 8192)).toEqual({ flooded: 1 });
+    expect(floodTo(8, 1024)).toEqual({ flooded: 1 });
+    expect(floodTo(8, 1025)).toEqual({ flooded: 0, PKT_TOO_BIG: 1 });
+    expect(floodTo(70, 128), "what senders do make, to any number").toEqual({ flooded: 1 });
+    expect(floodTo(70, 129)).toEqual({ flooded: 0, PKT_TOO_BIG: 1 });
   });
 
   it("waits no longer than it takes to pass on what a turn's bytes are", () => {
