@@ -444,6 +444,16 @@ class Taps : public port<Taps, tap_set> {
     if (is_open(info.Env())) tap_set_gather(device.get());
   }
 
+  void limit(const Napi::CallbackInfo &info) {
+    Napi::Env env = info.Env();
+    int slot = 0, frames = 0;
+    if (!is_open(env) || !get_int(env, info[0], "slot", 0, MAX_SLOT_NUMBER, &slot) ||
+        !get_int(env, info[1], "frames", 1, layout::IN_ROWS, &frames)) {
+      return;
+    }
+    tap_set_limit(device.get(), slot, frames);
+  }
+
   void remove(const Napi::CallbackInfo &info) {
     Napi::Env env = info.Env();
     int slot = 0;
@@ -454,7 +464,7 @@ class Taps : public port<Taps, tap_set> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, NAME,
                        {method("add", &Taps::add), method("remove", &Taps::remove),
-                        method("gather", &Taps::gather), method("watch", &Taps::watch),
+                        method("gather", &Taps::gather), method("limit", &Taps::limit), method("watch", &Taps::watch),
                         method("unwatch", &Taps::unwatch), method("fd", &Taps::fd), method("close", &Taps::close)});
   }
 };

@@ -19,7 +19,8 @@ struct alignas(64) tap {
   // Of the set that it is in, if any.
   struct tap_set *set = nullptr;
   int slot = 0;
-  int last = 0;        // frames that it was read last
+  uint16_t last = 0;   // frames that it was read last
+  uint16_t most = layout::IN_ROWS;  // frames that are read at once, from all queues of the device; in the first's
   unsigned round = 0;  // of the set, when that was
   int faults = 0;      // reads that failed since the last frame
 };

@@ -63,6 +63,7 @@ int tap_set_add(tap_set *s, int slot, tap *t) {
   s->member[static_cast<size_t>(slot)] = t;
   t->set = s;
   t->slot = slot;
+  t->most = layout::IN_ROWS;
   int error = wait_for(s, t, place_of(slot, 0));
   if (error == 0) error = wait_for_further(s, t);
   if (error < 0) tap_set_remove(s, slot);
@@ -91,7 +92,14 @@ static bool is_lost(tap *t, int error) { return is_gone(error) || ++t->faults >=
 // that was filled it may have been, unread. One that is to be drained is read until nothing waits.
 static int limit_of(const tap_set *s, const tap *t) {
   bool rare = !s->filled && t->drains == 0 && t->last == 1 && t->round + 1 != s->round;
-  return s->end > 1 && rare ? 1 : layout::IN_ROWS;
+  if (s->end > 1 && rare) return 1;
+  const tap *first = member(s, t->slot);
+  return first->most == layout::IN_ROWS ? layout::IN_ROWS : std::max(1, first->most / (1 + first->further_queues));
+}
+
+void tap_set_limit(tap_set *s, int slot, int frames) {
+  tap *t = member(s, slot);
+  if (t != nullptr) t->most = static_cast<uint16_t>(frames);
 }
 
 // So that those to come are fetched while those before them are at work: of thousands none is in the cache.
@@ -141,7 +149,7 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   int limit = limit_of(s, t);
   int error = tap_read(t, b, to, limit);
   int frames = to->row - before;
-  t->last = has_room(to) ? frames : layout::IN_ROWS;  // or more
+  t->last = static_cast<uint16_t>(has_room(to) ? frames : layout::IN_ROWS);  // or more
   t->fills = !has_room(to) && (2 * frames > to->rows || 2 * (to->offset - begin) > layout::TURN_BYTES ||
                                2 * (to->datagrams - datagrams) > layout::IN_ROWS);
   t->round = s->round;

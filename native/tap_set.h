@@ -39,6 +39,10 @@ void tap_set_remove(tap_set *s, int slot);
 constexpr int LAST_STRAW = 16;
 int tap_set_read(tap_set *s, const batch *b, int rows);
 
+// From now on no more than so many frames of a TAP are read at once, one to IN_ROWS: of each of its queues an equal
+// part, at least one. Nothing happens where there is none.
+void tap_set_limit(tap_set *s, int slot, int frames);
+
 // From now on all that is for a TAP that has further queues comes to its first, which is read no more: what waits in the
 // further ones is older.
 void tap_set_gather(const tap_set *s);

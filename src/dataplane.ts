@@ -9,7 +9,8 @@
  *
  * **Turns.** A device that is readable is read until nothing waits, for BURSTS reads at most, and until TURN_BYTES
  * have come, or TURN_DATAGRAMS left; then the other way has its turn, and the event loop. What a frame is copied to is
- * known too late for that: after a burst that was flooded to many the next ones are of fewer frames.
+ * known too late for that: after a burst that was flooded to many the next ones have fewer frames of the networks that
+ * flooded, and of the others as many as before, so that these wait for one turn and not for their share of turns.
  *
  * **Rows of many.** One read fills rows from every TAP that has something, and one write empties rows to any of
  * them: a frame of one in a thousand networks costs no call of its own.
@@ -106,8 +107,10 @@ export class Dataplane {
   #refusals = 0;
   /** Out rows filled and not yet written. */
   #out = 0;
-  /** Frames of the next burst from the TAPs, at most. */
-  #mostRows = IN_ROWS;
+  /** Bursts from the TAPs, modulo 2^32. */
+  #bursts = 0;
+  /** Networks of which fewer frames than IN_ROWS are read at once. */
+  #limited = 0;
   /** Datagrams that this burst leaves as. */
   #datagrams = 0;
   /** Where answers are written, one at a time. */
@@ -155,7 +158,7 @@ export class Dataplane {
 
   /** Neither learns nor delivers for this network any more. */
   remove(network: Network): void {
-    this.#networks.delete(network.vni);
+    if (this.#networks.delete(network.vni) && network.most < IN_ROWS) this.#limited--;
     this.#byIndex[network.index] = undefined;
   }
 
@@ -165,14 +168,15 @@ export class Dataplane {
     let bytes = 0;
     let datagrams = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
-      const rows = this.#taps.read(this.#batch, this.#mostRows);
+      const rows = this.#taps.read(this.#batch);
       if (rows === 0) return false;
       this.#answered = NO_ROW;
+      this.#bursts = (this.#bursts + 1) | 0;
       this.#datagrams = this.#countRead(rows);
       this.#encapBurst(rows);
       this.#send();
       this.#mirror?.publish();
-      this.#limitRows(rows);
+      if (this.#datagrams > TURN_DATAGRAMS || this.#limited > 0) this.#limitFrames(rows);
       bytes += inOffset[rows - 1]! + inLength[rows - 1]!;
       datagrams += this.#datagrams;
       if (bytes >= TURN_BYTES || datagrams >= TURN_DATAGRAMS) return true;
@@ -244,11 +248,29 @@ export class Dataplane {
     return rows - superFrames + segments;
   }
 
-  /** A burst that left as too many datagrams makes the next as much smaller, and every other one a frame larger. */
-  #limitRows(rows: number): void {
-    if (this.#datagrams > TURN_DATAGRAMS) {
-      this.#mostRows = Math.max(1, ((rows * TURN_DATAGRAMS) / this.#datagrams) | 0);
-    } else if (this.#mostRows < IN_ROWS) this.#mostRows++;
+  /** A burst that left as too many datagrams limits the networks that were in it, any other one does so less. */
+  #limitFrames(rows: number): void {
+    const { inTap } = this.#batch;
+    for (let row = 0; row < rows; row++) this.#byIndex[inTap[row]!]!.frames++;
+    for (let row = 0; row < rows; row++) {
+      const network = this.#byIndex[inTap[row]!]!;
+      if (network.frames > 0) this.#limit(network);
+      network.frames = 0;
+    }
+  }
+
+  /** Those whose frames were mostly copied have as many fewer as the burst was too large; less, and it is one more. */
+  #limit(network: Network): void {
+    const before = network.most;
+    const copies = network.copiedIn === this.#bursts ? network.copies : 0;
+    if (this.#datagrams <= TURN_DATAGRAMS) network.most = Math.min(before + 1, IN_ROWS);
+    else if (copies > network.frames) {
+      network.most = Math.max(1, ((network.frames * TURN_DATAGRAMS) / this.#datagrams) | 0);
+    }
+    if (network.most === before) return;
+    if (before === IN_ROWS) this.#limited++;
+    else if (network.most === IN_ROWS) this.#limited--;
+    this.#taps.limit(network.index, network.most);
   }
 
   #encapBurst(rows: number): void {
@@ -333,7 +355,10 @@ export class Dataplane {
       return this.#drop(network.index, Drop.PKT_TOO_BIG);
     }
     this.#counters.add(network.index, Counter.flooded, 1);
-    this.#datagrams += (remotes.length - 1) * segments;
+    const copies = (remotes.length - 1) * segments;
+    this.#datagrams += copies;
+    network.copies = (network.copiedIn === this.#bursts ? network.copies : 0) + copies;
+    network.copiedIn = this.#bursts;
     for (let i = 0; i < remotes.length; i++) this.#toRemote(network, row, remotes[i]!, hash, tos);
   }
 

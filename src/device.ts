@@ -40,12 +40,14 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or `most` rows (1 to IN_ROWS, the default) or TURN_BYTES are used up; or sooner where super-frames
-   * make many datagrams. The frames of one flow are in their order, and no queue waits for ever behind others.
+   * nothing waits, or IN_ROWS or TURN_BYTES are used up; or sooner where super-frames
+   * make many datagrams, or of a TAP that is limited. The frames of one flow are in their order, and no queue waits for ever behind others.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */
-  read(batch: Batch, most?: number): number;
+  read(batch: Batch): number;
+  /** From now on no more than so many frames of this TAP are read at once, 1 to IN_ROWS (as from the beginning). */
+  limit(index: number, frames: number): void;
   /**
    * Writes the frames of out rows 0 to `count` − 1 (outTap, outOffset, outLength) in that order, and sets
    * outError of each. Returns how many failed. The slab may be reused when it returns.

@@ -7,6 +7,8 @@
  * control-plane entry points to: who is not told of cannot inject. Control operations here
  * allocate; what the dataplane calls does not.
  */
+import { IN_ROWS } from "./batch.ts";
+
 /** As many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. */
 const ANSWERS_PER_SECOND = 1000;
 
@@ -37,6 +39,12 @@ export class Network {
   vlan = 0;
   /** Answers to frames that were too big which may be given still. */
   answers = ANSWERS_PER_SECOND;
+  /** Frames that are read from its TAP at once, at most. */
+  most = IN_ROWS;
+  /** Of the burst that is being looked at: frames; and of the one in which it flooded last, which, datagrams more. */
+  frames = 0;
+  copiedIn = 0;
+  copies = 0;
   /** Indices of remotes. */
   flood = new Int32Array(0);
   #allowed = new Uint8Array(0);

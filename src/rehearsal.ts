@@ -187,6 +187,7 @@ const REST = {
   refusals: () => 0,
   add() {},
   remove() {},
+  limit() {},
   watch() {},
   close() {},
 };

@@ -277,7 +277,7 @@ export class MemoryTaps implements Taps<MemoryTap> {
 
   add(index: number, tap: MemoryTap, onLost: (error: VtepError) => void): void {
     if (this.#find(index) >= 0) throw new VtepError("SYSTEM", `index ${index} is taken`);
-    const member = { index, tap, onLost };
+    const member = { index, tap, onLost, most: IN_ROWS };
     this.#members.push(member);
     if (this.#onReadable !== undefined) this.#watch(member);
   }
@@ -289,15 +289,20 @@ export class MemoryTaps implements Taps<MemoryTap> {
     this.#members.splice(at, 1);
   }
 
-  read(batch: Batch, most = IN_ROWS): number {
+  limit(index: number, frames: number): void {
+    const member = this.#members[this.#find(index)];
+    if (member !== undefined) member.most = frames;
+  }
+
+  read(batch: Batch): number {
     const count = this.#members.length;
     const first = this.#next;
     let rows = 0;
     for (let turn = 0; turn < count; turn++) {
       const at = (first + turn) % count;
-      const { index, tap } = this.#members[at]!;
+      const { index, tap, most } = this.#members[at]!;
       const before = rows;
-      rows = tap.read(batch, index, rows, most);
+      rows = tap.read(batch, index, rows, Math.min(rows + most, IN_ROWS));
       if (rows > before) this.#next = (at + 1) % count;
     }
     return rows;
@@ -344,6 +349,7 @@ export class MemoryTaps implements Taps<MemoryTap> {
 interface Member {
   readonly index: number;
   readonly tap: MemoryTap;
+  most: number;
   readonly onLost: (error: VtepError) => void;
 }
 

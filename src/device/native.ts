@@ -49,6 +49,8 @@ export interface TapQueues extends WatchedPort {
   /** Rows that failed: ENODEV for want of a queue. */
   write(batch: number, count: number): number;
   gather(): void;
+  /** At most so many frames at once, 1 to IN_ROWS, of a slot; one that is free is left alone. */
+  limit(slot: number, frames: number): void;
 }
 
 export interface UdpFamily extends WatchedPort {

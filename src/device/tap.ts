@@ -123,14 +123,18 @@ export class NativeTaps implements Taps<NativeTap> {
     if (this.#members.delete(index)) this.#queues.remove(index);
   }
 
-  read(batch: Batch, most = IN_ROWS): number {
+  read(batch: Batch): number {
     const number = numberOf(batch);
-    let rows = this.#queues.read(number, most);
+    let rows = this.#queues.read(number, IN_ROWS);
     while (rows < 0) {
       this.#lose(batch.inTap[0]!, -rows);
-      rows = this.#queues.read(number, most);
+      rows = this.#queues.read(number, IN_ROWS);
     }
     return rows;
+  }
+
+  limit(index: number, frames: number): void {
+    this.#queues.limit(index, frames);
   }
 
   write(batch: Batch, count: number): number {

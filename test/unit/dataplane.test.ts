@@ -205,6 +205,23 @@ describe("a frame from the TAP", () => {
     expect(left(), "as many as ever, by and by").toBe(0);
   });
 
+  it("of a network that floods does not cost others their frames of a burst", () => {
+    const peers = Array.from({ length: 100 }, (_, at) => address(2 + at));
+    const vtep = script([
+      { vni: VNI, peers },
+      { ...ONE_PEER, vni: VNI + 1 },
+    ]);
+    const rows = [1, 2].flatMap((tap) => {
+      return Array.from({ length: 128 }, () => ({ bytes: frame(BROADCAST, A), tap }));
+    });
+    vtep.taps[0]!.bursts.push(rows);
+    vtep.dataplane.encap();
+    expect(vtep.taps.map(({ most }) => most)).toEqual([((128 * 1024) / (128 * 101)) | 0, 256]);
+    vtep.dataplane.remove(vtep.networks[0]!);
+    vtep.encap([frame(B, A)], 1);
+    expect(vtep.taps[1]!.most).toBe(256);
+  });
+
   it("of many small segments goes to few remotes, and not to many: each would get thousands", () => {
     const floodTo = (remotes: number, segments: number) => {
       const [, first] = mesh(remotes + 1);

@@ -342,14 +342,16 @@ class ScriptedDevice {
   /** The errno with which the device drops a row, 0 for none; by how many rows came before. */
   errnoOf: (nth: number) => number = () => 0;
   reads = 0;
+  /** Rows that are read at once. */
+  most = IN_ROWS;
   #nth = 0;
 
-  /** A burst, or the first `most` of it. */
-  protected fill(batch: Batch, most = IN_ROWS): number {
+  /** A burst, or as much of it as is read at once. */
+  protected fill(batch: Batch): number {
     this.reads++;
     const burst = this.bursts.shift() ?? [];
-    const rows = burst.slice(0, most);
-    if (most < burst.length) this.bursts.unshift(burst.slice(most));
+    const rows = burst.slice(0, this.most);
+    if (this.most < burst.length) this.bursts.unshift(burst.slice(this.most));
     // What a burst left behind must not matter to the next one.
     batch.columns.fill(-1);
     batch.slab.fill(0xa5);
@@ -396,8 +398,8 @@ class ScriptedDevice {
 export class ScriptedTap extends ScriptedDevice implements Tap {
   readonly name = "vtep100";
 
-  read(batch: Batch, most?: number): number {
-    return this.fill(batch, most);
+  read(batch: Batch): number {
+    return this.fill(batch);
   }
 
   /** @internal For `ScriptedTaps`. */
@@ -417,9 +419,13 @@ class ScriptedTaps implements Taps<ScriptedTap> {
   remove(): void {}
 
   /** One TAP's burst at a time; the first one's end of them when there is none. */
-  read(batch: Batch, most?: number): number {
+  read(batch: Batch): number {
     const tap = this.#members.find(({ bursts }) => bursts.length > 0) ?? this.#members[0]!;
-    return tap.read(batch, most);
+    return tap.read(batch);
+  }
+
+  limit(index: number, frames: number): void {
+    this.#members.find((tap) => tap.index === index)!.most = frames;
   }
 
   write(batch: Batch, count: number): number {

@@ -50,6 +50,7 @@ export class Treadmill implements Taps, Underlay {
 
   add(): void {}
   remove(): void {}
+  limit(): void {}
 
   read(batch: Batch): number {
     if (Treadmill.#loaded !== this) {
