@@ -96,6 +96,7 @@ export class Gateways {
       this.#note(routed, links);
       await setUpGateways(routed);
       this.#gateways = routed;
+      for (const { bridge } of routed) this.#beDeafTo(bridge);
       await this.#allowForwarding();
     }
     await this.publish(attached);
@@ -172,6 +173,18 @@ export class Gateways {
     this.#log.warn({ remedy }, "packets of containers may be dropped where they are forwarded");
   }
 
+  /** A gateway of IPv4 alone leaves IPv6 as it is, and then a host that does not forward would hear containers. */
+  #beDeafTo(bridge: string): void {
+    try {
+      hear(bridge, "0");
+    } catch (error) {
+      const { code, message: reason } = error as NodeJS.ErrnoException;
+      if (code === "ENOENT") return; // no IPv6 here
+      const remedy = `sysctl -w net.ipv6.conf.${bridge.replaceAll(".", "/")}.accept_ra=0`;
+      this.#log.warn({ reason, remedy }, "a container may make itself the router of this host");
+    }
+  }
+
   /** Where it may not be switched on here, somebody else has to. */
   async #allowForwarding(): Promise<void> {
     const addresses = this.#gateways.flatMap((gateway) => gateway.addresses);
@@ -179,7 +192,6 @@ export class Gateways {
     for (const family of families) {
       const setting = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
       try {
-        if (family === 6) for (const { bridge } of this.#gateways) hear(bridge, "0");
         if (readSetting(setting) === "1") continue;
         if (family === 6) for (const link of await advertised()) hear(link, "2");
         writeFileSync(`/proc/sys/${setting}`, "1");

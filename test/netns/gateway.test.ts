@@ -207,6 +207,16 @@ describe("what was made for it", () => {
     const [network] = JSON.parse((await run(ours, "network", "list", "--json")).stdout);
     expect(network.mac).not.toBe(GATEWAY_MAC);
   });
+
+  test("of IPv4 alone lets no container become the router of its host for IPv6", async () => {
+    await ours.sysctl({ "ipv6/conf/br0/accept_ra": 1 });
+    const same = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+    expect(await run(ours, "network", "add", ...same, "--gateway", "10.9.0.2/24")).toMatchObject({
+      code: 0,
+    });
+    expect(await ours.run("cat", "/proc/sys/net/ipv6/conf/br0/accept_ra")).toBe("0\n");
+    expect(await run(ours, "network", "add", ...same)).toMatchObject({ code: 0 });
+  });
 });
 
 describe("what cannot be is refused:", () => {
