@@ -40,8 +40,8 @@ export interface Taps<T extends Tap = Tap> {
   remove(index: number): void;
   /**
    * Reads frames to the batch's in rows (inTap, inOffset, inLength, inFlags, inVnet), each behind HEADROOM, until
-   * nothing waits, or IN_ROWS or TURN_BYTES are used up; or sooner where super-frames
-   * make many datagrams, or of a TAP that is limited. The frames of one flow are in their order, and no queue waits for ever behind others.
+   * nothing waits, or IN_ROWS or TURN_BYTES are used up; or sooner where super-frames make many datagrams, or of a
+   * TAP that is limited. The frames of one flow are in their order, and no queue waits for ever behind others.
    * Returns the number of rows; 0 when nothing waits, of a device that lets frames gather after a moment. The batch
    * belongs to the caller.
    */
