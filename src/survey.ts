@@ -167,7 +167,9 @@ function mtuOf(network: NetworkConfig, { df }: Config, routes: Routes): number {
   const narrowest = paths.sort((a, b) => a.mtu - b.mtu)[0];
   if (narrowest === undefined) {
     if (network.mtu !== "auto") return network.mtu;
-    const why = reached(network).length === 0 ? "it has no peer" : "no route leads to a peer";
+    const [peer, ...others] = reached(network);
+    const nobody = others.length === 0 ? `peer ${peer}` : `any peer, as ${peer}`;
+    const why = peer === undefined ? "it has no peer" : `no route leads to ${nobody}`;
     throw new VtepError(
       "ADDRESS",
       `network ${network.vni}: ${why}, so its MTU is unknown: give it with --mtu`,
