@@ -9,7 +9,7 @@ import { text } from "node:stream/consumers";
 import { Validator } from "@seriousme/openapi-schema-validator";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { pino } from "pino";
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { serve } from "../../src/api/server.ts";
 import { networkConfig } from "../../src/config.ts";
@@ -593,12 +593,12 @@ test("where what answers cannot be loaded, each caller is told so, and nothing e
   vi.doMock("../../src/api/routes.ts", () => {
     throw new Error("it is not there");
   });
+  onTestFinished(() => void vi.doUnmock("../../src/api/routes.ts"));
   const anew = await import("../../src/api/server.ts");
   const served = { version: "1", operations, reload: () => operations.reload() };
   const metrics = async () => ({ type: "", text: "" });
   const log = pino({ level: "silent" });
   api = await anew.serve({ path: socket }, { ...served, metrics, log });
-  vi.doUnmock("../../src/api/routes.ts");
   for (const path of ["/v1/status", "/metrics"]) {
     const answer = await ask("GET", path);
     expect(answer.status).toBe(503);
