@@ -423,7 +423,7 @@ class Taps : public port<Taps, tap_set> {
     }
     Napi::Env env = info.Env();
     size_t number = take_number();
-    info.This().As<Napi::Object>().DefineProperties({own<take_rows<tap_set_read>>(env, "read", number),
+    info.This().As<Napi::Object>().DefineProperties({own<fill_rows<tap_set_read>>(env, "read", number),
                                                      own<take_rows<tap_set_write>>(env, "write", number)});
   }
 

@@ -116,7 +116,7 @@ int tap_use_offloads(const tap *t, unsigned offloads) {
 
 bool has_room(const read_cursor *to) {
   static_assert(layout::TURN_BYTES + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES);
-  return to->row < to->rows && to->offset < layout::TURN_BYTES && to->datagrams < layout::IN_ROWS;
+  return to->row < layout::IN_ROWS && to->offset < layout::TURN_BYTES && to->datagrams < layout::IN_ROWS;
 }
 
 // That a frame makes, or a few more: its headers are counted as payload.

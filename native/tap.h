@@ -60,7 +60,6 @@ int tap_use_offloads(const tap *t, unsigned offloads);
 struct read_cursor {
   int row;
   int32_t offset;
-  int rows;           // that may be used
   int32_t datagrams;  // that what was read is cut into
 };
 

@@ -150,7 +150,7 @@ static int read_member(const tap_set *s, tap *t, const batch *b, read_cursor *to
   int error = tap_read(t, b, to, limit);
   int frames = to->row - before;
   t->last = static_cast<uint16_t>(has_room(to) ? frames : layout::IN_ROWS);  // or more
-  t->fills = !has_room(to) && (2 * frames > to->rows || 2 * (to->offset - begin) > layout::TURN_BYTES ||
+  t->fills = !has_room(to) && (2 * frames > layout::IN_ROWS || 2 * (to->offset - begin) > layout::TURN_BYTES ||
                                2 * (to->datagrams - datagrams) > layout::IN_ROWS);
   t->round = s->round;
   if (frames > 0) t->faults = 0;
@@ -174,10 +174,9 @@ static void count_read(const batch *b, int rows) {
   pace_carried(ENCAP, rows, streamed);
 }
 
-int tap_set_read(tap_set *s, const batch *b, int rows) {
+int tap_set_read(tap_set *s, const batch *b) {
   pace_rest();
   read_cursor to = {};
-  to.rows = std::min(rows, layout::IN_ROWS);
   bool asked = false;
   if (s->filled) s->next = s->end;  // what has come since may be little
   while (has_room(&to)) {

@@ -30,14 +30,14 @@ void tap_set_close(tap_set *s);
 int tap_set_add(tap_set *s, int slot, tap *t);
 void tap_set_remove(tap_set *s, int slot);
 
-// Fills up to so many in rows with what waits on any of them, each queue in its turn, until nothing waits, or a turn's
+// Fills in rows with what waits on any of them, each queue in its turn, until nothing waits, or none is left, or a turn's
 // bytes or what makes IN_ROWS datagrams have been read. After that, queues that filled most of a turn come last, so that
 // nothing waits behind more than one turn of them, but for no longer than some turns.
 // Returns how many, 0 if nothing waits (after a moment, if the thread lets some gather: pace.h), or -errno when
 // a TAP is of no use any more: its slot is in IN_TAP of row 0. That is so once its interface is gone, or so
 // many reads in a row have failed.
 constexpr int LAST_STRAW = 16;
-int tap_set_read(tap_set *s, const batch *b, int rows);
+int tap_set_read(tap_set *s, const batch *b);
 
 // From now on no more than so many frames of a TAP are read at once, one to IN_ROWS: of each of its queues an equal
 // part, at least one. Nothing happens where there is none.

@@ -44,8 +44,8 @@ export interface TapQueue extends Port {
 export interface TapQueues extends WatchedPort {
   add(slot: number, tap: TapQueue): void;
   remove(slot: number): void;
-  /** Rows read, of `most`; 0 if nothing waits, or −errno of the queue in `inTap[0]`, which is of no use any more. */
-  read(batch: number, most: number): number;
+  /** Rows read; 0 if nothing waits, or −errno of the queue in `inTap[0]`, which is of no use any more. */
+  read(batch: number): number;
   /** Rows that failed: ENODEV for want of a queue. */
   write(batch: number, count: number): number;
   gather(): void;

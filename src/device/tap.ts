@@ -9,7 +9,7 @@
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import { type Batch, IN_ROWS } from "../batch.ts";
+import type { Batch } from "../batch.ts";
 import type { Offloads, Tap, Taps } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import {
@@ -125,10 +125,10 @@ export class NativeTaps implements Taps<NativeTap> {
 
   read(batch: Batch): number {
     const number = numberOf(batch);
-    let rows = this.#queues.read(number, IN_ROWS);
+    let rows = this.#queues.read(number);
     while (rows < 0) {
       this.#lose(batch.inTap[0]!, -rows);
-      rows = this.#queues.read(number, IN_ROWS);
+      rows = this.#queues.read(number);
     }
     return rows;
   }

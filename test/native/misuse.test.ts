@@ -247,7 +247,7 @@ describe("methods", () => {
       own,
       ...none,
     ] as Any[]) {
-      expect(() => taps.read(value, 1)).toThrow(throwing(INVALID));
+      expect(() => taps.read(value)).toThrow(throwing(INVALID));
       expect(() => taps.write(value, 0)).toThrow(throwing(INVALID));
       expect(() => udp.receive(value)).toThrow(throwing(INVALID));
       expect(() => udp.send(value, 0)).toThrow(throwing(INVALID));
@@ -344,7 +344,7 @@ describe("methods", () => {
     closedTap.close();
     expect(closedTap.fd()).toBe(-1);
     const number = numberOf(batch);
-    expect(() => closedTaps.read(number, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.read(number)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.write(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.remove(0)).toThrow(throwing(CLOSED));
@@ -432,7 +432,7 @@ describe("rows", () => {
       udp.send(number, OUT_ROWS);
       taps.write(number, OUT_ROWS);
       udp.receive(number);
-      taps.read(number, 1);
+      taps.read(number);
     }
   });
 
@@ -565,7 +565,7 @@ describe("in a process of its own", () => {
       let number;
       for (let i = 0; i < 1000; i++) {
         ({ number } = new addon.Batch(new Int32Array(sab(${COLUMN_WORDS * 4})), new Uint8Array(sab(${SLAB_BYTES}))));
-        read(number, 1);
+        read(number);
         if (i % 100 === 0) gc();
       }
       console.log(tap instanceof addon.Tap, tap.name === name, number);
@@ -579,9 +579,9 @@ describe("in a process of its own", () => {
       setImmediate(() => {
         gc();
         setImmediate(() => {
-          console.log(codeOf(() => read(number, 1)));
+          console.log(codeOf(() => read(number)));
           taps.close();
-          console.log(codeOf(() => read(batch.number, 1)));
+          console.log(codeOf(() => read(batch.number)));
           tap.close();
         });
       });

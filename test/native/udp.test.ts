@@ -641,7 +641,7 @@ describe("in a namespace of its own", () => {
       const sent = udp.send(numberOf(batch), 60);
       const frames = [];
       for (let rows = 1; rows > 0; ) {
-        rows = taps.read(numberOf(out), 256);
+        rows = taps.read(numberOf(out));
         frames.push(...out.inLength.subarray(0, rows));
       }
       const lengths = frames.filter((bytes) => bytes > length);
