@@ -906,7 +906,7 @@ function isPort(port: number): boolean {
 }
 
 /** Needs an interface beside it; IPv4's link-local addresses are routed like any other. */
-function isScoped(text: string): boolean {
+export function isScoped(text: string): boolean {
   const parsed = ipaddr.process(text);
   return parsed.kind() === "ipv6" && parsed.range() === "linkLocal";
 }

@@ -36,11 +36,21 @@ export interface Link {
   readonly txqlen?: number;
   /** What its maker noted about it. */
   readonly ifalias?: string;
-  readonly addr_info?: readonly { readonly local?: string; readonly prefixlen?: number }[];
+  readonly addr_info?: readonly LinkAddress[];
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: { readonly port?: number };
   };
+}
+
+export interface LinkAddress {
+  readonly local?: string;
+  readonly prefixlen?: number;
+  /** Of IPv6: whether another host has it is not known yet; or one has (RFC 4862, section 5.4). */
+  readonly tentative?: boolean;
+  readonly dadfailed?: boolean;
+  /** It may be used meanwhile (RFC 4429). */
+  readonly optimistic?: boolean;
 }
 
 /** What matters of a host to who has peers. */

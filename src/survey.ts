@@ -3,7 +3,7 @@
  * and whether the names asked for are free. It changes nothing, and refuses what could not work
  * with one sentence that says what to do.
  */
-import { type Config, type NetworkConfig, reached } from "./config.ts";
+import { type Config, isScoped, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
 import { type Link, type Route, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
@@ -48,6 +48,7 @@ export async function survey(
   const { links, addresses, routes } = await surroundings(peers, config);
   const { local4, local6 } = localsOf(config, routes, bound);
   checkLocals([local4, local6], addresses);
+  if (bound.local6 === undefined) checkDetected(local6, links);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
     if (!own.has(network.tap)) checkTapName(network, links);
@@ -69,7 +70,13 @@ function localsOf(config: Config, routes: Routes, bound: Locals): Locals {
     const first = peers.find((address) => addressFamily(address) === family);
     if (first === undefined) return undefined;
     const source = bound[`local${family}`] ?? routes.get(first)?.source;
-    if (source !== undefined) return source;
+    if (source !== undefined && !isScoped(source)) return source;
+    if (source !== undefined) {
+      throw new VtepError(
+        "ADDRESS",
+        `the route to peer ${first} begins at ${source}, which is link-local: give this host another address, or start again when "ip address" calls none that it has tentative`,
+      );
+    }
     throw new VtepError(
       "ADDRESS",
       `no route leads to peer ${first}: add one, or say with --local which address is ours`,
@@ -106,6 +113,20 @@ function checkLocals(locals: readonly (string | undefined)[], ours: readonly str
   throw new VtepError(
     "ADDRESS",
     `${wrong} is an address of no interface here: use one of ${choice.join(", ") || "none yet"}`,
+  );
+}
+
+/** The kernel lets nobody have an IPv6 address that another host may have. */
+function checkDetected(local: string | undefined, links: Links): void {
+  if (local === undefined) return;
+  const addresses = [...links.values()].flatMap(({ addr_info = [] }) => addr_info);
+  const found = addresses.filter((address) => address.local === local);
+  if (found.some(({ tentative, optimistic }) => !tentative || optimistic)) return;
+  throw new VtepError(
+    "ADDRESS",
+    found.some(({ dadfailed }) => dadfailed)
+      ? `another host has ${local} too (dadfailed in "ip address"): give one of the two another address`
+      : `${local} cannot be used yet (tentative in "ip address"), as the kernel asks first whether another host has it: start again in some seconds, and see that its interface is up`,
   );
 }
 

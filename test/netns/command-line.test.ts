@@ -8,15 +8,16 @@ import { flags } from "../../src/config.ts";
 import { OFFLOADS } from "../../src/device.ts";
 import { Lab } from "../lab/lab.ts";
 import type { Finished } from "../lab/namespace.ts";
+import { until } from "../lab/until.ts";
 import { cli } from "../lab/vtep.ts";
 
-const lab = await Lab.draw({ hosts: 2 });
+const lab = await Lab.draw({ hosts: 3 });
 const directory = await mkdtemp(join(tmpdir(), "vtep-command-line-"));
 afterAll(async () => {
   await lab[Symbol.asyncDispose]();
   await rm(directory, { recursive: true });
 });
-const [host, peer] = [lab.host(1), lab.host(2)];
+const [host, peer, fresh] = [lab.host(1), lab.host(2), lab.host(3)];
 await host.ip("link add taken type bridge", "link add plain type veth peer name plain2");
 const links = await host.links();
 
@@ -151,6 +152,29 @@ describe.concurrent("what the system refuses ends with 1", () => {
     [`${good} --bridge eth0`, ["eth0 exists and is no bridge"]],
   ])("vtep run %s", async (args, words) => {
     expectRefused(await run([args, ...ownPort()].join(" ")), 1, words);
+  });
+
+  test("run at an IPv6 address that another host may have, or has", async () => {
+    const refusal = (...args: string[]) => {
+      const words = ["node", cli, "run", "--vni", "42", "--peer", host.address6, ...args];
+      return fresh.finish([...words, ...socket, ...ownPort()], { timeoutMs: 15_000 });
+    };
+    // Who has it is asked at once, and an answer is waited for as long as this lasts.
+    await fresh.sysctl({
+      "ipv6/conf/eth0/accept_dad": 1,
+      "ipv6/conf/eth0/router_solicitation_delay": 0,
+      "ipv6/neigh/eth0/retrans_time_ms": 600_000,
+    });
+    await fresh.ip("addr add fd00::77/64 dev eth0", `addr add ${peer.address6}/64 dev eth0`);
+    await until("the answer of who has it", async () => {
+      return (await fresh.run("ip", "addr", "show", "dev", "eth0")).includes("dadfailed");
+    });
+    const tentative = ["fd00::77 cannot be used yet", "tentative", "start again"];
+    expectRefused(await refusal("--local", "fd00::77"), 1, tentative);
+    const failed = [`another host has ${peer.address6} too`, "another address"];
+    expectRefused(await refusal("--local", peer.address6), 1, failed);
+    await fresh.ip(`addr del ${fresh.address6}/64 dev eth0`);
+    expectRefused(await refusal(), 1, ["begins at fe80:", "link-local", "tentative"]);
   });
 
   const start = () => ["node", cli, "run", ...good.split(" "), ...socket, ...ownPort()];
