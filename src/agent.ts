@@ -700,14 +700,23 @@ export class Agent implements Operations {
   }
 
   async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
+    await this.#setUp(await this.#openTap(config, mtu, undo));
+  }
+
+  /** Returns the TAP that the threads have now. */
+  async #openTap(config: NetworkConfig, mtu: number, undo: Undo): Promise<TapLink> {
     const live = this.#live.planned(config, this.#live.freeIndex(), mtu);
     this.#telling.countAnew(live.plan.index);
     this.#live.put(live);
     undo.push(() => this.#takeOut(live));
     this.#entries.configure(live);
     await this.#workers.add(live.plan);
-    await this.#unqueue([live.link]);
-    await bringUp([live.link]);
+    return live.link;
+  }
+
+  async #setUp(link: TapLink): Promise<void> {
+    await this.#unqueue([link]);
+    await bringUp([link]);
   }
 
   async #remove(live: Live, undo: Undo): Promise<void> {
@@ -762,7 +771,13 @@ export class Agent implements Operations {
       const now = [...this.#live].find((live) => live.opened === opened);
       if (now === undefined) return;
       await this.#takeOut(now);
-      await this.#add(now.config, now.plan.mtu, new Undo());
+      const link = await this.#openTap(now.config, now.plan.mtu, new Undo());
+      try {
+        await this.#setUp(link);
+      } catch (error) {
+        if ((await linksByName()).has(link.name)) throw error;
+        return; // deleted again: the threads tell of that, too
+      }
       await this.#containers.look();
       this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {

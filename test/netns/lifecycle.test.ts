@@ -274,6 +274,20 @@ async function pathWithIp(script: string): Promise<{ path: string; directory: st
   return { path: `PATH=${directory}:${process.env.PATH}`, directory };
 }
 
+test("a TAP that is deleted again while it is made anew is made anew again", async () => {
+  // Gone when it is to be set up.
+  const deletes = '[ -e "$here/armed" ] && real link del vtep42 2>/dev/null && rm "$here/armed"';
+  const { path, directory } = await pathWithIp(`${deletes}; real "$@"`);
+  await using vtep = await ours.vtepBy(["env", path], ...network).ready();
+  const said = (what: string) => vtep.log.filter(({ msg }) => msg === what).length;
+  await writeFile(join(directory, "armed"), "");
+  await remove("vtep42");
+  await until("a new TAP", () => said("the TAP is there again") > 0);
+  expect(said("the TAP is made anew")).toBe(2);
+  expect(await ours.links()).toContain("vtep42");
+  expect((await vtep.stop()).code).toBe(0);
+});
+
 test("reloads that wait for their turn when it is told to stop are refused", async () => {
   const script = 'while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"';
   const { path, directory } = await pathWithIp(script);
