@@ -58,6 +58,9 @@ export interface Loaded {
 /** What the command line gives: values by key, as text. */
 export type FlagValues = Readonly<Record<string, unknown>>;
 
+/** As many networks may share their peers; what aliases of aliases make beyond that is no configuration. */
+const MOST_ALIASES = 100_000;
+
 const DEFAULT: Source = { from: "default" };
 const USUAL_FLAGS = "vtep run --vni N --peer ADDR";
 
@@ -114,7 +117,7 @@ class YamlFile implements Layer {
       this.#document = parseDocument(text, { lineCounter: this.#lines });
       const [fault] = [...this.#document.errors, ...this.#document.warnings];
       if (fault !== undefined) throw fault;
-      data = this.#document.toJS();
+      data = this.#document.toJS({ maxAliasCount: MOST_ALIASES });
     } catch (error) {
       throw new VtepError("USAGE", `${name} cannot be read: ${reasonOf(error)}`, error);
     }

@@ -177,6 +177,16 @@ describe("faults of one file", () => {
     ]);
   });
 
+  it("are none where many networks share their peers", () => {
+    const others = Array.from({ length: 200 }, (_, at) => `  - { vni: ${at + 2}, peers: *all }`);
+    const file = write({
+      f: `networks:\n  - { vni: 1, peers: &all [192.0.2.2] }\n${others.join("\n")}`,
+    });
+    const { networks } = load(file, {}).config;
+    expect(networks).toHaveLength(201);
+    for (const { peers } of networks) expect(peers).toEqual(["192.0.2.2"]);
+  });
+
   it("between networks are told together as well, and none when there is none", () => {
     const networks = "networks: [{ vni: 1 }, { vni: 1 }]";
     expect(faults({ f: `local: 192.0.2.2\n${networks}` })).toHaveLength(3);
