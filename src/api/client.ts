@@ -76,8 +76,13 @@ export class Client {
   }
 
   /** The same as JSON, as it comes. */
-  fdbText(filter: FdbFilter = {}): Promise<IncomingMessage> {
-    return this.#answer("GET", `/v1/fdb${queryOf(filter)}`);
+  async *fdbText(filter: FdbFilter = {}): AsyncGenerator<Buffer> {
+    const answer = await this.#answer("GET", `/v1/fdb${queryOf(filter)}`);
+    try {
+      yield* answer;
+    } catch (error) {
+      throw this.#unreachable(error as NodeJS.ErrnoException);
+    }
   }
 
   flushFdb(filter: Omit<FdbFilter, "origin"> = {}): Promise<{ readonly flushed: number }> {

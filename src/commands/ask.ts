@@ -49,3 +49,13 @@ export function ask(
       if (text !== "") process.stdout.write(`${text}\n`);
     });
 }
+
+/** Prints what comes, as it comes, until whoever reads has had enough; what else stops it, program.ts tells. */
+export async function print(pieces: AsyncIterable<string | Uint8Array>): Promise<void> {
+  for await (const piece of pieces) {
+    const isWritten = await new Promise((resolve) => {
+      process.stdout.write(piece, (error) => resolve(!error));
+    });
+    if (!isWritten) return;
+  }
+}

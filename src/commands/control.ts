@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
 import type { AgentEvent, Changes, Drops } from "../operations.ts";
-import { type Answer, ask, type Options } from "./ask.ts";
+import { type Answer, ask, type Options, print } from "./ask.ts";
 
 export function addControlCommands(vtep: Command): void {
   ask(vtep, "events", "Print what happens in a running agent, until interrupted", events).option(
@@ -13,12 +13,15 @@ export function addControlCommands(vtep: Command): void {
   ask(vtep, "log-level <LEVEL>", "Set the least level that a running agent logs", setLogLevel);
 }
 
-async function events(client: Client, _: unknown, { network, json }: Options): Promise<undefined> {
+async function events(client: Client, _: unknown, options: Options): Promise<undefined> {
+  await print(lines(client, options));
+}
+
+async function* lines(client: Client, { network, json }: Options): AsyncGenerator<string> {
   if (network !== undefined) await client.network(network as string); // or it would wait in vain
   for await (const event of client.events()) {
     if (network !== undefined && ![network, undefined].includes(networkOf(event))) continue;
-    const line = json ? JSON.stringify(event) : `${clock()}  ${eventText(event)}`;
-    process.stdout.write(`${line}\n`);
+    yield json ? `${JSON.stringify(event)}\n` : `${clock()}  ${eventText(event)}\n`;
   }
 }
 

@@ -1,9 +1,8 @@
 /** `vtep fdb`: where frames for a MAC go. */
-import { pipeline } from "node:stream/promises";
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
 import type { FdbFilter } from "../operations.ts";
-import { type Answer, ask, group, type Options } from "./ask.ts";
+import { type Answer, ask, group, type Options, print } from "./ask.ts";
 import { duration, paper, table } from "./table.ts";
 
 export function addFdbCommands(vtep: Command): void {
@@ -31,7 +30,7 @@ function filterOf({ network, mac, remote, origin }: Options): FdbFilter {
 async function list(client: Client, _: unknown, options: Options): Promise<Answer | undefined> {
   if (options.json) {
     // As it comes: there may be a million.
-    await pipeline(await client.fdbText(filterOf(options)), process.stdout, { end: false });
+    await print(client.fdbText(filterOf(options)));
     return undefined;
   }
   const data = await client.fdb(filterOf(options));

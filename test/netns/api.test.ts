@@ -259,7 +259,7 @@ describe("an agent with 100,000 entries", () => {
     };
     const list = async () => {
       const began = performance.now();
-      const content = await text(await client.fdbText());
+      const content = await text(client.fdbText());
       expect(content.split("\n").length).toBeGreaterThan(ENTRIES);
       return performance.now() - began;
     };

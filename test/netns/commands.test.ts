@@ -1,9 +1,11 @@
 import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
+import { disposable } from "../../src/api/socket.ts";
 import { Lab } from "../lab/lab.ts";
 import { Terminal } from "../lab/terminal.ts";
 import { reach } from "../lab/traffic.ts";
@@ -156,6 +158,27 @@ describe("for programs", () => {
     child.kill();
     expect(JSON.parse(heard.split("\n")[0]!)).toMatchObject({ event: "reloaded" });
   });
+
+  test("events end when whoever reads has had enough", async () => {
+    const first = `node ${cli} events --json --socket ${agent.socket} | head -n 1`;
+    let isOver = false;
+    const over = ours.finish(["sh", "-c", first]).finally(() => {
+      isOver = true;
+    });
+    await heardOf(() => isOver);
+    const { stdout, stderr } = await over;
+    expect(JSON.parse(stdout)).toMatchObject({ event: "reloaded" });
+    expect(stderr).toBe("");
+  });
+
+  test("entries are not listed to a reader that has gone, nor into a disk that is full", async () => {
+    const list = `node ${cli} fdb list --json --socket ${agent.socket}`;
+    const nobody = await ours.finish(["sh", "-c", `${list} | true`]);
+    expect(nobody).toMatchObject({ code: 0, stderr: "" });
+    const { code, stderr } = await ours.finish(["sh", "-c", `${list} >/dev/full`]);
+    expect(stderr).toMatch(/^vtep: standard output cannot be written: .*ENOSPC.*\n$/);
+    expect(code).toBe(1);
+  });
 });
 
 describe("exit codes", () => {
@@ -204,6 +227,17 @@ describe("exit codes", () => {
     expect(stderr.startsWith(sentence)).toBe(true);
     expect(stderr).toMatch(/, or name its socket with --socket PATH\n$/);
   });
+});
+
+test("vtep fdb list --json by an agent that ends meanwhile ends with 3", async () => {
+  const path = join(directory, "mortal.sock");
+  const mortal = createServer((_, answer) => {
+    answer.write("[", () => answer.destroy());
+  });
+  await using _ = disposable(mortal.listen(path));
+  const { code, stderr } = await vtep("fdb", "list", "--json", "--socket", path);
+  expect(stderr).toMatch(/^vtep: the agent is not reachable at [^\n]* \(it has ended\): [^\n]*\n$/);
+  expect(code).toBe(3);
 });
 
 describe("on a terminal", () => {
