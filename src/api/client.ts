@@ -29,7 +29,14 @@ export class Client {
   readonly socket: string;
   readonly #patienceMs: number;
 
+  /** Throws VtepError USAGE for an empty path, in whose place node:http would ask port 80 of this host. */
   constructor(socket: string, patienceMs = PATIENCE_MS) {
+    if (socket === "") {
+      throw new VtepError(
+        "USAGE",
+        "the path of the agent's socket is empty: give it with --socket PATH",
+      );
+    }
     this.socket = socket;
     this.#patienceMs = patienceMs;
   }

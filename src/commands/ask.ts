@@ -36,12 +36,14 @@ export function ask(
     .option("--json", "print JSON")
     .action(async (...given: unknown[]) => {
       const command = given.at(-1) as Command;
-      // What a script's variable that is not set becomes.
-      const empty = command.registeredArguments.find((_, at) => command.args[at] === "");
-      if (empty !== undefined) {
-        throw new VtepError("USAGE", `${empty.name()} is empty: see --help`);
-      }
       const options = command.opts<Options>();
+      const values = [
+        ...command.registeredArguments.map((each, at) => [each.name(), command.args[at]] as const),
+        ...command.options.map((each) => [each.long!, options[each.attributeName()]] as const),
+      ];
+      // What a script's variable that is not set becomes.
+      const empty = values.find(([, value]) => [value].flat().includes(""));
+      if (empty !== undefined) throw new VtepError("USAGE", `${empty[0]} is empty: see --help`);
       const client = new Client((options.socket as string | undefined) ?? DEFAULT_SOCKET);
       const answer = await act(client, command.args, options);
       if (answer === undefined) return;

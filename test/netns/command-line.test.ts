@@ -90,6 +90,9 @@ describe.concurrent("bad usage ends with 2", () => {
   test.each([
     [["detach", ""], "TARGET is empty"],
     [["network", "show", ""], "NETWORK is empty"],
+    [["detach", "there", "--ifname", ""], "--ifname is empty"],
+    [["status", "--socket", ""], "--socket is empty"],
+    [["top", "--socket", ""], "socket is empty"],
     [["network", "add"], "--vni N"],
   ])("vtep %j", async (args, word) => {
     expectRefused(await vtep(...args), 2, [word]);
