@@ -3,7 +3,7 @@
  *
  * To a pipe or a socket, the journal's too, lines are written without waiting. When the reader has stalled
  * and MOST_WAITING bytes wait for it, further lines are left out, and counted in its next one. To a file
- * they are written at once; if it is full, they are lost. A terminal has colours.
+ * they are written at once; if it is full, they are lost. A terminal has colours, but for NO_COLOR.
  */
 import { fstatSync } from "node:fs";
 import { setTimeout } from "node:timers/promises";
@@ -18,7 +18,7 @@ const LOOK_MS = 10;
 export async function logStream(): Promise<DestinationStream> {
   if (process.stdout.isTTY) {
     const { default: pretty } = await import("pino-pretty");
-    return pretty({ colorize: true, ignore: "pid,hostname", sync: true });
+    return pretty({ colorize: process.stdout.hasColors(), ignore: "pid,hostname", sync: true });
   }
   const { fd } = process.stdout;
   const lines = canStall(fd)

@@ -11,6 +11,7 @@ import { type Severity, worstOf } from "../doctor/finding.ts";
 import { report } from "../doctor/report.ts";
 import { sentenceOf, VtepError } from "../errors.ts";
 import { addFlags, once, valuesByKey } from "../flags.ts";
+import { paper } from "./table.ts";
 
 /** 1 to 3 are those of every command (`errors.ts`). */
 const EXITS: Readonly<Record<Severity, number>> = { ok: 0, note: 0, warning: 4, error: 5 };
@@ -60,7 +61,7 @@ export function addDoctorCommand(vtep: Command): void {
       process.stdout.write(
         json
           ? `${JSON.stringify({ worst, findings }, undefined, 2)}\n`
-          : report(findings, process.stdout.isTTY === true && !process.env.NO_COLOR),
+          : report(findings, paper().hasColours),
       );
       process.exitCode = EXITS[worst];
     });

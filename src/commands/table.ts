@@ -23,11 +23,11 @@ export interface Paper {
 const GAP = "  ";
 const LEAST = 6;
 
-/** That of standard output. */
+/** That of standard output. A terminal on a serial line does not know its size, and says 0. */
 export function paper(): Paper {
   const { isTTY, columns } = process.stdout;
   const hasColours = isTTY && process.stdout.hasColors();
-  return { width: isTTY ? (columns ?? 80) : Number.POSITIVE_INFINITY, hasColours };
+  return { width: isTTY ? columns || 80 : Number.POSITIVE_INFINITY, hasColours };
 }
 
 /** Lines without a newline at the end. */

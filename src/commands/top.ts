@@ -100,9 +100,9 @@ class Terminal {
 
   readonly redraw = (): void => {
     if (!this.#isTaken) return;
-    const { columns, rows } = process.stdout;
+    const { columns, rows } = process.stdout; // 0 on a serial line, which does not know
     const hasColours = process.stdout.hasColors();
-    const size = { columns, rows, hasColours, isUtf8: isUtf8() };
+    const size = { columns: columns || 80, rows: rows || 24, hasColours, isUtf8: isUtf8() };
     const text = draw(this.#history, this.#view, size).join(`${ERASE_LINE}\r\n`);
     process.stdout.write(`${HOME}${text}${ERASE_LINE}${ERASE_BELOW}`);
   };

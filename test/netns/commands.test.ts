@@ -241,11 +241,11 @@ test("vtep fdb list --json by an agent that ends meanwhile ends with 3", async (
 });
 
 describe("on a terminal", () => {
-  /** What a command prints on a terminal of 80 columns, whatever the tests' environment says of colours. */
-  const shown = async (words: string) => {
+  /** What a command prints on a terminal, whatever the tests' environment says of colours. */
+  const shown = async (words: string, columns = 80) => {
     const environment = 'env --ignore-environment PATH="$PATH" TERM=xterm';
     const vtep = `node ${cli} ${words} --socket ${agent.socket}`;
-    const command = `stty columns 80; ${environment} ${vtep}`;
+    const command = `stty columns ${columns}; ${environment} ${vtep}`;
     const log = join(directory, "typescript");
     return ours.run("script", "--quiet", "--return", "--command", command, log);
   };
@@ -268,6 +268,30 @@ describe("on a terminal", () => {
     expect(piped).toContain(name);
     expect(stripVTControlCharacters(piped)).toBe(piped);
     await client.removeNetwork(name);
+  });
+
+  test.each([
+    ["", true],
+    ["NO_COLOR=1", false],
+  ])("the log of vtep run has colours, or not: %s", async (variable, hasColours) => {
+    const words = `run --vni 9 --port 4790 --peer ${ours.address} --socket ${join(directory, "own.sock")}`;
+    const run = `exec env --ignore-environment PATH="$PATH" TERM=xterm ${variable} node ${cli} ${words}`;
+    const child = theirs.spawn("script", "--quiet", "--command", run, "/dev/null");
+    let said = "";
+    child.stdout.on("data", (text) => {
+      said += text;
+    });
+    await until("its log", () => said.includes("ready"));
+    child.kill();
+    await until("its end", async () => !(await theirs.links()).includes("vtep9"));
+    expect(stripVTControlCharacters(said) !== said).toBe(hasColours);
+  });
+
+  test("nothing is cut where it does not know its size", async () => {
+    const text = stripVTControlCharacters(await shown("network list", 0));
+    expect(text.trimEnd().split(/\r?\n/)).toEqual(
+      (await said("network list")).trimEnd().split("\n"),
+    );
   });
 });
 

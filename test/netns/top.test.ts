@@ -89,6 +89,12 @@ test.each([
   await terminal.shows({ test: fits } as RegExp);
 });
 
+test("takes a terminal that does not know its size for one of 80 columns and 24 rows", async () => {
+  await terminal.line(`stty columns 0 rows 0; ${TOP}`);
+  const screen = await terminal.shows(FLOWS, 15_000);
+  expect(screen.trimEnd().split("\n")).toHaveLength(24);
+});
+
 describe("leaves the terminal as it found it", () => {
   const ends: [how: string, end: () => Promise<void>][] = [
     ["q", () => terminal.press("q")],
