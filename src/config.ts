@@ -391,8 +391,8 @@ const endpointEntries = {
     v.optional(aSwitch, false),
   ),
   "log-level": key(
-    "least level that is logged",
-    { value: LOG_LEVELS.join("|") },
+    `least level that is logged, of ${LOG_LEVELS.join(", ")}`,
+    { value: "LEVEL" }, // the words would be wider than what all other flags leave for their help
     v.optional(v.picklist(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(", ")}`), "info"),
   ),
   socket: key(

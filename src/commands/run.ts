@@ -12,13 +12,13 @@ Examples:
   vtep run --vni 100 --peer 192.0.2.2 192.0.2.3 --bridge br100
       the same with two peers, for whatever is joined to the bridge br100
   vtep run --config vtep.yaml
-      several networks from a file ("vtep config example" prints one to begin with)
+      several networks from a file ("vtep config example" prints one)
   vtep run
       what /etc/vtep/vtep.yaml says
 
 Signals:
   SIGTERM, SIGINT  stop and remove what was made
-  SIGHUP           read the file again and apply it: what is the same goes on undisturbed
+  SIGHUP           read the file again; what is the same goes on undisturbed
   SIGUSR2          log the FDB, the counters and the drops by reason
 `;
 

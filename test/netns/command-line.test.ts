@@ -235,6 +235,7 @@ describe.concurrent("asked for help", () => {
     expect(stdout).toContain("--config <FILE>");
     for (const { syntax } of flags()) expect(stdout).toContain(`${syntax} `);
     for (const name of OFFLOADS) expect(stdout).toMatch(RegExp(`\\b${name}\\b`));
+    for (const line of stdout.split("\n")) expect(line.length, line).toBeLessThanOrEqual(80);
   });
 
   test.each(["", "run "])(
