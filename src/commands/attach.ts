@@ -25,11 +25,11 @@ export function addAttachCommands(vtep: Command): void {
     .option("--network <NETWORK>", "the network, which needs a bridge, or none with --direct")
     .option("--ifname <NAME>", "name of the interface in the container", "eth0")
     .option(
-      "--ip <CIDR...>",
+      "--ip <CIDR|auto...>",
       "addresses of the interface with their prefix lengths, or auto: from the network's ranges",
     )
     .option(
-      "--gateway <ADDR...>",
+      "--gateway <ADDR|none...>",
       "where what is for elsewhere goes, of each family one, or none (default: the network's gateway)",
     )
     .option(
@@ -38,7 +38,7 @@ export function addAttachCommands(vtep: Command): void {
     )
     .option("--route <CIDR=VIA...>", "what goes elsewhere than that; without =VIA, straight out")
     .option("--mac <MAC>", "its MAC address (default: one that follows from its namespace)")
-    .option("--mtu <N>", "its MTU, auto: the network's")
+    .option("--mtu <N|auto>", "its MTU, auto: the network's")
     .option(
       "--direct",
       "no veth pair and no bridge: the network's TAP becomes the interface, for one container",

@@ -145,8 +145,9 @@ async function valuesOf(
   words: readonly string[],
 ): Promise<Candidate[] | "path"> {
   if (place.argChoices !== undefined) return place.argChoices.map(plain);
-  const shown = "flags" in place ? (/<(.*)>/.exec(place.flags)?.[1] ?? "") : place.name();
-  switch (shown.replace(/\.\.\.$/, "")) {
+  const placeholder = "flags" in place ? (/<(.*)>/.exec(place.flags)?.[1] ?? "") : place.name();
+  const shown = placeholder.replace(/\.\.\.$/, "");
+  switch (shown) {
     case "FILE":
     case "PATH":
     case "DIR":

@@ -336,6 +336,9 @@ describe("completion", () => {
     expect(await words("log-level w")).toBe("warn :4");
     expect(await words("fdb list --origin ")).toBe("learned control static :4");
     expect(await words("fdb flush --remote ")).toBe("local :4");
+    expect(await words("attach there --ip ")).toBe("auto :4");
+    expect(await words("attach there --gateway 192.0.2.1 n")).toBe("none :4");
+    expect(await words("attach there --mtu ")).toBe("auto :4");
     expect(await words("run --vni ")).toBe(":4");
     for (const line of ["run --config ", "run --config=v", "doctor --socket ", "config check "]) {
       expect(await words(line)).toBe(":0"); // the shell knows what files there are
