@@ -20,7 +20,7 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || 
 export SOURCE_DATE_EPOCH
 
 # what there is, and where it goes
-mkdir -p "$home/build/Release" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/vtep" \
+mkdir -p "$home/build/Release" "$root/usr/bin" "$root/lib/systemd/system" \
   "$root/usr/lib/sysusers.d" "$root/usr/lib/tmpfiles.d" "$root/usr/share/doc/vtep" "$root/usr/share/vtep" \
   "$root/DEBIAN"
 cp -a package.json dist systemd "$home"
@@ -32,7 +32,7 @@ ln -s ../vtep/dist/vtep-cni.js "$root/usr/lib/cni/vtep-cni"
 cp systemd/*.service systemd/*.socket "$root/lib/systemd/system"
 cp systemd/sysusers.conf "$root/usr/lib/sysusers.d/vtep.conf"
 cp systemd/tmpfiles.conf "$root/usr/lib/tmpfiles.d/vtep.conf"
-node dist/cli.js config example >"$root/etc/vtep/vtep.yaml"
+node dist/cli.js config example >"$root/usr/share/vtep/vtep.yaml" # of which postinst makes the configuration
 cp -a monitoring "$root/usr/share/vtep"
 cp -r README.md examples "$root/usr/share/doc/vtep"
 cat LICENSE dist/LICENSES.txt >"$root/usr/share/doc/vtep/copyright"
@@ -71,7 +71,6 @@ Description: VXLAN tunnel endpoint in user space
  Debian 13 has the Node.js that it needs. That of Debian 12 is 18: install
  version 20 or newer from its makers first.
 END
-echo /etc/vtep/vtep.yaml >"$root/DEBIAN/conffiles"
 cp packaging/postinst packaging/prerm packaging/postrm "$root/DEBIAN"
 (cd "$root" && find usr lib -type f -exec md5sum {} + | LC_ALL=C sort -k 2 >DEBIAN/md5sums)
 chmod -R u=rwX,go=rX "$root"

@@ -64,8 +64,11 @@ test("is installed, runs, and is removed where systemd does not", async () => {
 });
 
 describe("where systemd runs", () => {
-  test("is installed without being started", async () => {
+  test("is installed without being started, with an example for its configuration", async () => {
     await machine.run("dpkg", "--install", package_);
+    expect(await machine.run("vtep", "config", "check")).toBe(
+      `${configuration}: fine, 1 network\n`,
+    );
     expect(await machine.show("vtep", "ActiveState", "UnitFileState")).toEqual({
       ActiveState: "inactive",
       UnitFileState: "disabled",
@@ -104,13 +107,20 @@ describe("where systemd runs", () => {
   test("is restarted by an upgrade, and keeps its configuration", async () => {
     const pid = async () => (await machine.show("vtep", "MainPID")).MainPID;
     const before = await pid();
-    await machine.run("dpkg", "--install", package_);
+    const newer = `
+      dpkg-deb --raw-extract ${package_} /tmp/newer
+      find /tmp/newer -name vtep.yaml -exec sed --in-place '$ a # newer' {} +
+      sed --in-place 's/^Version: .*/&+1/' /tmp/newer/DEBIAN/control
+      dpkg-deb -Znone --build /tmp/newer /tmp/newer.deb`;
+    await machine.run("sh", "-euc", newer);
+    await machine.run("dpkg", "--install", "/tmp/newer.deb"); // which nobody is there to answer
     expect(await pid()).not.toBe(before);
     expect(await machine.show("vtep", "ActiveState", "UnitFileState")).toEqual({
       ActiveState: "active",
       UnitFileState: "enabled",
     });
     expect(await machine.run("cat", configuration)).toContain("vni: 42");
+    expect(await machine.run("ls", "/etc/vtep")).toBe("vtep.yaml\n");
     await reach(here, there.address);
   });
 
