@@ -101,7 +101,7 @@ function unit({ home, runtime }: Place, name: string): string {
   return (
     MARK +
     text
-      .replaceAll("ExecStart=/usr/bin/vtep ", () => `ExecStart=${command} `)
+      .replaceAll("=/usr/bin/vtep ", () => `=${command} `)
       .replaceAll("file:/usr/share/doc/vtep/README.md", () => `file:${readme}`)
   );
 }

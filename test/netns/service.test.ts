@@ -546,6 +546,25 @@ describe("the service", () => {
     expect(await ping(here, there.address)).toMatchObject({ received: 3 });
   });
 
+  test("is not reloaded from a file with a fault, which fails the reload, and goes on", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    const pid = await mainPid();
+    await configure("networks: [{ vni: 42, pears: [192.0.2.2] }]");
+    expect((await machine.finish("systemctl", "reload", "vtep")).code).toBe(1);
+    expect((await messages()).map(({ text }) => text)).toContain(
+      'vtep: /etc/vtep/vtep.yaml:1:23: networks[0].pears is no key of a network: did you mean "peers"?',
+    );
+    expect([await isActive(), await mainPid()]).toEqual(["active", pid]);
+    await reach(here, there.address);
+    await configure(crossing, "/etc/vtep/blue.yaml");
+    await systemctl("stop", "vtep");
+    await systemctl("start", "vtep@blue");
+    await systemctl("reload", "vtep@blue");
+    await configure("networks: []", "/etc/vtep/blue.yaml");
+    expect((await machine.finish("systemctl", "reload", "vtep@blue")).code).toBe(1);
+  });
+
   test("is started again when it fails", async () => {
     await configure(`networks: [{ vni: 42, peers: [${theirs.address}], bridge: br42 }]`);
     await systemctl("start", "vtep");

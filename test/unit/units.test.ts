@@ -8,7 +8,7 @@ test("the template unit is the unit, but for whose configuration it is", () => {
   const instance = unit("vtep@.service")
     .replace("endpoint %i", "endpoint")
     .replace(" --socket /run/vtep/%i/vtep.sock", "")
-    .replace("/etc/vtep/%i.yaml", "/etc/vtep/vtep.yaml")
+    .replaceAll("/etc/vtep/%i.yaml", "/etc/vtep/vtep.yaml")
     .replaceAll("Directory=vtep/%i\n", "Directory=vtep\n");
   expect(instance).toBe(unit("vtep.service"));
 });
