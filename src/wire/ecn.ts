@@ -12,7 +12,7 @@
  *                    CE         CE         CE        CE        CE
  *
  * So a router of the underlay that marks instead of dropping is heard by the inner flow's ends. A frame
- * that is not IP counts as Not-ECT: nobody would heed a mark on it.
+ * that is not IP is sent as Not-ECT, and passed on whatever it arrives with: ARP slows down for nobody.
  *
  * The kernel's decap is the same (include/net/inet_ecn.h, __INET_ECN_decapsulate). Its encap differs in
  * one cell: it sends CE as ECT(0) (RFC 3168's full functionality), which no receiver can tell.
@@ -44,7 +44,8 @@ export function ecnOf(tos: number): number {
  */
 export function decapsulate(view: DataView, frame: number, length: number, outer: number): boolean {
   const at = ip.packetIn(view, frame, length);
-  const inner = at < 0 ? NOT_ECT : ip.tos(view, at) & ECN_MASK;
+  if (at < 0) return true;
+  const inner = ip.tos(view, at) & ECN_MASK;
   if (inner === NOT_ECT) return outer !== CE;
   if (outer === CE ? inner !== CE : outer === ECT_1 && inner === ECT_0) setEcn(view, at, outer);
   return true;

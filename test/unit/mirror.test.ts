@@ -7,7 +7,7 @@ import { Mirror, type Mirrored, type MirrorFilter, MirrorReader } from "../../sr
 import { addressWords, formatAddress } from "../../src/remotes.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, script, vxlan } from "./sim.ts";
-import { bytes } from "./wire/frames.ts";
+import { bytes, ipv4Packet } from "./wire/frames.ts";
 
 const VNI = 100;
 const A = mac(0x0a);
@@ -87,6 +87,8 @@ describe("a mirror", () => {
     expect(seen).toMatchObject({ network: 0, reason: Drop.VXLAN_VNI_NOT_FOUND, bytes: foreign });
   });
 
+  const datagram = ipv4Packet({ protocol: 17, payload: new Uint8Array(8) });
+  const packet = bytes(frame(A, B).subarray(0, 12), [0x08, 0x00], datagram);
   const DROPS: [name: keyof typeof Drop, row: Row][] = [
     ["PKT_TOO_SMALL", { bytes: vxlan(VNI, new Uint8Array(13)), from: PEER }],
     ["PKT_TOO_BIG", { bytes: vxlan(VNI, frame(A, B)), from: PEER, flags: TRUNCATED }],
@@ -96,7 +98,7 @@ describe("a mirror", () => {
     ["VXLAN_VNI_NOT_FOUND", { bytes: vxlan(7, frame(A, B)), from: PEER }],
     ["VXLAN_REMOTE_NOT_ALLOWED", { bytes: vxlan(VNI, frame(A, B)), from: STRANGER }],
     ["VXLAN_ENTRY_EXISTS", { bytes: vxlan(VNI, frame(A, C)), from: PEER }],
-    ["IP_TUNNEL_ECN", { bytes: vxlan(VNI, frame(A, B)), from: PEER, tos: 3 }],
+    ["IP_TUNNEL_ECN", { bytes: vxlan(VNI, packet), from: PEER, tos: 3 }],
   ];
   it.each(DROPS)("says that a datagram was dropped: %s", (name, row) => {
     const vtep = captured();
