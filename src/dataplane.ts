@@ -496,8 +496,7 @@ export class Dataplane {
         if (network.vlan === 0) {
           this.#toTap(network, offset + vxlan.HEADER, length - vxlan.HEADER, remote);
         } else {
-          const frame = offset + vxlan.HEADER - ethernet.TAG;
-          ethernet.addTag(view, frame, network.vlan);
+          const frame = ethernet.enterVlan(view, offset + vxlan.HEADER, network.vlan);
           this.#toTap(network, frame, offset + length - frame, remote);
           decided = -1; // its VNI was written over
         }
@@ -533,7 +532,7 @@ export class Dataplane {
       return this.#refuse(network.index, Drop.PKT_TOO_SMALL);
     }
     const frame = offset + vxlan.HEADER;
-    if (network.vlan !== 0 && ethernet.isTagged(view, frame)) {
+    if (network.vlan !== 0 && ethernet.hasVlan(view, frame, length - vxlan.HEADER)) {
       return this.#refuse(network.index, Drop.VLAN_TAGGED);
     }
     const source = frame + ethernet.SOURCE;

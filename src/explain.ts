@@ -243,7 +243,7 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
     steps.push(`It has ${frame.length} bytes, and an Ethernet header has ${ethernet.HEADER}.`);
     return done(dropped("PKT_TOO_SMALL"));
   }
-  if (network.vlan !== 0 && ethernet.isTagged(viewOf(frame), 0)) {
+  if (network.vlan !== 0 && ethernet.hasVlan(viewOf(frame), 0, frame.length)) {
     steps.push(`It has a VLAN tag, and this network is VLAN ${network.vlan} itself.`);
     return done(dropped("VLAN_TAGGED"));
   }

@@ -96,6 +96,18 @@ export function isTagged(view: DataView, frame: number): boolean {
   return isTag(etherType(view, frame + HEADER));
 }
 
+/**
+ * Whether a frame, of HEADER bytes at least, is of a VLAN by what it says itself. A tag of VLAN 0 tells its priority
+ * and nothing else: to a bridge such a frame is as one without a tag (IEEE 802.1Q, 6.9.1).
+ */
+export function hasVlan(view: DataView, frame: number, length: number): boolean {
+  if (!isTagged(view, frame)) return false;
+  const isOfPriority =
+    length >= HEADER + TAG && view.getUint16(frame + ADDRESSES) === ETHERTYPE_VLAN;
+  if (!isOfPriority || vlan(view, frame, length) !== 0) return true;
+  return isTag(etherType(view, frame + HEADER + TAG));
+}
+
 /** The VLAN of a frame with a customer tag (IEEE 802.1Q), 0 where it has none, or only a priority. */
 export function vlan(view: DataView, frame: number, length: number): number {
   if (length < HEADER + TAG || etherType(view, frame + HEADER) !== ETHERTYPE_VLAN) return 0;
@@ -116,6 +128,19 @@ export function addTag(view: DataView, frame: number, id: number): void {
   }
   view.setUint16(frame + ADDRESSES, ETHERTYPE_VLAN);
   view.setUint16(frame + ADDRESSES + 2, id);
+}
+
+/**
+ * Puts a frame that has no VLAN into one: its tag of priority says so then, or else it gets a tag, and begins TAG bytes
+ * earlier. Returns where it begins.
+ */
+export function enterVlan(view: DataView, frame: number, id: number): number {
+  if (!isTagged(view, frame)) {
+    addTag(view, frame - TAG, id);
+    return frame - TAG;
+  }
+  view.setUint16(frame + HEADER, view.getUint16(frame + HEADER) | id);
+  return frame;
 }
 
 /** `aa:bb:cc:dd:ee:ff`. */

@@ -1045,6 +1045,22 @@ describe("a network that is a VLAN", () => {
     expect(vtep.drops()).toEqual({ VLAN_TAGGED: 1 });
   });
 
+  it("keeps the priority of what comes from a remote with a tag of no VLAN", () => {
+    const vtep = script([VLAN]);
+    const row = (inner: Uint8Array) => ({ from: PEER, bytes: vxlan(VNI, inner) });
+    vtep.decap(row(tagged(0, frame(A, B), 5)), row(tagged(0, frame(A, B))));
+    expect(vtep.taps[0]!.written.map(({ bytes: got }) => got)).toEqual([
+      tagged(10, frame(A, B), 5),
+      tagged(10, frame(A, B)),
+    ]);
+    vtep.decap(
+      row(tagged(0, tagged(20, frame(A, B)))),
+      row(tagged(0, frame(A, B)).subarray(0, 17)),
+    );
+    expect(vtep.taps[0]!.written).toHaveLength(2);
+    expect(vtep.drops()).toEqual({ VLAN_TAGGED: 2 });
+  });
+
   it("tags every frame of a train", () => {
     const vtep = script([VLAN]);
     const one = vxlan(VNI, frame(A, B));
