@@ -35,6 +35,11 @@ static bool ipv6(const uint8_t *frame, int32_t length, headers *h, uint8_t *prot
   return true;
 }
 
+static bool is_dhcp(const uint8_t *l4) {
+  uint32_t port = get16(l4 + UDP_DESTINATION);
+  return port == 67 || port == 68;
+}
+
 static kind read_headers(const uint8_t *frame, int32_t length, headers *h) {
   if (length < ETHERNET) return NO_IP;
   h->l3 = ETHERNET;
@@ -62,6 +67,7 @@ static kind read_headers(const uint8_t *frame, int32_t length, headers *h) {
     h->tcp = false;
     h->payload = h->l4 + UDP;
     fit = fit && get16(l4 + UDP_LENGTH) == length - h->l4 && get16(l4 + UDP_CHECKSUM) != 0;
+    fit = fit && !is_dhcp(l4);
   } else {
     return NO_PORTS;
   }

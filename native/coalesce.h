@@ -9,6 +9,7 @@
 //          one's, a shorter one ends the train; checksums present and right
 //   TCP    sequence contiguous; same ACK number, window and options; flags ACK alone, and PSH, which
 //          ends the train
+//   UDP    not DHCP: who speaks it reads from packet sockets, for which nobody cuts a super-frame up
 //
 // The checksums are verified before a segment joins: the super-frame's are made anew, or left to its receiver as
 // VNET_NEEDS_CSUM, which is to say that they are right, and wrong ones would be laundered. A segment that joins

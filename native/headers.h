@@ -52,6 +52,7 @@ constexpr int32_t TCP_CHECKSUM = 16;
 constexpr uint8_t TCP_FIN = 0x01, TCP_PSH = 0x08, TCP_ACK = 0x10, TCP_CWR = 0x80;
 
 constexpr int32_t UDP = 8;
+constexpr int32_t UDP_DESTINATION = 2;
 constexpr int32_t UDP_LENGTH = 4;
 constexpr int32_t UDP_CHECKSUM = 6;
 

@@ -387,6 +387,18 @@ describe("coalescing", () => {
     expect([...joined].sort((a, b) => a - b)).toEqual(free.sort((a, b) => a - b));
   });
 
+  it("does not join what is for a DHCP server or client, which read from packet sockets", () => {
+    const joined = (port: number) => {
+      const frames = segmentsOf({ tcp: false }, 50);
+      for (const frame of frames) {
+        frame.set(u16(port), 36);
+        setChecksums(frame, { ...PLAIN, tcp: false });
+      }
+      return coalesce(frames).map(({ rows }) => rows);
+    };
+    expect([66, 67, 68, 69].map(joined)).toEqual([[[0, 1]], apart, apart, [[0, 1]]]);
+  });
+
   it("does not join datagrams without checksum", () => {
     const frames = [frameOf({ tcp: false }), frameOf({ tcp: false })];
     for (const frame of frames) frame.set([0, 0], 40);
