@@ -69,7 +69,12 @@ export const address = v.pipe(
   v.transform((text) => text.replace(/^(fe[89ab].*)%.+$/i, "$1")), // which is refused below, with its own words
   v.check(isAddress, (issue) => `${JSON.stringify(issue.input)} is not an IPv4 or IPv6 address`),
   v.transform(canonicalAddress),
-  v.check(isUnicast, (issue) => `${issue.input} is not the unicast address of a host`),
+  v.check(
+    (text) => ipaddr.process(text).range() !== "multicast",
+    (issue) =>
+      `${issue.input} is a multicast group, which no VTEP joins here: name each VTEP that is in it`,
+  ),
+  v.check(isHost, (issue) => `${issue.input} is not the unicast address of a host`),
   v.check(
     (text) => !isScoped(text),
     (issue) =>
@@ -896,9 +901,8 @@ export function networkAsWritten(network: NetworkConfig): Record<NetworkKey, unk
   };
 }
 
-function isUnicast(text: string): boolean {
-  const range = ipaddr.process(text).range();
-  return !["unspecified", "broadcast", "multicast"].includes(range);
+function isHost(text: string): boolean {
+  return !["unspecified", "broadcast"].includes(ipaddr.process(text).range());
 }
 
 function isPort(port: number): boolean {

@@ -49,7 +49,7 @@ describe.concurrent("bad usage ends with 2", () => {
     [`--vni 4x2 --peer ${peer.address}`, ["--vni"]],
     ["--vni 42 --peer 10.0.0.256", ["--peer", "10.0.0.256"]],
     ["--vni 42 --peer example.net", ["--peer", "example.net"]],
-    ["--vni 42 --peer 239.1.1.7", ["--peer", "239.1.1.7", "unicast"]],
+    ["--vni 42 --peer 239.1.1.7", ["--peer", "239.1.1.7", "multicast group"]],
     [`--vni 42 --peer ${host.address}`, [host.address, "own"]],
     [`--vni 42 --peer ${peer.address} --local ${peer.address}`, [peer.address, "own"]],
     [`${good} --local nowhere`, ["--local", "nowhere"]],

@@ -376,7 +376,7 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     ["PUT", "/v1/networks/red", body({ vni: 1, peers }), 409, "CONFLICT", ["VNI 1"]],
     ["PUT", "/v1/networks/red/peers/192.0.2.9", {}, 404, "NOT_FOUND", ["red"]],
     ["PUT", "/v1/networks/blue/peers/x", {}, 400, "USAGE", ['address "x"', "IPv4 or IPv6"]],
-    ["PUT", "/v1/networks/blue/peers/239.1.1.1", {}, 400, "USAGE", ["unicast"]],
+    ["PUT", "/v1/networks/blue/peers/239.1.1.1", {}, 400, "USAGE", ["multicast group"]],
     ["DELETE", "/v1/networks/blue/peers/192.0.2.9", {}, 404, "NOT_FOUND", ["192.0.2.2"]],
     ["PUT", "/v1/networks/blue/fdb/x", body({ remote: peers[0] }), 400, "USAGE", ['mac "x"']],
     ["PUT", "/v1/networks/blue/fdb/02:00:00:00:00:01", {}, 415, "USAGE", ["application/json"]],

@@ -253,6 +253,8 @@ describe("the flags", () => {
   const MTU = "must be auto or a whole number from 68 to 65521";
   const noAddress = (text: string) => `"${text}" is not an IPv4 or IPv6 address`;
   const noHost = (text: string) => `--peer ${text} is not the unicast address of a host`;
+  const group = (text: string) =>
+    `--peer ${text} is a multicast group, which no VTEP joins here: name each VTEP that is in it`;
   const noName = (text: string) =>
     `"${text}" cannot name an interface: at most 15 characters, no spaces, "/", ":" or "%"`;
   const ONE_PLACE = "a MAC is behind one VTEP, and more that get what is flooded are peers";
@@ -265,9 +267,14 @@ describe("the flags", () => {
       (peer): [FlagValues, string] => [{ peers: [peer] }, `--peer ${noAddress(peer)}`],
     ),
     [{ peers: ["192.0.2.2", "2001:db8::1%eth0"] }, `--peer ${noAddress("2001:db8::1%eth0")}`],
-    ...["224.0.0.1", "ff02::1", "0.0.0.0", "::", "255.255.255.255"].map(
-      (peer): [FlagValues, string] => [{ peers: [peer] }, noHost(peer)],
-    ),
+    ...["0.0.0.0", "::", "255.255.255.255"].map((peer): [FlagValues, string] => [
+      { peers: [peer] },
+      noHost(peer),
+    ]),
+    ...["224.0.0.1", "239.1.1.7", "ff02::1"].map((peer): [FlagValues, string] => [
+      { peers: [peer] },
+      group(peer),
+    ]),
     [
       { peers: ["fe80::1"] },
       "--peer fe80::1 is link-local, which no VTEP can be known by here: give another address of it",
