@@ -5,9 +5,7 @@
  * Attaching is idempotent, and whole or not at all.
  */
 import { randomInt } from "node:crypto";
-import { createSocket } from "node:dgram";
 import { statSync } from "node:fs";
-import { createServer, Server } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import ipaddr from "ipaddr.js";
 import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
@@ -25,8 +23,10 @@ import { VtepError } from "./errors.ts";
 import {
   addressInside,
   type Link,
+  type Listener,
   linkInside,
   linksByName,
+  listeners,
   noteAlias,
   pair,
   plug,
@@ -590,10 +590,11 @@ async function checkPorts(
     attached.filter((other) => other.link !== link),
   );
   const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
+  const listening = await listeners();
   for (const wanted of published) {
     if (had.has(hostPort(wanted))) continue;
     const isOwn = wanted.protocol === "udp" && wanted.port === own;
-    if (!isOwn && !(await isListenedAt(wanted))) continue;
+    if (!isOwn && !listening.some((each) => isSame(each, wanted))) continue;
     throw new VtepError(
       "CONFLICT",
       `port ${hostPort(wanted)} is in use on this host${isOwn ? ", by the VTEP itself" : ""}: publish another`,
@@ -602,21 +603,10 @@ async function checkPorts(
 }
 
 /** Whether both are for packets that may be the same. */
-function isSame(one: Published, other: Published): boolean {
+function isSame(one: Listener, other: Listener): boolean {
   const isAny = one.address === undefined || other.address === undefined;
   const isNear = isAny || one.address === other.address;
   return one.protocol === other.protocol && one.port === other.port && isNear;
-}
-
-function isListenedAt({ protocol, address, port }: Published): Promise<boolean> {
-  return new Promise((resolve) => {
-    const at = { port, exclusive: true, ...(address !== undefined && { host: address, address }) };
-    const socket = protocol === "tcp" ? createServer() : createSocket("udp4");
-    socket.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code === "EADDRINUSE"));
-    const done = () => socket.close(() => resolve(false));
-    if (socket instanceof Server) socket.listen(at, done);
-    else socket.bind(at, done);
-  });
 }
 
 function hostPort({ protocol, address, port }: Published): string {

@@ -140,6 +140,26 @@ export async function vxlanDeviceOn(port: number): Promise<string | undefined> {
   return devices.find(({ linkinfo }) => linkinfo?.info_data?.port === port)?.ifname;
 }
 
+/** A port of this host that somebody listens at. */
+export interface Listener {
+  readonly protocol: "tcp" | "udp";
+  /** Undefined: any. */
+  readonly address?: string;
+  readonly port: number;
+}
+
+/** Listed, and not tried by binding to them: that asks for rights, and for sockets that a sandbox need not permit. */
+export async function listeners(): Promise<Listener[]> {
+  const { stdout, code, refusal } = await command(["ss", "-HOnltu"], "", "iproute2");
+  if (code !== 0) throw new VtepError("LINK", `"ss" failed: ${refusal}`);
+  const local = /^(tcp|udp)\s+\S+\s+\d+\s+\d+\s+\[?(?:::ffff:)?([^\]%\s]+)\]?(?:%\S+)?:(\d+)\s/gm;
+  return [...stdout.matchAll(local)].map(([, protocol, address, port]) => ({
+    protocol: protocol as "tcp",
+    ...(!["*", "0.0.0.0", "::"].includes(address!) && { address: address! }),
+    port: Number(port),
+  }));
+}
+
 /** A TAP as it is to be. */
 export interface TapLink {
   readonly name: string;

@@ -593,7 +593,7 @@ describe("the service", () => {
   });
 
   test("serves Docker when that asks, from a sandbox of its own", async () => {
-    await configure(crossing);
+    await configure(crossing.replace("}", ", gateway: [192.0.2.1/24] }"));
     await systemctl("start", "vtep", "vtep-docker.socket");
     const call = async (method: string, body: object) => {
       const at = ["--unix-socket", "/run/docker/plugins/vtep.sock", `http://docker/${method}`];
@@ -612,6 +612,18 @@ describe("the service", () => {
     expect(await ours.links()).toContain(SrcName);
     expect(await call("NetworkDriver.Leave", ids)).toEqual({});
     expect(await ours.links()).not.toContain(SrcName);
+    const port = { Proto: 6, Port: 80, HostPort: 7070 };
+    const options = { Options: { "com.docker.network.portmap": [port] } };
+    const server = ours.spawn("busybox", "nc", "-l", "-p", "7070");
+    await until("a server", async () => (await ours.run("ss", "-Hltn", "sport = :7070")) !== "");
+    await call("NetworkDriver.Join", { ...ids, SandboxKey: "/run/docker/netns/x" });
+    expect(await call("NetworkDriver.ProgramExternalConnectivity", { ...ids, ...options })).toEqual(
+      {
+        Err: "vtep: port 7070/tcp is in use on this host: publish another",
+      },
+    );
+    server.kill();
+    await call("NetworkDriver.Leave", ids);
     await systemctl("stop", "vtep-docker.socket", "vtep-docker");
     await machine.run("rm", "/var/lib/vtep/docker.json");
   });
