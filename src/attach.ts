@@ -299,6 +299,7 @@ export async function publish(
   const link = links.get(name);
   const was = link && attachmentOf(link);
   if (was === undefined) throw new VtepError("NOT_FOUND", `${name} is not attached any more`);
+  if (published.length === 0 && was.published.length === 0) return;
   const attachment = { ...was, published };
   checkUnused(attachment, links);
   await checkPorts(client, attachment, (await client.status()).port, was);

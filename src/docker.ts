@@ -112,9 +112,10 @@ export class DockerDriver {
         return { Value: {} };
       case "NetworkDriver.ProgramExternalConnectivity":
         return this.#publish(parsed(connectivity, body));
+      case "NetworkDriver.RevokeExternalConnectivity":
+        return this.#unpublish(parsed(ofEndpoint, body));
       case "NetworkDriver.DiscoverNew":
       case "NetworkDriver.DiscoverDelete":
-      case "NetworkDriver.RevokeExternalConnectivity": // what is published goes with the endpoint
         return {};
     }
     return undefined;
@@ -213,6 +214,12 @@ export class DockerDriver {
       return parsePublished(`${host && `${host}:`}${HostPort}:${Port}/${protocol}`);
     });
     await publish(this.#client, linkName(ownerOf(wanted.EndpointID), "eth"), published);
+    return {};
+  }
+
+  /** The container leaves, or another of its networks, by which it goes outward from now on, has its ports. */
+  async #unpublish({ EndpointID }: v.InferOutput<typeof ofEndpoint>): Promise<object> {
+    await publish(this.#client, linkName(ownerOf(EndpointID), "eth"), []);
     return {};
   }
 

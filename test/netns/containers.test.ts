@@ -149,6 +149,21 @@ test("a port that Docker publishes is the container's", async () => {
   expect(list).toContain("8080:80/tcp");
 });
 
+test("a port goes along when a container goes outward by another network of Docker's, and comes back", async () => {
+  const published = async () => {
+    const list = ["attach", "list", "--json", "--socket", vteps[1]!.socket];
+    return JSON.parse(await second.run("node", cli, ...list))[0].published;
+  };
+  const before = await published();
+  expect(before).toMatchObject([{ port: 8080 }]);
+  await docker.done("network", "create", "by-a-bridge"); // Docker prefers what is first by its name
+  await docker.done("network", "connect", "by-a-bridge", "two");
+  expect(await published()).toEqual([]);
+  await docker.done("network", "disconnect", "by-a-bridge", "two");
+  expect(await published()).toEqual(before);
+  await docker.done("network", "rm", "by-a-bridge");
+});
+
 test("a network of Docker's has the gateway of ours, or is not created", async () => {
   await docker.done("rm", "-f", "two");
   await docker.done("network", "rm", "web");
