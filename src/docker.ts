@@ -231,13 +231,11 @@ export class DockerDriver {
   }
 
   async #meant(options: Record<string, unknown>): Promise<NetworkStatus> {
-    const strange = Object.keys(options).filter(
-      (key) => !key.startsWith("com.docker.") && !OPTIONS.includes(key as "vni"),
-    );
-    if (strange.length > 0) {
+    const strange = Object.keys(options).find((key) => !OPTIONS.includes(key as "vni"));
+    if (strange !== undefined) {
       throw new VtepError(
         "USAGE",
-        `-o ${strange[0]} is no option of this driver: give network or vni`,
+        `-o ${strange} is no option of this driver: give network or vni`,
       );
     }
     const { network, vni } = options;

@@ -56,6 +56,11 @@ test.each([
   ["with both names of one", ["-o", "network=blue", "-o", "vni=42"], /give one of/],
   ["with one unknown", ["-o", "vni=7"], /forwards no network of VNI 7: it has blue \(VNI 42\)/],
   ["with an option unknown", ["-o", "colour=red"], /-o colour is no option of this driver/],
+  [
+    "with an option of other drivers",
+    ["-o", "network=blue", "-o", "com.docker.network.driver.mtu=1300"],
+    /-o com\.docker\.network\.driver\.mtu is no option of this driver: give network or vni/,
+  ],
 ])("a network is not created %s", async (_, options, reason) => {
   const { code, stderr } = await create(...range, ...options);
   expect([code, stderr]).toEqual([1, expect.stringMatching(reason)]);
