@@ -12,7 +12,7 @@ import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { spelt, speltAddress } from "./addresses.ts";
 import { Client } from "./api/client.ts";
-import { address, attach, checkInterface, detach, namespaceId } from "./attach.ts";
+import { address, attach, bridgeOf, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import {
   type Call,
@@ -111,7 +111,8 @@ export class Plugin {
     }
     checkResult(prevResult, CODE.configuration, "prevResult");
     await this.#ipam("CHECK");
-    const { bridge, mtu: whole } = await this.#client.network(this.#configuration.network);
+    const network = await this.#client.network(this.#configuration.network);
+    const bridge = bridgeOf(network);
     const link = (await linksByName()).get(linkName(this.#owner(), ifname));
     if (link === undefined || attachmentOf(link) === undefined) {
       throw new CniError(CODE.container, `${ifname} of this container is attached no more`);
@@ -131,7 +132,7 @@ export class Plugin {
     if (before?.mac !== undefined && before.mac.toLowerCase() !== mac) {
       throw new CniError(CODE.other, `${ifname} has the MAC ${mac}, and had ${before.mac}`);
     }
-    const size = before?.mtu ?? this.#configuration.mtu ?? whole;
+    const size = before?.mtu ?? this.#configuration.mtu ?? network.mtu;
     if (mtu !== size) {
       throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and is to have ${size}`);
     }
@@ -175,7 +176,7 @@ export class Plugin {
 
   async status(): Promise<undefined> {
     try {
-      await this.#client.network(this.#configuration.network);
+      bridgeOf(await this.#client.network(this.#configuration.network));
     } catch (error) {
       throw new CniError(CODE.unavailable, (error as Error).message);
     }

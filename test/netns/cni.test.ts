@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
 import { type Child, create, Namespace } from "../lab/namespace.ts";
 import { PLUGIN, Podman } from "../lab/podman.ts";
@@ -276,6 +277,11 @@ test("STATUS tells whether a container could be added", async () => {
       code: 50,
       msg: expect.stringMatching(/there is no network "red"/),
     },
+  });
+  await new Client(vtep.socket).putNetwork("green", { vni: 43, peers: [theirs.address] });
+  expect(await cni("STATUS", configuration({ ...latest, network: "green" }))).toMatchObject({
+    code: 1,
+    answer: { code: 50, msg: expect.stringMatching(/network green has no bridge/) },
   });
   await vtep.stop();
   expect(await cni("STATUS", configuration(latest))).toMatchObject({
