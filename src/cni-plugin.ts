@@ -132,9 +132,10 @@ export class Plugin {
     if (before?.mac !== undefined && before.mac.toLowerCase() !== mac) {
       throw new CniError(CODE.other, `${ifname} has the MAC ${mac}, and had ${before.mac}`);
     }
-    const size = before?.mtu ?? this.#configuration.mtu ?? network.mtu;
-    if (mtu !== size) {
-      throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and is to have ${size}`);
+    // A smaller one may be of another plugin of the runtime's list, and is whole everywhere.
+    const most = before?.mtu ?? this.#configuration.mtu ?? network.mtu;
+    if (mtu > most) {
+      throw new CniError(CODE.other, `${ifname} has the MTU ${mtu}, and is to have ${most}`);
     }
     const addresses = addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`);
     for (const { address, interface: of } of prevResult.ips ?? []) {

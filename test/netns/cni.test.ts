@@ -195,7 +195,14 @@ describe("a container", () => {
       answer: { msg: "the route to 0.0.0.0/0 over eth0 is gone" },
     });
     await box.run("ip", "route", "add", "default", "via", answer.ips[0].gateway, "dev", "eth0");
+    await box.run("ip", "link", "set", "eth0", "mtu", "1300"); // as the plugin "tuning" does
     expect(await check()).toEqual(DONE);
+    await box.run("ip", "link", "set", "eth0", "mtu", "1451");
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: "eth0 has the MTU 1451, and is to have 1450" },
+    });
+    await box.run("ip", "link", "set", "eth0", "mtu", "1450");
     await box.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:62");
     expect(await check()).toMatchObject({
       code: 1,
