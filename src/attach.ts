@@ -31,6 +31,7 @@ import {
   pair,
   plug,
   plugDirect,
+  type RouteInside,
   unplug,
   unplugDirect,
 } from "./host.ts";
@@ -52,7 +53,7 @@ export interface Wanted {
   /** Where what is for elsewhere goes; undefined: the network's gateways in the subnets of its addresses. */
   readonly gateways: readonly string[] | undefined;
   readonly published: readonly Published[];
-  readonly routes: readonly { readonly to: string; readonly via: string | undefined }[];
+  readonly routes: readonly RouteInside[];
   /** Unless told, one that stays the same for the same owner, interface and host. */
   readonly mac: string | undefined;
   /** Unless told, the network's. */

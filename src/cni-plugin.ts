@@ -23,6 +23,8 @@ import {
   isObject,
   parsed,
   type Result,
+  type Route,
+  type RouteNumber,
 } from "./cni.ts";
 import { linkInside, linksByName, routesInside } from "./host.ts";
 
@@ -68,7 +70,11 @@ export class Plugin {
       }
       const given = {
         addresses: ips.map(({ address }) => address),
-        routes: routes.map(({ dst, gw }) => ({ to: dst, via: gw ?? gatewayFor(dst, ips) })),
+        routes: routes.map((route) => ({
+          to: route.dst,
+          via: gatewayOf(route, ips),
+          more: wordsOf(route),
+        })),
       };
       if (attached === undefined) attached = await attach(this.#client, { ...bare, ...given });
       else await address(this.#client, attached, given);
@@ -145,11 +151,11 @@ export class Plugin {
     }
     const { routes = [], ips = [] } = prevResult;
     const present = routes.length === 0 ? [] : await routesInside(target, ifname);
-    for (const { dst, gw = gatewayFor(dst, ips) } of routes) {
-      const to = spelt(dst);
-      const via = gw === undefined ? undefined : speltAddress(gw);
-      if (present.some((route) => route.to === to && route.via === via)) continue;
-      throw new CniError(CODE.other, `the route to ${dst} over ${ifname} is gone`);
+    for (const route of routes) {
+      const gateway = gatewayOf(route, ips);
+      const via = gateway === undefined ? undefined : speltAddress(gateway);
+      if (present.some((each) => each.to === spelt(route.dst) && each.via === via)) continue;
+      throw new CniError(CODE.other, `the route to ${route.dst} over ${ifname} is gone`);
     }
   }
 
@@ -250,9 +256,29 @@ function ownerOf(containerId: string): string {
   return `cni ${containerId}`;
 }
 
-function gatewayFor(destination: string, ips: readonly Ip[]): string | undefined {
-  const isV6 = destination.includes(":");
+/** RT_SCOPE_LINK of linux/rtnetlink.h: straight out. */
+const SCOPE_LINK = 253;
+
+function gatewayOf({ dst, gw, scope }: Route, ips: readonly Ip[]): string | undefined {
+  if (gw !== undefined || scope === SCOPE_LINK) return gw;
+  const isV6 = dst.includes(":");
   return ips.find(({ address }) => address.includes(":") === isV6)?.gateway;
+}
+
+/** What iproute2 calls that of a route. */
+const ROUTE_WORDS: Readonly<Record<RouteNumber, string>> = {
+  mtu: "mtu",
+  advmss: "advmss",
+  priority: "metric",
+  table: "table",
+  scope: "scope",
+};
+
+function wordsOf(route: Route): string[] {
+  return Object.entries(ROUTE_WORDS).flatMap(([key, word]) => {
+    const number = route[key as RouteNumber];
+    return number === undefined ? [] : [word, `${number}`];
+  });
 }
 
 function isAttachment(value: unknown): boolean {
@@ -267,11 +293,14 @@ function checkResult(result: unknown, code: number, what: string): void {
     isObject(value) &&
     typeof value[key] === "string" &&
     optional.every((each) => ["string", "undefined"].includes(typeof value[each]));
+  const hasNumbers = (value: unknown, keys: readonly string[]) =>
+    isObject(value) &&
+    keys.every((key) => value[key] === undefined || Number.isInteger(value[key]));
   const { interfaces = [], ips = [], routes = [] } = isObject(result) ? result : {};
   const lists: [unknown, (each: unknown) => boolean][] = [
     [interfaces, (each) => has(each, "name", "mac", "sandbox")],
     [ips, (each) => has(each, "address", "gateway")],
-    [routes, (each) => has(each, "dst", "gw")],
+    [routes, (each) => has(each, "dst", "gw") && hasNumbers(each, Object.keys(ROUTE_WORDS))],
   ];
   const isRight = lists.every(([list, is]) => Array.isArray(list) && list.every(is));
   if (isObject(result) && isRight) return;

@@ -60,9 +60,17 @@ export interface Result {
   readonly cniVersion?: string;
   readonly interfaces?: readonly Interface[];
   readonly ips?: readonly Ip[];
-  readonly routes?: readonly { readonly dst: string; readonly gw?: string }[];
+  readonly routes?: readonly Route[];
   readonly dns?: object;
 }
+
+/** All but the first two are of 1.1.0. */
+export interface Route extends Partial<Readonly<Record<RouteNumber, number>>> {
+  readonly dst: string;
+  readonly gw?: string;
+}
+
+export type RouteNumber = "mtu" | "advmss" | "priority" | "table" | "scope";
 
 interface Interface {
   readonly name: string;

@@ -297,7 +297,17 @@ export interface Veth {
   readonly mtu: number;
   /** With prefix lengths. */
   readonly addresses: readonly string[];
-  readonly routes: readonly { readonly to: string; readonly via: string | undefined }[];
+  readonly routes: readonly RouteInside[];
+}
+
+/** Where packets go that leave a container by an interface. */
+export interface RouteInside {
+  /** Prefix. */
+  readonly to: string;
+  /** Undefined: straight out. */
+  readonly via: string | undefined;
+  /** Words of `ip route add`: what else it is to be. */
+  readonly more?: readonly string[];
 }
 
 /**
@@ -362,11 +372,14 @@ function settingsOf({
       words: addressWords("add", address, ifname),
     })),
     { does: `bringing up ${ifname}`, words: ["link", "set", "dev", ifname, "up"] },
-    ...routes.map(({ to, via }) => ({
+    ...routes.map(({ to, via, more = [] }) => ({
       does: /^(0\.0\.0\.0|::)\/0$/.test(to)
         ? `giving ${ifname} the default route (--gateway none, where there is one)`
         : `routing ${to} over ${ifname}`,
-      words: ["route", "add", to, ...(via === undefined ? [] : ["via", via]), "dev", ifname],
+      words: [
+        ...["route", "add", to, ...(via === undefined ? [] : ["via", via])],
+        ...["dev", ifname, ...more],
+      ],
     })),
   ];
 }
@@ -433,14 +446,13 @@ export async function linkInside(namespace: string, ifname: string): Promise<Lin
   return code === 0 ? parse<Link>(stdout)[0] : undefined;
 }
 
-/** Where packets of a container go by an interface: prefixes, and gateways where there are any. */
-export async function routesInside(
-  namespace: string,
-  ifname: string,
-): Promise<{ to: string; via: string | undefined }[]> {
+/** By an interface, of all tables. */
+export async function routesInside(namespace: string, ifname: string): Promise<RouteInside[]> {
   const tables = await Promise.all(
     ["-4", "-6"].map((family) =>
-      ip([family, "-j", "route", "show", "dev", ifname], [], { inside: { namespace, ifname } }),
+      ip([family, "-j", "route", "show", "table", "all", "dev", ifname], [], {
+        inside: { namespace, ifname },
+      }),
     ),
   );
   return tables.flatMap(({ stdout }, at) => {

@@ -157,6 +157,35 @@ describe("a container", () => {
     expect(await cni("DEL", configuration({ ipam }))).toEqual(DONE);
   });
 
+  test("has routes as an IPAM plugin wants them: in which table, with which metric and MTU", async () => {
+    const routes = [
+      { dst: "0.0.0.0/0", priority: 100, mtu: 1400, advmss: 1300 },
+      { dst: "203.0.113.0/24", gw: `${prefix}2`, table: 77 },
+      { dst: "198.51.100.7/32", scope: 253 },
+    ];
+    const given = { ips: [{ address: `${prefix}200/24`, gateway: `${prefix}1` }], routes };
+    const script = `#!/bin/sh\ncat >/dev/null\necho '${JSON.stringify(given)}'\n`;
+    writeFileSync(join(scratch, "routing"), script, { mode: 0o755 });
+    const routing = configuration({ ipam: { type: "routing" } });
+    const { answer } = await cni("ADD", routing);
+    expect(answer.routes).toEqual(routes);
+    const shown = async (...which: string[]) =>
+      (await box.run("ip", "route", "show", ...which)).split(" \n").filter(Boolean);
+    expect(await shown()).toEqual([
+      `default via ${prefix}1 dev eth0 metric 100 mtu 1400 advmss 1300`,
+      expect.stringContaining(`${prefix}0/24 dev eth0 proto kernel`),
+      "198.51.100.7 dev eth0 scope link",
+    ]);
+    expect(await shown("table", "77")).toEqual([`203.0.113.0/24 via ${prefix}2 dev eth0`]);
+    expect(await cni("CHECK", { ...routing, prevResult: answer })).toEqual(DONE);
+    await box.run("ip", "route", "flush", "table", "77");
+    expect(await cni("CHECK", { ...routing, prevResult: answer })).toMatchObject({
+      code: 1,
+      answer: { msg: "the route to 203.0.113.0/24 over eth0 is gone" },
+    });
+    await cni("DEL", routing);
+  });
+
   test("is added once: a second time is refused, and changes nothing", async () => {
     await cni("ADD", configuration());
     const again = await cni("ADD", configuration());
