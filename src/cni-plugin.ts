@@ -86,7 +86,7 @@ export class Plugin {
           { name: ifname, mac: attached.mac, ...size, sandbox: target },
         ],
         ips: ips.map(({ address, gateway }) => ({
-          ...(cniVersion === "0.4.0" && { version: address.includes(":") ? "6" : "4" }),
+          ...(cniVersion.startsWith("0.") && { version: address.includes(":") ? "6" : "4" }),
           address,
           ...(gateway !== undefined && { gateway }),
           interface: 1,

@@ -1,6 +1,6 @@
 /**
  * The CNI plugin's words: what a container runtime asks, and what it is answered, by the specification
- * 1.1.0 (github.com/containernetworking/cni, SPEC.md), from 0.4.0 on. What is done is `cni-plugin.ts`, which
+ * 1.1.0 (github.com/containernetworking/cni, SPEC.md), from 0.3.0 on. What is done is `cni-plugin.ts`, which
  * is loaded only then: runtimes ask for the VERSION before every call.
  *
  *     { "cniVersion": "1.0.0", "name": "web", "type": "vtep-cni",
@@ -11,7 +11,7 @@
  */
 import { VtepError } from "./errors.ts";
 
-export const VERSIONS = ["0.4.0", "1.0.0", "1.1.0"] as const;
+export const VERSIONS = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] as const;
 type Version = (typeof VERSIONS)[number];
 
 /** The specification's codes for what goes wrong, and our own from 100 on. */

@@ -103,7 +103,10 @@ const DONE = { code: 0, answer: undefined };
 test("says which versions it knows", async () => {
   expect(await cni("VERSION", { cniVersion: "0.4.0" })).toEqual({
     code: 0,
-    answer: { cniVersion: "0.4.0", supportedVersions: ["0.4.0", "1.0.0", "1.1.0"] },
+    answer: {
+      cniVersion: "0.4.0",
+      supportedVersions: ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    },
   });
 });
 
@@ -136,6 +139,14 @@ describe("a container", () => {
     expect(await cni("DEL", configuration({ cniVersion }))).toEqual(DONE);
     expect([await veths(), leased()]).toEqual([[], []]);
     expect(await cni("DEL", configuration({ cniVersion }))).toEqual(DONE);
+  });
+
+  test("is added and deleted by version 0.3.1, which has the result of 0.4.0, and no CHECK", async () => {
+    const { code, answer } = await cni("ADD", configuration({ cniVersion: "0.3.1" }));
+    const ips = [{ version: "4", address: `${prefix}190/24`, gateway: `${prefix}1`, interface: 1 }];
+    expect([code, answer]).toMatchObject([0, { cniVersion: "0.3.1", ips }]);
+    expect(await cni("DEL", configuration({ cniVersion: "0.3.1" }))).toEqual(DONE);
+    expect([await veths(), leased()]).toEqual([[], []]);
   });
 
   test.each([
@@ -344,7 +355,7 @@ describe("what cannot be added is refused with a code, and leaves no link and no
   const host = "/proc/self/ns/net";
   test.each<[string, () => object | string, object, number, RegExp]>([
     ["no JSON", () => "{", {}, 6, /is no JSON object/],
-    ["a version unknown", () => configuration({ cniVersion: "0.2.0" }), {}, 1, /use one of 0.4.0/],
+    ["a version unknown", () => configuration({ cniVersion: "0.2.0" }), {}, 1, /use one of 0.3.0/],
     ["a network unknown", () => configuration({ network: "red" }), {}, 7, /no network "red"/],
     ["no name", () => configuration({ name: undefined }), {}, 7, /^name must be/],
     [
