@@ -72,7 +72,9 @@ const endpoint = v.object({
 const joining = v.object({ NetworkID: id, EndpointID: id, SandboxKey: v.optional(v.string(), "") });
 const state = v.record(v.string(), v.string());
 
-type Interface = v.InferOutput<typeof endpoint>["Interface"];
+type Interface = NonNullable<v.InferOutput<typeof endpoint>["Interface"]>;
+
+const NO_INTERFACE: Interface = { Address: "", AddressIPv6: "", MacAddress: "" };
 
 export class DockerDriver {
   readonly #client: Client;
@@ -158,8 +160,10 @@ export class DockerDriver {
 
   async #createEndpoint(wanted: v.InferOutput<typeof endpoint>): Promise<object> {
     this.#nameOf(wanted.NetworkID);
-    this.#endpoints.set(wanted.EndpointID, wanted.Interface);
-    return { Interface: {} }; // nothing that Docker has not said itself
+    const { Address, AddressIPv6, MacAddress } = wanted.Interface ?? NO_INTERFACE;
+    const mac = MacAddress || macOf(Address);
+    this.#endpoints.set(wanted.EndpointID, { Address, AddressIPv6, MacAddress: mac });
+    return { Interface: MacAddress ? {} : { MacAddress: mac } }; // nothing that Docker has said itself
   }
 
   async #join({
@@ -168,13 +172,13 @@ export class DockerDriver {
     SandboxKey,
   }: v.InferOutput<typeof joining>): Promise<object> {
     const wanted = this.#endpoints.get(EndpointID);
-    if (!this.#endpoints.has(EndpointID)) {
+    if (wanted === undefined) {
       throw new VtepError(
         "NOT_FOUND",
         `endpoint ${EndpointID} was not created: start the container again`,
       );
     }
-    const addresses = [wanted?.Address, wanted?.AddressIPv6].filter((each) => each);
+    const { Address, AddressIPv6, MacAddress } = wanted;
     const name = this.#nameOf(NetworkID);
     const { peer } = await attachPair(this.#client, {
       network: name,
@@ -182,14 +186,14 @@ export class DockerDriver {
       owner: ownerOf(EndpointID),
       by: "docker",
       ifname: "eth",
-      addresses: addresses as string[],
+      addresses: [Address, AddressIPv6].filter((each) => each !== ""),
       published: [],
-      mac: wanted?.MacAddress || macOf(wanted?.Address),
+      mac: MacAddress || undefined,
     });
     const { gateway } = await this.#client.network(name);
-    const near = (address: string | undefined) =>
+    const near = (address: string) =>
       gateway.filter((each) => address && isIn(each, address)).map(bare)[0];
-    const [Gateway, GatewayIPv6] = [near(wanted?.Address), near(wanted?.AddressIPv6)];
+    const [Gateway, GatewayIPv6] = [near(Address), near(AddressIPv6)];
     return {
       InterfaceName: { SrcName: peer, DstPrefix: "eth" },
       ...(Gateway && { Gateway, DisableGatewayService: true }),
@@ -287,8 +291,8 @@ function ownerOf(endpointId: string): string {
 }
 
 /** As Docker makes one for its own bridges: whoever has the address later has the MAC that others know. */
-function macOf(address: string | undefined): string | undefined {
-  if (!address) return undefined;
+function macOf(address: string): string {
+  if (address === "") return "";
   const bytes = address
     .split("/")[0]!
     .split(".")

@@ -97,6 +97,15 @@ describe("containers", () => {
         expect.objectContaining({ network: "blue", addresses: [`${ip}/24`], by: "docker" }),
       ]),
     );
+    const macs = await done(
+      "inspect",
+      "-f",
+      "{{.NetworkSettings.Networks.web.MacAddress}}",
+      "one",
+      "two",
+    );
+    const its = await done("exec", "two", "/bin/busybox", "cat", "/sys/class/net/eth0/address");
+    expect(macs.split("\n")).toEqual([mac, its]);
     await done("rm", "-f", "one", "two");
     expect(await veths()).toEqual([]);
     await done("network", "rm", "web");
