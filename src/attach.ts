@@ -110,14 +110,17 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
         `${ifname} of ${target} is attached already, in another way: detach it first`,
       );
     }
-    checkUnused(attachment, links, bridge);
+    checkAlone(attachment, attachedHere(network, links));
     checkSubnets(attachment, network);
     await checkPorts(client, attachment, port, was);
     // It was not finished, or the network has another bridge now.
     if (before !== undefined) await unplug(name);
     await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
     // Another one may have taken the same address at the same time: whoever sees that tries anew.
-    if (wanted.addresses === "auto" && isTwice(attachment, await linksByName())) {
+    if (
+      wanted.addresses === "auto" &&
+      conflictOf(attachment, attachedHere(network, await linksByName())) !== undefined
+    ) {
       await unplug(name);
       if (turn < AUTO_TURNS) continue;
       throw new VtepError(
@@ -164,9 +167,8 @@ function freeAddresses(
       `network ${name} has no range of addresses to choose from: give it one (ranges:), or an address with --ip`,
     );
   }
-  const used = new Set(
-    othersOn(name, bridge, links).flatMap(({ addresses }) => addresses.map(bare)),
-  );
+  const here = attachedHere({ name, bridge }, links).filter((each) => each.network === name);
+  const used = new Set(here.flatMap(({ addresses }) => addresses.map(bare)));
   return ranges.map((text) => {
     const range = parseRange(text)!;
     const free = freeIn(range, used);
@@ -211,7 +213,9 @@ export async function address(
   const { target: namespace, ifname, mac, mtu, link } = attached;
   const attachment = { ...attached, addresses: addresses.map(checkedPrefix) };
   checkRoutes(routes, attachment.addresses);
-  checkUnused(attachment, await linksByName());
+  const links = await linksByName();
+  const network = { name: attached.network, bridge: links.get(link)?.master };
+  checkAlone(attachment, attachedHere(network, links));
   await addressInside({ namespace, ifname, mac, addresses: attachment.addresses, routes });
   await noteAlias(link, aliasOf(attachment, [mtu, routes]));
   checkAlone(attachment, await client.attachments());
@@ -243,7 +247,7 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
       `the TAP of network ${network.name} is ${whose} already: detach that first, or give the network a bridge`,
     );
   }
-  checkUnused(attachment, links);
+  checkAlone(attachment, attachedHere(network, links));
   await checkPorts(client, attachment, port, was);
   await noteAlias(tap, alias);
   try {
@@ -279,7 +283,7 @@ export async function attachPair(
   const { link: name, mac } = attachment;
   const links = await linksByName();
   if (links.has(name)) await unplug(name);
-  checkUnused(attachment, links, bridge);
+  checkAlone(attachment, attachedHere(network, links));
   checkSubnets(attachment, network);
   const peer = peerName(name);
   await pair({ name, bridge, alias: aliasOf(attachment, mtu), peer, mac, mtu });
@@ -302,7 +306,6 @@ export async function publish(
   if (was === undefined) throw new VtepError("NOT_FOUND", `${name} is not attached any more`);
   if (published.length === 0 && was.published.length === 0) return;
   const attachment = { ...was, published };
-  checkUnused(attachment, links);
   await checkPorts(client, attachment, (await client.status()).port, was);
   await noteAlias(name, aliasOf(attachment, link!.mtu));
   try {
@@ -504,46 +507,42 @@ function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): vo
   }
 }
 
-function checkUnused(wanted: Attachment, links: ReadonlyMap<string, Link>, bridge?: string): void {
-  checkOthers(wanted, othersThan(wanted, links, bridge));
-}
-
-/** Whether nothing that it has is another one's, among all that are attached. */
+/** Throws CONFLICT where it has what another one has already, of those that are attached. */
 function checkAlone(own: Attachment, attached: readonly Attachment[]): void {
-  const others = attached.filter(({ link }) => link !== own.link);
-  checkPublished(own, others);
-  checkOthers(
-    own,
-    others.filter(({ network }) => network === own.network),
-  );
+  const conflict = conflictOf(own, attached);
+  if (conflict !== undefined) throw new VtepError("CONFLICT", conflict);
 }
 
-function checkPublished({ published }: Attachment, others: readonly Attachment[]): void {
-  for (const other of others) {
-    const taken = other.published.find((each) => published.some((one) => isSame(one, each)));
-    if (taken === undefined) continue;
-    throw new VtepError(
-      "CONFLICT",
-      `port ${hostPort(taken)} is published already, for ${other.ifname} of ${other.target}`,
-    );
+/** What it has that is another one's, in a sentence: a port, or in its network the MAC or an address. */
+function conflictOf(own: Attachment, attached: readonly Attachment[]): string | undefined {
+  const used = new Set(own.addresses.map(bare));
+  for (const other of attached) {
+    if (other.link === own.link) continue;
+    const whose = `${other.ifname} of ${other.target}`;
+    const port = other.published.find((each) => own.published.some((one) => isSame(one, each)));
+    if (port !== undefined) return `port ${hostPort(port)} is published already, for ${whose}`;
+    if (other.network !== own.network) continue;
+    if (other.mac === own.mac) return `${own.mac} is the MAC of ${whose}`;
+    const address = other.addresses.map(bare).find((each) => used.has(each));
+    if (address !== undefined) return `${address} is used already, by ${whose}`;
   }
+  return undefined;
 }
 
-function checkOthers(wanted: Attachment, others: readonly Attachment[]): void {
-  for (const other of others) {
-    if (other.mac === wanted.mac) {
-      throw new VtepError(
-        "CONFLICT",
-        `${wanted.mac} is the MAC of ${other.ifname} of ${other.target}`,
-      );
-    }
-    const twice = commonAddress(wanted, other);
-    if (twice === undefined) continue;
-    throw new VtepError(
-      "CONFLICT",
-      `${twice} is used already, by ${other.ifname} of ${other.target}`,
-    );
-  }
+/**
+ * What is attached by the links of this host, also what is not finished yet, which the agent does not count.
+ * What is on the network's bridge is in that network, whatever it was called then.
+ */
+function attachedHere(
+  { name, bridge }: Pick<NetworkStatus, "name" | "bridge">,
+  links: ReadonlyMap<string, Link>,
+): Attachment[] {
+  return [...new Set(links.values())].flatMap((link) => {
+    const found = attachmentOf(link);
+    if (found === undefined) return [];
+    const isThere = bridge !== undefined && link.master === bridge;
+    return [isThere ? { ...found, network: name } : found];
+  });
 }
 
 /** What is the gateway's, or lies where the gateway cannot be reached. */
@@ -586,11 +585,8 @@ async function checkPorts(
   if (twice !== undefined) {
     throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice`);
   }
-  const attached = await client.attachments();
-  checkPublished(
-    attachment,
-    attached.filter((other) => other.link !== link),
-  );
+  // TAPs in containers have some too. Addresses are settled elsewhere.
+  checkAlone({ ...attachment, addresses: [] }, await client.attachments());
   const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
   const listening = await listeners();
   for (const wanted of published) {
@@ -613,38 +609,4 @@ function isSame(one: Listener, other: Listener): boolean {
 
 function hostPort({ protocol, address, port }: Published): string {
   return `${address === undefined ? "" : `${address}:`}${port}/${protocol}`;
-}
-
-/** Whether another container of its network has an address that it has. */
-function isTwice(attachment: Attachment, links: ReadonlyMap<string, Link>): boolean {
-  return othersThan(attachment, links).some(
-    (each) => commonAddress(attachment, each) !== undefined,
-  );
-}
-
-function commonAddress(one: Attachment, other: Attachment): string | undefined {
-  const used = new Set(other.addresses.map(bare));
-  return one.addresses.map(bare).find((address) => used.has(address));
-}
-
-/** What else is in its network, whose bridge is that of its own link where it has one. */
-function othersThan(
-  { network, link }: Attachment,
-  links: ReadonlyMap<string, Link>,
-  bridge = links.get(link)?.master,
-): Attachment[] {
-  return othersOn(network, bridge, links).filter((other) => other.link !== link);
-}
-
-/** What is in a network: by its name, or by its bridge, where it had another name when that was attached. */
-function othersOn(
-  network: string,
-  bridge: string | undefined,
-  links: ReadonlyMap<string, Link>,
-): Attachment[] {
-  return [...new Set(links.values())].flatMap((link) => {
-    const found = attachmentOf(link);
-    const isThere = bridge !== undefined && link.master === bridge;
-    return found !== undefined && (isThere || found.network === network) ? [found] : [];
-  });
 }
