@@ -57,10 +57,17 @@ async function add(client: Client, [target]: readonly string[], options: Options
     throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
   }
   const path = namespaceOf(target!);
+  const owner = namespaceId(path);
+  if (owner === namespaceId("/proc/self/ns/net")) {
+    throw new VtepError(
+      "USAGE",
+      `${target} is in this host's own network namespace, whose routes would change: name a container with one of its own`,
+    );
+  }
   const attached = await (options.direct ? attachDirect : attach)(client, {
     network: network as string,
     target: path,
-    owner: namespaceId(path),
+    owner,
     by: "attach",
     ifname: ifname as string,
     addresses: alone(ip as string[], "auto", "--ip") ? "auto" : (ip as string[]),

@@ -334,6 +334,15 @@ describe("what cannot be is refused, and leaves nothing", () => {
     expect(await remains()).toEqual(NOTHING);
   });
 
+  test("a process without a namespace of its own, whose routes would be the host's", async () => {
+    const process = ours.spawn("sleep", "60");
+    onTestFinished(() => void process.kill());
+    const found = await attach(`${process.pid}`);
+    const message = expect.stringMatching(/is in this host's own network namespace/);
+    expect(found).toMatchObject({ code: 2, stderr: message });
+    expect(await remains()).toEqual(NOTHING);
+  });
+
   test("an interface that is taken", async () => {
     await box.run("ip", "link", "add", "eth0", "type", "bridge");
     const found = await attach(box.name);
