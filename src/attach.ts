@@ -5,7 +5,7 @@
  * Attaching is idempotent, and whole or not at all.
  */
 import { randomInt } from "node:crypto";
-import { statSync } from "node:fs";
+import { statfsSync, statSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import ipaddr from "ipaddr.js";
 import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
@@ -397,12 +397,17 @@ export async function detach(client: Client, link: string): Promise<boolean> {
   return was;
 }
 
+/** NSFS_MAGIC of linux/magic.h. What is left of a namespace's name is a file of another system. */
+const NSFS = 0x6e736673;
+
 /** What tells a network namespace from any other, however it is called. Throws VtepError NOT_FOUND. */
 export function namespaceId(path: string): string {
   try {
     const { dev, ino } = statSync(path);
-    return `${dev}:${ino}`;
+    if (statfsSync(path).type === NSFS) return `${dev}:${ino}`;
+    throw new VtepError("NOT_FOUND", `${path} is no network namespace, or one no more: name one`);
   } catch (error) {
+    if (error instanceof VtepError) throw error;
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === "ENOENT") {
       throw new VtepError("NOT_FOUND", `${path} is not there: name a network namespace`, error);

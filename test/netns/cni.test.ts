@@ -394,6 +394,13 @@ describe("what cannot be added is refused with a code, and leaves no link and no
       4,
       /is not there/,
     ],
+    [
+      "a file that was a namespace",
+      () => configuration(),
+      { CNI_NETNS: "/etc/hostname" },
+      4,
+      /is no network namespace, or one no more/,
+    ],
     ["the host's namespace", () => configuration(), { CNI_NETNS: host }, 4, /the host's own/],
     [
       "no address left",
