@@ -258,7 +258,7 @@ export class Agent implements Operations {
     const isRefused = refusal !== undefined;
     this.#notes = new Notes(directory, given.networks, edited, isRefused, present, log);
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
-    this.#captures = new Captures(this.#workers, () => this.#live.rows());
+    this.#captures = new Captures(this.#workers, () => this.#live.called());
     const parts = { networks: this.#live, entries: this.#entries, workers: this.#workers };
     this.#telling = new Telling({ plan: this.#plan, fdb, remotes, ...parts }, log);
     this.#undo.push(() => this.#telling.stop());

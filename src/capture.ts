@@ -25,6 +25,9 @@ export interface CapturedNetwork {
   readonly vni: number;
 }
 
+/** By index. */
+type CapturedNetworks = ReadonlyMap<number, CapturedNetwork>;
+
 /** Frames are kept whole unless told: as tcpdump has it. */
 export const WHOLE = 262_144;
 
@@ -52,7 +55,9 @@ interface Interface {
 export class Capture {
   readonly #readers: readonly MirrorReader[];
   readonly #heads: (Mirrored | undefined)[];
-  readonly #networkAt: (index: number) => CapturedNetwork | undefined;
+  readonly #networks: () => CapturedNetworks;
+  /** Those of the last look. */
+  #called: CapturedNetworks = new Map();
   readonly #snaplen: number;
   /** By index of the network. */
   readonly #interfaces = new Map<number, Interface>();
@@ -61,15 +66,15 @@ export class Capture {
   #described = 0;
   #written: Buffer[] = [];
 
-  /** Reads these rings; `networkAt` says what the network of an index is called. */
+  /** Reads these rings; `networks` says what networks are called now. */
   constructor(
     rings: readonly SharedArrayBuffer[],
-    networkAt: (index: number) => CapturedNetwork | undefined,
+    networks: () => CapturedNetworks,
     snaplen: number,
   ) {
     this.#readers = rings.map((ring) => new MirrorReader(ring));
     this.#heads = rings.map(() => undefined);
-    this.#networkAt = networkAt;
+    this.#networks = networks;
     this.#snaplen = snaplen;
   }
 
@@ -92,6 +97,7 @@ export class Capture {
 
   /** How the file begins: these networks' interfaces, by their index. */
   begin(networks: readonly number[]): Buffer {
+    this.#called = this.#networks();
     this.#written.push(pcapng.sectionHeader("vtep"));
     for (const network of networks) this.#interface(network);
     return this.#flush();
@@ -99,9 +105,10 @@ export class Capture {
 
   /** What waits, or much of it; nothing when nothing waits. */
   take(): Buffer {
+    this.#called = this.#networks();
     // A network that was made anew meanwhile may have the index of another one.
     for (const [network, own] of this.#interfaces) {
-      const called = network === NO_NETWORK ? undefined : this.#networkAt(network);
+      const called = this.#called.get(network);
       if (called === undefined) continue;
       if (called.name !== own.called?.name || called.vni !== own.called.vni) {
         this.#interfaces.delete(network);
@@ -173,7 +180,7 @@ export class Capture {
   #interface(network: number): Interface {
     const known = this.#interfaces.get(network);
     if (known !== undefined) return known;
-    const called = network === NO_NETWORK ? undefined : this.#networkAt(network);
+    const called = this.#called.get(network);
     // The first description of a network is of all that was missed in it.
     const missed = this.#seen.has(network) ? this.#missed(network) : 0;
     this.#seen.add(network);

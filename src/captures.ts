@@ -45,8 +45,8 @@ export class Captures {
     };
     this.#current = { end };
     const rings = Array.from({ length: this.#workers.count }, () => Mirror.allocate());
-    const networkAt = (index: number) => this.#networks().find((each) => each.index === index);
-    const capture = new Capture(rings, networkAt, snaplen);
+    const networks = () => new Map(this.#networks().map((each) => [each.index, each]));
+    const capture = new Capture(rings, networks, snaplen);
     const shown = this.#networks().filter(({ vni }) => [vni, undefined].includes(wanted.vni));
     const indices = shown.map(({ index }) => index);
     const stream = capture.stream(indices, ending.signal);

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it, vi } from "vitest";
 import { Capture, WHOLE } from "../../src/capture.ts";
 import { Mirror, type MirrorFilter } from "../../src/mirror.ts";
 import { cut } from "../../src/wire/pcapng.ts";
@@ -18,7 +18,10 @@ const NETWORKS = [
   { vni: 100, peers: [PEER, OTHER_PEER], fdb: [[C, OTHER_PEER]] as const },
   { vni: 200, peers: [] },
 ];
-const NAMES = [undefined, { name: "blue", vni: 100 }, { name: "red", vni: 200 }];
+const NAMES = new Map([
+  [1, { name: "blue", vni: 100 }],
+  [2, { name: "red", vni: 200 }],
+]);
 const T0 = 1_700_000_000_000;
 
 /** A dataplane with a mirror for each of some threads, of which the first one is its own. */
@@ -31,7 +34,7 @@ function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE } = {}) {
     return new Mirror(memory, filter, vtep.remotes, () => clock.now);
   });
   vtep.dataplane.mirrorTo(mirrors[0]!);
-  const capture = new Capture(rings, (index) => NAMES[index], snaplen);
+  const capture = new Capture(rings, () => NAMES, snaplen);
   return { vtep, capture, mirrors, clock };
 }
 
@@ -125,6 +128,17 @@ describe("a capture", () => {
     vtep.encap([frame(B, A)], 1);
     const types = cut(own.take()).blocks.map(({ type }) => type);
     expect(types).toEqual(["interface", "packet"]);
+  });
+
+  it("asks what networks are called once a look, however many there are", () => {
+    const called = new Map(
+      Array.from({ length: 100 }, (_, at) => [at + 1, { name: `net${at}`, vni: at }]),
+    );
+    const ask = vi.fn(() => called);
+    const own = new Capture([Mirror.allocate(1024)], ask, WHOLE);
+    own.begin([...called.keys()]);
+    own.take();
+    expect(ask).toHaveBeenCalledTimes(2);
   });
 
   it("merges what several threads saw by time", { timeout: 30_000 }, () => {
