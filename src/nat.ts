@@ -26,11 +26,14 @@ export function natTable(
   publications: readonly Publication[],
 ): string {
   const head = `table inet ${table}\ndelete table inet ${table}\n`;
-  const bridges = routed.map(({ bridge }) => `"${bridge}"`).join(", ");
-  const outward = routed
+  const masqueraded = routed
     .filter(({ masquerade }) => masquerade)
-    .flatMap(({ subnets }) => subnets)
-    .map((subnet) => `${ip(subnet)} saddr ${subnet} oifname != { ${bridges} } masquerade`);
+    .flatMap(({ subnets }) => subnets);
+  const bridges = routed.map(({ bridge }) => `"${bridge}"`).join(", ");
+  const outward = [
+    `oifname { ${bridges} } return`, // once for all: in each rule they would be their number's square
+    ...masqueraded.map((subnet) => `${ip(subnet)} saddr ${subnet} masquerade`),
+  ];
   // A container that calls the published port of its neighbour has to hear the answer from here.
   const back = routed
     .flatMap(({ subnets }) => subnets)
@@ -47,7 +50,10 @@ export function natTable(
     return `${family} daddr ${at} ${protocol} dport ${port} dnat ${family} to ${target}:${toPort}`;
   });
   const chains = [
-    chain("postrouting", "100", [...outward, ...(inward.length > 0 ? back : [])]),
+    chain("postrouting", "100", [
+      ...(inward.length > 0 ? back : []),
+      ...(masqueraded.length > 0 ? outward : []),
+    ]),
     chain("prerouting", "-100", inward),
     chain("output", "-100", inward), // what this host itself calls
   ].join("");

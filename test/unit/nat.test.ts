@@ -17,11 +17,22 @@ it("masquerades what leaves, but between networks that are routed here", () => {
   expect(natTable("vtep_4789", routed, [])).toBe(`${HEAD}table inet vtep_4789 {
   chain postrouting {
     type nat hook postrouting priority 100; policy accept;
-    ip saddr 192.0.2.0/24 oifname != { "br0", "br1" } masquerade
-    ip6 saddr 2001:db8::/64 oifname != { "br0", "br1" } masquerade
+    oifname { "br0", "br1" } return
+    ip saddr 192.0.2.0/24 masquerade
+    ip6 saddr 2001:db8::/64 masquerade
   }
 }
 `);
+});
+
+it("grows as the networks do", () => {
+  const size = (count: number) => {
+    const routed = Array.from({ length: count }, (_, at) => {
+      return { bridge: `br${1000 + at}`, subnets: ["192.0.2.0/24"], masquerade: true };
+    });
+    return natTable("vtep_4789", routed, []).length;
+  };
+  expect(size(400)).toBeLessThan(4 * size(100));
 });
 
 it("takes ports of the host to containers, from elsewhere, from here and from their neighbours", () => {
