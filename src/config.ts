@@ -20,6 +20,7 @@ import {
   parseRange,
   type Range,
   stationPrefix,
+  subnetOf,
 } from "./addresses.ts";
 import { ALL_OFFLOADS, OFFLOADS, type Offloads } from "./device.ts";
 import { VtepError } from "./errors.ts";
@@ -735,6 +736,9 @@ function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
     // It has the MAC of its gateway.
     if (network.gateway.length > 0) own.push(["gateway", `the gateway of ${network.bridge}`]);
     for (const each of network.gateway) own.push(["gateway", `the gateway ${bare(each)}`]);
+    // The kernel would send what is for the second one's containers to the first's.
+    const routed = network.gateway.filter((each) => !isScoped(bare(each)));
+    for (const each of routed) own.push(["gateway", `the gateway's subnet ${subnetOf(each)}`]);
     if (network.vlan !== undefined) {
       own.push(["vlan", `VLAN ${network.vlan} of ${network.bridge ?? network.tap}`]);
     }

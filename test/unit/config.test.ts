@@ -610,6 +610,10 @@ describe("a file", () => {
       "FILE: the name vtep2 is given to two networks, here and at FILE:1:27: each needs its own",
     ],
     [
+      "networks: [{vni: 1, peers: [192.0.2.2], bridge: a, gateway: [10.9.0.1/24]}, {vni: 2, peers: [192.0.2.2], bridge: b, gateway: [10.9.0.2/24]}]",
+      "FILE: the gateway's subnet 10.9.0.0/24 is given to two networks, here and at FILE:1:61: each needs its own",
+    ],
+    [
       "networks: [{vni: 1, tap: br0, peers: [192.0.2.2]}, {vni: 2, bridge: br0, peers: [192.0.2.2]}]",
       "FILE: network 1: br0 cannot name both a TAP and a bridge, here and at FILE:1:69",
     ],
