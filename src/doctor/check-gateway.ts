@@ -5,7 +5,7 @@ import type { NetworkConfig } from "../config.ts";
 import { toolOf } from "./check-filters.ts";
 import { type Facts, isUnseen, runningNetworks, runs } from "./facts.ts";
 import { counted, type Finding, listed } from "./finding.ts";
-import type { Chain, Table } from "./ruleset.ts";
+import type { Chain, Rule, Table } from "./ruleset.ts";
 
 /** From this share of a range on it is told that it ends. */
 const NEARLY = 0.9;
@@ -59,27 +59,40 @@ function checkAddresses(facts: Facts, { vni, bridge, gateway }: NetworkConfig): 
     }));
 }
 
-/** Docker, for one, drops all that is forwarded and not its own. What a table drops, no other lets pass. */
+/**
+ * Docker, for one, drops all that is forwarded and not its own, and firewalld refuses what none of its zones lets
+ * pass. What a table drops, no other lets pass.
+ */
 function checkFilter({ filters }: Facts, { vni, bridge, gateway }: NetworkConfig): Finding[] {
   if (isUnseen(filters)) return []; // that is told already
   const families = new Set(gateway.map(familyOf));
   return filters.flatMap((table) => {
-    const [base] = [...table.chains.values()].filter((chain) => dropsForwarded(chain));
+    const [base] = [...table.chains.values()].filter((chain) => closerOf(chain) !== undefined);
     const concerned = table.family === "inet" || families.has(table.family === "ip6" ? 6 : 4);
     if (base === undefined || !concerned || names(table, bridge!)) return [];
     return {
       check: "gateway",
       subject: `${vni}`,
       severity: "warning",
-      finding: `what is forwarded from and to ${bridge} is dropped by the policy of chain ${base.name} (${toolOf(table)}, table ${table.name}), where no rule names it`,
+      finding: `what is forwarded from and to ${bridge} is dropped by ${closerOf(base)} of chain ${base.name} (${toolOf(table)}, table ${table.name}), where no rule names it`,
       remedy: "let it pass",
       commands: acceptance(table, base, bridge!),
     };
   });
 }
 
-function dropsForwarded({ base }: Chain): boolean {
-  return base?.hook === "forward" && base.policy === "drop";
+/** What drops whatever no rule lets pass, where a chain has that. */
+function closerOf({ base, rules }: Chain): string | undefined {
+  if (base?.hook !== "forward") return undefined;
+  if (base.policy === "drop") return "the policy";
+  const last = rules.find(dropsAll);
+  return last && `"${last.text}"`;
+}
+
+function dropsAll({ terms }: Rule): boolean {
+  const words = terms.flatMap((term) => Object.keys(term));
+  const said = words.filter((word) => word !== "counter" && word !== "log");
+  return said.length === 1 && ["drop", "reject"].includes(said[0]!);
 }
 
 function names({ chains }: Table, bridge: string): boolean {

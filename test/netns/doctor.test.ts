@@ -824,25 +824,31 @@ describe("what the doctor is not shown", () => {
 describe("the gateway of a network", () => {
   const gateway = ["--bridge", "br0", "--gateway", "10.9.0.1/24"];
 
-  test.each(["nft", "iptables-nft", "iptables-legacy"])(
-    "is closed by a policy of %s, and opened as prescribed",
-    async (tool) => {
-      const native =
-        "table ip mine { chain f { type filter hook forward priority 0; policy drop; }; }\n";
-      if (tool === "nft") await here.finish(["nft", "-f", "-"], { input: native });
-      else await here.run(tool, "-P", "FORWARD", "DROP");
-      try {
-        const [found, ...others] = await complaints("gateway", ...gateway);
-        expect([found?.severity, others]).toEqual(["warning", []]);
-        await follow(found!);
-        expect(await complaints("gateway", ...gateway)).toEqual([]);
-      } finally {
-        if (tool === "nft") await here.run("nft", "delete", "table", "ip", "mine");
-        else {
-          await here.run(tool, "-P", "FORWARD", "ACCEPT");
-          await here.run(tool, "-F", "FORWARD");
-        }
+  test.each([
+    ["a policy", "nft", "type filter hook forward priority 0; policy drop"],
+    ["a policy", "iptables-nft", ["-P", "FORWARD", "DROP"]],
+    ["a policy", "iptables-legacy", ["-P", "FORWARD", "DROP"]],
+    [
+      "the last rule",
+      "nft",
+      "type filter hook forward priority 0; ct state established accept; reject",
+    ],
+    ["the last rule", "iptables-nft", ["-A", "FORWARD", "-j", "REJECT"]],
+  ] as const)("is closed by %s of %s, and opened as prescribed", async (_, tool, closing) => {
+    const native = `table ip mine { chain f { ${closing}; }; }\n`;
+    if (tool === "nft") await here.finish(["nft", "-f", "-"], { input: native });
+    else await here.run(tool, ...closing);
+    try {
+      const [found, ...others] = await complaints("gateway", ...gateway);
+      expect([found?.severity, others]).toEqual(["warning", []]);
+      await follow(found!);
+      expect(await complaints("gateway", ...gateway)).toEqual([]);
+    } finally {
+      if (tool === "nft") await here.run("nft", "delete", "table", "ip", "mine");
+      else {
+        await here.run(tool, "-P", "FORWARD", "ACCEPT");
+        await here.run(tool, "-F", "FORWARD");
       }
-    },
-  );
+    }
+  });
 });

@@ -691,12 +691,15 @@ describe("a network with a gateway", () => {
           },
           { chain: { family: "ip", table: name, name: "DOCKER-USER" } },
           ...rules.map((expr) => ({
-            rule: { family: "ip", table: name, chain: "FORWARD", expr: [expr, { accept: null }] },
+            rule: { family: "ip", table: name, chain: "FORWARD", expr: [expr].flat() },
           })),
         ],
       }),
       "",
     );
+  const from = (device: string) => ({
+    match: { op: "==", left: { meta: { key: "iifname" } }, right: device },
+  });
 
   test("has all it needs where IP is forwarded and nobody drops it", () => {
     expect(complaints({ filters: forward("filter", "accept") })).toEqual([]);
@@ -739,9 +742,24 @@ describe("a network with a gateway", () => {
         ],
       },
     ]);
-    const lets = { match: { op: "==", left: { meta: { key: "iifname" } }, right: "br42" } };
+    const lets = [from("br42"), { accept: null }];
     expect(complaints({ filters: forward("mine", "drop", lets) })).toEqual([]);
     expect(complaints({ filters: forward("mine", "drop"), config: facts().config })).toEqual([]);
+  });
+
+  test("is told of the rule that refuses what no other lets pass, as firewalld's last does", () => {
+    const counter = { counter: { packets: 0, bytes: 0 } };
+    const rest = [counter, { reject: { type: "icmpx", expr: "admin-prohibited" } }];
+    expect(complaints({ filters: forward("mine", "accept", rest) })).toMatchObject([
+      {
+        severity: "warning",
+        finding: expect.stringMatching(/is dropped by ".*reject.*" of chain FORWARD \(nft, table/),
+      },
+    ]);
+    const lets = [from("br42"), { accept: null }];
+    expect(complaints({ filters: forward("mine", "accept", lets, rest) })).toEqual([]);
+    const others = [from("docker0"), { drop: null }];
+    expect(complaints({ filters: forward("mine", "accept", others, counter) })).toEqual([]);
   });
 });
 
