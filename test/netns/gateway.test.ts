@@ -1,3 +1,4 @@
+import { createInterface } from "node:readline";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GATEWAY_MAC } from "../../src/gateways.ts";
 import { Lab } from "../lab/lab.ts";
@@ -87,6 +88,30 @@ async function call(from: Namespace, address: string, port: number): Promise<str
   return (await from.finish(["node", "-e", code])).stdout.trim() || undefined;
 }
 
+/** Has a process of a container answer datagrams to a port with a word. */
+async function answer(target: Namespace, port: number, word: string): Promise<void> {
+  const code = `const s = require("node:dgram").createSocket("udp6", (_, { port, address }) => s.send("${word}", port, address)).bind(${port}, () => console.log("ready"))`;
+  const server = target.spawn("node", "-e", code);
+  await new Promise((resolve) => server.stdout.once("data", resolve));
+}
+
+/** Goes on sending datagrams from one port; what each address said last, as it comes. */
+async function callOn(from: Namespace, addresses: readonly string[], port: number) {
+  const code = `for (const address of ${JSON.stringify(addresses)}) {
+    const s = require("node:dgram").createSocket(address.includes(":") ? "udp6" : "udp4", (word) => console.log(address, String(word)));
+    s.bind(() => setInterval(() => s.send("", ${port}, address, () => {}), 20));
+  }
+  console.log("ready")`;
+  const heard = new Map<string, string>();
+  const caller = from.spawn("node", "-e", code);
+  await new Promise((resolve) => caller.stdout.once("data", resolve));
+  createInterface(caller.stdout).on("line", (line) => {
+    const [address, word] = line.split(" ");
+    heard.set(address!, word!);
+  });
+  return heard;
+}
+
 function rules(host: Namespace): Promise<string> {
   return host.run("nft", "list", "ruleset");
 }
@@ -141,6 +166,30 @@ describe("through the gateway", () => {
     await run(ours, "detach", box.name);
     expect(await call(outside, "203.0.113.1", 8080)).toBeUndefined();
     expect(await rules(ours)).not.toContain("8080");
+  });
+
+  test("datagrams of a flow that goes on get to whoever has the port now, and their errors too", async () => {
+    const heard = await callOn(outside, ["203.0.113.1", "2001:db8:203::1"], 9000);
+    const hears = (word: string) =>
+      until(word, () => heard.size === 2 && [...heard.values()].every((each) => each === word));
+    const publish = ["--publish", "9000:90/udp"];
+    await attach(ours, box, ...publish);
+    await answer(box, 90, "one");
+    await hears("one");
+    const refuse = "udp sport 9000 reject with icmpx type no-route";
+    const chain = `table inet t { chain c { type filter hook input priority 0; ${refuse}; }; }\n`;
+    await outside.finish(["nft", "-f", "-"], { input: chain });
+    await until("errors about its answers", async () => {
+      const counts = await box.run("cat", "/proc/net/snmp", "/proc/net/snmp6");
+      const told = /^Icmp: \d+ \d+ \d+ [1-9]/m.test(counts);
+      return told && /^Icmp6InDestUnreachs\s+[1-9]/m.test(counts);
+    });
+    await outside.run("nft", "flush", "ruleset");
+    await run(ours, "detach", box.name);
+    const other = ["--ip", "10.9.0.70/24", "fd09::70/64", ...publish];
+    await run(ours, "attach", neighbour.name, "--network", "blue", ...other);
+    await answer(neighbour, 90, "two");
+    await hears("two");
   });
 
   test("a container that died has no port any more", async () => {

@@ -15,7 +15,7 @@ it("masquerades what leaves, but between networks that are routed here", () => {
     { bridge: "br1", subnets: ["198.51.100.0/24"], masquerade: false },
   ];
   expect(natTable("vtep_4789", routed, [])).toBe(`${HEAD}table inet vtep_4789 {
-  chain postrouting {
+  chain nat-postrouting {
     type nat hook postrouting priority 100; policy accept;
     oifname { "br0", "br1" } return
     ip saddr 192.0.2.0/24 masquerade
@@ -51,16 +51,28 @@ it("takes ports of the host to containers, from elsewhere, from here and from th
     "ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 8080 dnat ip to 192.0.2.7:80",
     "ip6 daddr 2001:db8::1 udp dport 53 dnat ip6 to [2001:db8:2::7]:5353",
   ].join("\n    ");
+  const zones = [
+    "ip6 daddr 2001:db8::1 udp dport 53 ct original zone set 27482",
+    "ip6 daddr 2001:db8::1 meta l4proto icmpv6 @th,112,8 17 @th,384,16 53 ct original zone set 27482",
+  ].join("\n    ");
   expect(natTable("vtep_4789", routed, publications)).toBe(`${HEAD}table inet vtep_4789 {
-  chain postrouting {
+  chain filter-prerouting {
+    type filter hook prerouting priority -300; policy accept;
+    ${zones}
+  }
+  chain filter-output {
+    type filter hook output priority -300; policy accept;
+    ${zones}
+  }
+  chain nat-postrouting {
     type nat hook postrouting priority 100; policy accept;
     ip saddr 192.0.2.0/24 ip daddr 192.0.2.0/24 ct status dnat masquerade
   }
-  chain prerouting {
+  chain nat-prerouting {
     type nat hook prerouting priority -100; policy accept;
     ${rules}
   }
-  chain output {
+  chain nat-output {
     type nat hook output priority -100; policy accept;
     ${rules}
   }
