@@ -11,6 +11,7 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { Client } from "../../src/api/client.ts";
+import { routes } from "../../src/api/routes.ts";
 import { serve } from "../../src/api/server.ts";
 import { networkConfig } from "../../src/config.ts";
 import { sectionHeader } from "../../src/wire/pcapng.ts";
@@ -23,14 +24,15 @@ let operations: MemoryOperations;
 let client: Client;
 let api: AsyncDisposable;
 
+const served = () => ({
+  version: "1.2.3",
+  operations,
+  reload: () => operations.reload(),
+  metrics: async () => ({ type: "text/plain; version=0.0.4", text: "vtep_up 1\n" }),
+  log: pino({ level: "silent" }),
+});
 const start = (place: { path: string } | { fd: number } = { path: socket }) =>
-  serve(place, {
-    version: "1.2.3",
-    operations,
-    reload: () => operations.reload(),
-    metrics: async () => ({ type: "text/plain; version=0.0.4", text: "vtep_up 1\n" }),
-    log: pino({ level: "silent" }),
-  });
+  serve(place, served());
 
 beforeEach(async () => {
   directory = mkdtempSync(join(tmpdir(), "vtep-api-"));
@@ -133,6 +135,14 @@ describe("the description", () => {
     paths: Record<string, Record<string, { responses: Record<string, unknown> }>>;
     components: { schemas: Record<string, object> };
   }
+
+  test("is worked out once, however often it is asked for", async () => {
+    const app = routes(served());
+    const asked = async () => (await app.request("/v1/openapi.json")).text();
+    const first = await asked();
+    app.routes.splice(0); // which it is worked out from
+    expect(await asked()).toBe(first);
+  });
 
   test("is valid OpenAPI 3.1, and holds every call", async () => {
     const document = await load();
