@@ -80,7 +80,7 @@ async function capture(options: Options): Promise<void> {
   process.stderr.write(`vtep: ${taking.summary()}\n`);
   if (taking.isCutOff) {
     const message =
-      "the agent ended while it was captured: what came until then was written; start it and capture again";
+      "the agent ended while it was captured, or nothing was read of it for 30 s: what came until then was written; capture again";
     throw new VtepError("UNREACHABLE", message);
   }
 }
