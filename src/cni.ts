@@ -180,7 +180,8 @@ function macOf(raw: Readonly<Record<string, unknown>>, args = ""): string | unde
     args?: { cni?: { mac?: string } };
   };
   const old = args.split(";").find((pair) => pair.startsWith("MAC="));
-  return runtimeConfig?.mac ?? conventional?.cni?.mac ?? old?.slice("MAC=".length);
+  const ways = [runtimeConfig?.mac, conventional?.cni?.mac, old?.slice("MAC=".length)];
+  return ways.find((mac) => mac); // an empty one is none, as tuning and bridge have it
 }
 
 export function parsed(input: string): Readonly<Record<string, unknown>> | undefined {
@@ -207,5 +208,6 @@ function cniError(error: unknown): CniError {
     UNREACHABLE: CODE.again,
     SYSTEM: CODE.io,
   };
-  return new CniError(codes[error.code] ?? CODE.other, error.message);
+  const message = error.message.replace("--socket PATH", 'the key "socket"'); // here there are no flags
+  return new CniError(codes[error.code] ?? CODE.other, message);
 }

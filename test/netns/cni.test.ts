@@ -153,6 +153,11 @@ describe("a container", () => {
     ["the runtime's capability", { runtimeConfig: { mac: "02:00:00:00:00:61" } }, ""],
     ["conventional arguments", { args: { cni: { mac: "02:00:00:00:00:61" } } }, ""],
     ["CNI_ARGS", {}, "IgnoreUnknown=1;MAC=02:00:00:00:00:61"],
+    [
+      "CNI_ARGS, beside none",
+      { runtimeConfig: { mac: "" } },
+      "IgnoreUnknown=1;MAC=02:00:00:00:00:61",
+    ],
   ])("has the MAC that is wanted by %s", async (_, more, CNI_ARGS) => {
     const { answer } = await cni("ADD", configuration(more), { CNI_ARGS });
     expect(answer.interfaces[1]).toMatchObject({ mac: "02:00:00:00:00:61" });
@@ -426,7 +431,13 @@ describe("what cannot be added is refused with a code, and leaves no link and no
 
   test("an agent that is away: try again later", async () => {
     await vtep.stop();
-    expect(await cni("ADD", configuration())).toMatchObject({ code: 1, answer: { code: 11 } });
+    expect(await cni("ADD", configuration())).toMatchObject({
+      code: 1,
+      answer: {
+        code: 11,
+        msg: expect.stringMatching(/, or name its socket with the key "socket"$/),
+      },
+    });
     expect([await veths(), leased()]).toEqual([[], []]);
   });
 
