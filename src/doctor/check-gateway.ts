@@ -65,11 +65,10 @@ function checkAddresses(facts: Facts, { vni, bridge, gateway }: NetworkConfig): 
  */
 function checkFilter({ filters }: Facts, { vni, bridge, gateway }: NetworkConfig): Finding[] {
   if (isUnseen(filters)) return []; // that is told already
-  const families = new Set(gateway.map(familyOf));
+  const families = new Set(["inet", ...gateway.map((each) => (each.includes(":") ? "ip6" : "ip"))]);
   return filters.flatMap((table) => {
     const [base] = [...table.chains.values()].filter((chain) => closerOf(chain) !== undefined);
-    const concerned = table.family === "inet" || families.has(table.family === "ip6" ? 6 : 4);
-    if (base === undefined || !concerned || names(table, bridge!)) return [];
+    if (base === undefined || !families.has(table.family) || names(table, bridge!)) return [];
     return {
       check: "gateway",
       subject: `${vni}`,
@@ -84,15 +83,17 @@ function checkFilter({ filters }: Facts, { vni, bridge, gateway }: NetworkConfig
 /** What drops whatever no rule lets pass, where a chain has that. */
 function closerOf({ base, rules }: Chain): string | undefined {
   if (base?.hook !== "forward") return undefined;
-  if (base.policy === "drop") return "the policy";
-  const last = rules.find(dropsAll);
-  return last && `"${last.text}"`;
+  const last = rules.find((rule) => verdictOnAll(rule) !== undefined);
+  if (last === undefined) return base.policy === "drop" ? "the policy" : undefined;
+  return verdictOnAll(last) === "accept" ? undefined : `"${last.text}"`;
 }
 
-function dropsAll({ terms }: Rule): boolean {
+/** What becomes of every packet that gets to a rule; undefined where it has a condition, or others follow. */
+function verdictOnAll({ terms }: Rule): string | undefined {
   const words = terms.flatMap((term) => Object.keys(term));
-  const said = words.filter((word) => word !== "counter" && word !== "log");
-  return said.length === 1 && ["drop", "reject"].includes(said[0]!);
+  const [said, ...more] = words.filter((word) => word !== "counter" && word !== "log");
+  const isLast = more.length === 0 && ["accept", "drop", "reject"].includes(said!);
+  return isLast ? said : undefined;
 }
 
 function names({ chains }: Table, bridge: string): boolean {

@@ -678,25 +678,26 @@ describe("a network with a gateway", () => {
     of("gateway", { config, forwarding, links, ...given }).filter(
       ({ severity }) => severity !== "ok",
     );
-  const forward = (name: string, policy: string, ...rules: object[]) =>
+  const forwardOf = (family: string, name: string, policy: string, ...rules: object[]) =>
     readRuleset(
       JSON.stringify({
         nftables: [
-          { table: { family: "ip", name } },
+          { table: { family, name } },
           {
             chain: {
-              ...{ family: "ip", table: name, name: "FORWARD", type: "filter" },
+              ...{ family, table: name, name: "FORWARD", type: "filter" },
               ...{ hook: "forward", prio: 0, policy },
             },
           },
-          { chain: { family: "ip", table: name, name: "DOCKER-USER" } },
+          { chain: { family, table: name, name: "DOCKER-USER" } },
           ...rules.map((expr) => ({
-            rule: { family: "ip", table: name, chain: "FORWARD", expr: [expr].flat() },
+            rule: { family, table: name, chain: "FORWARD", expr: [expr].flat() },
           })),
         ],
       }),
       "",
     );
+  const forward = forwardOf.bind(undefined, "ip");
   const from = (device: string) => ({
     match: { op: "==", left: { meta: { key: "iifname" } }, right: device },
   });
@@ -761,6 +762,20 @@ describe("a network with a gateway", () => {
     const others = [from("docker0"), { drop: null }];
     expect(complaints({ filters: forward("mine", "accept", others, counter) })).toEqual([]);
   });
+
+  test("is not told of a policy or a rule that nothing gets to", () => {
+    for (const policy of ["accept", "drop"]) {
+      const rules = [{ accept: null }, { drop: null }];
+      expect(complaints({ filters: forward("mine", policy, ...rules) })).toEqual([]);
+    }
+  });
+
+  test.each(["bridge", "ip6"])(
+    "is not told of a table of family %s, which sees none of its packets",
+    (family) => {
+      expect(complaints({ filters: forwardOf(family, "mine", "drop") })).toEqual([]);
+    },
+  );
 });
 
 describe("a range of addresses", () => {
