@@ -593,7 +593,10 @@ async function checkPorts(
   // TAPs in containers have some too. Addresses are settled elsewhere.
   checkAlone({ ...attachment, addresses: [] }, await client.attachments());
   const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
-  const listening = await listeners();
+  // What calls 127.0.0.1 is taken from nobody (nat.ts).
+  const listening = (await listeners()).filter(
+    ({ address }) => address === undefined || ipaddr.parse(address).range() !== "loopback",
+  );
   for (const wanted of published) {
     if (had.has(hostPort(wanted))) continue;
     const isOwn = wanted.protocol === "udp" && wanted.port === own;

@@ -75,8 +75,8 @@ async function attach(host: typeof ours, target: Namespace, ...options: string[]
 }
 
 /** Has a process of a container answer on a TCP port with a word. */
-async function serve(target: Namespace, port: number, word: string): Promise<Child> {
-  const code = `require("node:net").createServer((s) => s.end("${word}")).listen(${port}, "::", () => console.log("ready"))`;
+async function serve(target: Namespace, port: number, word: string, at = "::"): Promise<Child> {
+  const code = `require("node:net").createServer((s) => s.end("${word}")).listen(${port}, "${at}", () => console.log("ready"))`;
   const server = target.spawn("node", "-e", code);
   await new Promise((resolve) => server.stdout.once("data", resolve));
   return server;
@@ -147,6 +147,7 @@ describe("through the gateway", () => {
   });
 
   test("a port of the host is a container's, for others, for the host, for its neighbour", async () => {
+    const local = await serve(ours, 8080, "own", "127.0.0.1");
     await attach(ours, box, "--publish", "8080:80/tcp", "203.0.113.1:8081:81");
     await attach(ours, neighbour);
     await serve(box, 80, "web");
@@ -156,6 +157,8 @@ describe("through the gateway", () => {
     expect(await call(outside, "203.0.113.1", 8081)).toBe("more");
     expect(await call(outside, "2001:db8:203::1", 8081)).toBeUndefined();
     expect(await call(ours, "203.0.113.1", 8080)).toBe("web");
+    expect(await call(ours, "127.0.0.1", 8080)).toBe("own");
+    local.kill();
     expect(await call(neighbour, "203.0.113.1", 8080)).toBe("web");
     const again = ["attach", neighbour.name, "--network", "blue", "--ifname", "eth1"];
     again.push("--ip", "10.9.0.70/24", "--gateway", "none");
