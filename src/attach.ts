@@ -304,7 +304,6 @@ export async function publish(
   const link = links.get(name);
   const was = link && attachmentOf(link);
   if (was === undefined) throw new VtepError("NOT_FOUND", `${name} is not attached any more`);
-  if (published.length === 0 && was.published.length === 0) return;
   const attachment = { ...was, published };
   await checkPorts(client, attachment, (await client.status()).port, was);
   await noteAlias(name, aliasOf(attachment, link!.mtu));
@@ -315,6 +314,15 @@ export async function publish(
     await client.attachments().catch(() => undefined);
     throw error;
   }
+}
+
+/** Takes its ports from what `attachPair` attached, if there is that. The agent may be away. */
+export async function unpublish(client: Client, name: string): Promise<void> {
+  const link = (await linksByName()).get(name);
+  const was = link && attachmentOf(link);
+  if (was === undefined || was.published.length === 0) return;
+  await noteAlias(name, aliasOf({ ...was, published: [] }, link!.mtu));
+  await client.attachments().catch(() => undefined); // it will look when it is back
 }
 
 /** What is wanted, checked, and with what follows from the network; `placeIn` refuses networks that are unfit. */

@@ -15,7 +15,7 @@ import { dirname } from "node:path";
 import * as v from "valibot";
 import { bare, isIn } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
-import { attachPair, bridgeOf, detach, publish } from "./attach.ts";
+import { attachPair, bridgeOf, detach, publish, unpublish } from "./attach.ts";
 import { linkName, type Published, parsePublished } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { replaceFile } from "./files.ts";
@@ -223,7 +223,7 @@ export class DockerDriver {
 
   /** The container leaves, or another of its networks, by which it goes outward from now on, has its ports. */
   async #unpublish({ EndpointID }: v.InferOutput<typeof ofEndpoint>): Promise<object> {
-    await publish(this.#client, linkName(ownerOf(EndpointID), "eth"), []);
+    await unpublish(this.#client, linkName(ownerOf(EndpointID), "eth"));
     return {};
   }
 

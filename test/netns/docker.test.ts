@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { request } from "node:http";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import { Docker } from "../lab/docker.ts";
 import { Lab } from "../lab/lab.ts";
 import { reach } from "../lab/traffic.ts";
@@ -128,13 +129,21 @@ describe("containers", () => {
     await done("network", "rm", "web");
   }, 90_000);
 
-  test("are not started while the agent is away, in a sentence, and leave nothing", async () => {
-    expect(await create(...range, "-o", "network=blue")).toMatchObject({ code: 0 });
+  test("are not started while the agent is away, in a sentence, but get to other networks, and leave nothing", async () => {
+    const green = { vni: 43, peers: [theirs.address], bridge: "br43", gateway: ["192.0.2.1/24"] };
+    await new Client(vtep.socket).putNetwork("green", green);
+    const subnet = ["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.1"];
+    expect(await create(...subnet, "-o", "network=green")).toMatchObject({ code: 0 });
+    await done("network", "create", "by-a-bridge"); // Docker prefers what is first by its name
+    await done("run", "-d", "--name", "four", "--network", "web", "-p", "8080:80", ...SLEEP);
     await vtep.stop();
     const { code, stderr } = await docker.finish("run", "--rm", "--network", "web", ...SLEEP);
     expect([code, stderr]).toEqual([125, expect.stringContaining("the agent is not reachable")]);
+    await done("network", "connect", "by-a-bridge", "four"); // with its port
+    await done("network", "disconnect", "web", "four");
     expect(await veths()).toEqual([]);
-    await done("network", "rm", "web");
+    await done("rm", "-f", "four");
+    await done("network", "rm", "web", "by-a-bridge");
   }, 60_000);
 });
 
