@@ -124,6 +124,14 @@ describe("where systemd runs", () => {
     await reach(here, there.address);
   });
 
+  test("is left alone by what becomes of it in another root (dpkg --root)", async () => {
+    const scripts =
+      "cd /var/lib/dpkg/info; ./vtep.prerm remove; ./vtep.postrm remove; ./vtep.postrm purge";
+    await machine.run("env", "DPKG_ROOT=/nowhere", "sh", "-euc", scripts);
+    expect(await machine.show("vtep", "ActiveState")).toEqual({ ActiveState: "active" });
+    expect(await machine.run("cat", configuration)).toContain("vni: 42");
+  });
+
   test("stops when it is removed, and is gone but for its configuration until that is purged", async () => {
     await machine.run("dpkg", "--remove", "vtep");
     expect(await ours.links()).toEqual(untouched);
