@@ -14,6 +14,7 @@ import {
   type Attachment,
   aliasOf,
   attachmentOf,
+  formatPublished,
   linkName,
   type Published,
   peerName,
@@ -618,11 +619,16 @@ async function checkPorts(
 
 /** Whether both are for packets that may be the same. */
 function isSame(one: Listener, other: Listener): boolean {
-  const isAny = one.address === undefined || other.address === undefined;
-  const isNear = isAny || one.address === other.address;
+  const isNear = isAmong(one.address, other.address) || isAmong(other.address, one.address);
   return one.protocol === other.protocol && one.port === other.port && isNear;
 }
 
-function hostPort({ protocol, address, port }: Published): string {
-  return `${address === undefined ? "" : `${address}:`}${port}/${protocol}`;
+/** Of addresses as a `Listener` has them. */
+function isAmong(address: string | undefined, all: string | undefined): boolean {
+  if (all === undefined || all === address) return true;
+  return address !== undefined && all === (address.includes(":") ? "::" : "0.0.0.0");
+}
+
+function hostPort(published: Published): string {
+  return formatPublished(published).replace(/:\d+\//, "/");
 }

@@ -143,7 +143,7 @@ export async function vxlanDeviceOn(port: number): Promise<string | undefined> {
 /** A port of this host that somebody listens at. */
 export interface Listener {
   readonly protocol: "tcp" | "udp";
-  /** Undefined: any. */
+  /** `0.0.0.0` and `::` are any of their family; undefined: any. */
   readonly address?: string;
   readonly port: number;
 }
@@ -155,7 +155,7 @@ export async function listeners(): Promise<Listener[]> {
   const local = /^(tcp|udp)\s+\S+\s+\d+\s+\d+\s+\[?(?:::ffff:)?([^\]%\s]+)\]?(?:%\S+)?:(\d+)\s/gm;
   return [...stdout.matchAll(local)].map(([, protocol, address, port]) => ({
     protocol: protocol as "tcp",
-    ...(!["*", "0.0.0.0", "::"].includes(address!) && { address: address! }),
+    ...(address !== "*" && { address: address! }),
     port: Number(port),
   }));
 }

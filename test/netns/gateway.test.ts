@@ -148,7 +148,9 @@ describe("through the gateway", () => {
 
   test("a port of the host is a container's, for others, for the host, for its neighbour", async () => {
     const local = await serve(ours, 8080, "own", "127.0.0.1");
-    await attach(ours, box, "--publish", "8080:80/tcp", "203.0.113.1:8081:81");
+    const other = await serve(ours, 8082, "own", "0.0.0.0");
+    const published = ["8080:80/tcp", "203.0.113.1:8081:81", "[2001:db8:203::1]:8082:81"];
+    await attach(ours, box, "--publish", ...published);
     await attach(ours, neighbour);
     await serve(box, 80, "web");
     await serve(box, 81, "more");
@@ -158,7 +160,10 @@ describe("through the gateway", () => {
     expect(await call(outside, "2001:db8:203::1", 8081)).toBeUndefined();
     expect(await call(ours, "203.0.113.1", 8080)).toBe("web");
     expect(await call(ours, "127.0.0.1", 8080)).toBe("own");
+    expect(await call(outside, "203.0.113.1", 8082)).toBe("own");
+    expect(await call(outside, "2001:db8:203::1", 8082)).toBe("more");
     local.kill();
+    other.kill();
     expect(await call(neighbour, "203.0.113.1", 8080)).toBe("web");
     const again = ["attach", neighbour.name, "--network", "blue", "--ifname", "eth1"];
     again.push("--ip", "10.9.0.70/24", "--gateway", "none");
@@ -292,7 +297,12 @@ describe("what cannot be is refused:", () => {
       1,
       /4789\/udp is in use .* by the VTEP itself/,
     ],
-    ["a port that is listened at", ["--publish", "7070:80"], 1, /7070\/tcp is in use on this host/],
+    [
+      "a port that is listened at",
+      ["--publish", "[fd09::1]:7070:80"],
+      1,
+      /port \[fd09::1\]:7070\/tcp is in use on this host/,
+    ],
     ["a port twice", ["--publish", "80:80", "80:81"], 2, /port 80\/tcp is published twice/],
     [
       "a port of this host alone",
