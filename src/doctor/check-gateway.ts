@@ -74,8 +74,7 @@ function checkFilter({ filters }: Facts, { vni, bridge, gateway }: NetworkConfig
       subject: `${vni}`,
       severity: "warning",
       finding: `what is forwarded from and to ${bridge} is dropped by ${closerOf(base)} of chain ${base.name} (${toolOf(table)}, table ${table.name}), where no rule names it`,
-      remedy: "let it pass",
-      commands: acceptance(table, base, bridge!),
+      ...acceptance(table, base, bridge!),
     };
   });
 }
@@ -101,15 +100,28 @@ function names({ chains }: Table, bridge: string): boolean {
   return rules.some(({ text }) => text.split(/[\s"]+/).includes(bridge));
 }
 
-function acceptance(table: Table, base: Chain, bridge: string): string[] {
+function acceptance(
+  table: Table,
+  base: Chain,
+  bridge: string,
+): Pick<Finding, "remedy" | "commands"> {
+  if (table.name === "firewalld") {
+    // What others put into its table goes with its next reload, or is refused (NftablesTableOwner=).
+    const zone = `firewall-cmd --permanent --zone=trusted --add-interface=${bridge}`;
+    const remedy = "let it pass, and with it containers to all ports of this host";
+    return { remedy, commands: [zone, "firewall-cmd --reload"] };
+  }
+  const remedy = "let it pass";
   const tool = toolOf(table);
   if (tool === "nft") {
     const rule = `nft insert rule ${table.family} ${table.name} ${base.name}`;
-    return ["iifname", "oifname"].map((way) => `${rule} ${way} ${bridge} accept`);
+    const commands = ["iifname", "oifname"].map((way) => `${rule} ${way} ${bridge} accept`);
+    return { remedy, commands };
   }
   // Docker's own chain for what others want; it keeps that when it starts again.
   const chain = table.chains.has("DOCKER-USER") ? "DOCKER-USER" : base.name;
-  return ["-i", "-o"].map((way) => `${tool} -I ${chain} ${way} ${bridge} -j ACCEPT`);
+  const commands = ["-i", "-o"].map((way) => `${tool} -I ${chain} ${way} ${bridge} -j ACCEPT`);
+  return { remedy, commands };
 }
 
 /** What is in no range of this host may be in another's. */

@@ -759,6 +759,14 @@ describe("a network with a gateway", () => {
     ]);
     const lets = [from("br42"), { accept: null }];
     expect(complaints({ filters: forward("mine", "accept", lets, rest) })).toEqual([]);
+    expect(complaints({ filters: forwardOf("inet", "firewalld", "accept", rest) })).toMatchObject([
+      {
+        commands: [
+          "firewall-cmd --permanent --zone=trusted --add-interface=br42",
+          "firewall-cmd --reload",
+        ],
+      },
+    ]);
     const others = [from("docker0"), { drop: null }];
     expect(complaints({ filters: forward("mine", "accept", others, counter) })).toEqual([]);
   });
