@@ -485,8 +485,9 @@ export class Dataplane {
       const length = Math.min(segment, end - offset);
       if (decided < 0 || length < DECISIVE || !beginsAlike(view, offset, decided)) {
         network = this.#accept(row, offset, length, remote);
-        // Reserved bits are counted for each datagram, by accepting it.
-        decided = network === undefined || vxlan.hasReservedBits(view, offset) ? -1 : offset;
+        // Each datagram's own: reserved bits are counted, and in a VLAN a tag is looked for.
+        const isOwn = network === undefined || network.vlan !== 0;
+        decided = isOwn || vxlan.hasReservedBits(view, offset) ? -1 : offset;
       }
       if (network !== undefined && this.#heedEcn(network, offset, length, ecn)) {
         if (network.clampMtu !== 0) {
@@ -498,7 +499,6 @@ export class Dataplane {
         } else {
           const frame = ethernet.enterVlan(view, offset + vxlan.HEADER, network.vlan);
           this.#toTap(network, frame, offset + length - frame, remote);
-          decided = -1; // its VNI was written over
         }
       }
       offset += segment;

@@ -1045,6 +1045,18 @@ describe("a network that is a VLAN", () => {
     expect(vtep.drops()).toEqual({ VLAN_TAGGED: 1 });
   });
 
+  it("drops it in a train as well, after one that was dropped for congestion", () => {
+    const vtep = script([VLAN]);
+    const station = (text: string) => [...Buffer.from(text.replaceAll(":", ""), "hex")];
+    const [destination, source] = [station(A), station(B)];
+    const payload = ipv4Packet({ protocol: 17, payload: ports(1, 2) });
+    const notEct = vxlan(VNI, ethernetFrame({ destination, source, type: 0x0800, payload }));
+    const other = vxlan(VNI, tagged(20, frame(A, B, { length: notEct.length - 12 })));
+    vtep.decap({ from: PEER, bytes: bytes(notEct, other), segment: notEct.length, tos: 3 });
+    expect(vtep.taps[0]!.written).toEqual([]);
+    expect(vtep.drops()).toEqual({ IP_TUNNEL_ECN: 1, VLAN_TAGGED: 1 });
+  });
+
   it("keeps the priority of what comes from a remote with a tag of no VLAN", () => {
     const vtep = script([VLAN]);
     const row = (inner: Uint8Array) => ({ from: PEER, bytes: vxlan(VNI, inner) });
