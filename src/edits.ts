@@ -61,15 +61,15 @@ export function readEdits(directory: string | undefined, { networks }: Config): 
 }
 
 /**
- * Writes what is different, and those other entries of which nothing newer is known. Throws what the system
- * says.
+ * Writes what is different, and those other entries of which nothing newer is known, which it returns. Throws
+ * what the system says.
  */
 export function writeEdits(
   directory: string,
   configured: readonly NetworkConfig[],
   live: readonly NetworkConfig[],
   others: readonly unknown[],
-): void {
+): readonly unknown[] {
   const edits = different(configured, live);
   const names = new Set(edits.map(({ name }) => name));
   const older = others.filter(
@@ -79,6 +79,7 @@ export function writeEdits(
   const entries = [...edits, ...older];
   if (entries.length === 0) rmSync(file, { force: true });
   else replaceFile(file, JSON.stringify(entries));
+  return older;
 }
 
 /** An entry of the file for each network that is not as it is configured. */

@@ -203,7 +203,7 @@ export class Notes {
   readonly #log: Logger;
   /** As the configuration had them when it was last read. */
   #configured: readonly NetworkConfig[];
-  /** Of the file of edits, what cannot be done or read here; a reload forgets it. */
+  /** Of the file of edits, what cannot be done or read here; a reload forgets it, and a newer edit. */
   #otherEdits: readonly unknown[];
   #areEditsWritten: boolean;
   /** Whether anything is forwarded, so that a plan can be true. */
@@ -263,7 +263,8 @@ export class Notes {
     if (this.#directory === undefined) return;
     try {
       const networks = this.#present.networks();
-      writeEdits(this.#directory, this.#configured, networks, this.#otherEdits);
+      const others = this.#otherEdits;
+      this.#otherEdits = writeEdits(this.#directory, this.#configured, networks, others);
       this.#areEditsWritten = true;
     } catch (error) {
       this.#areEditsWritten = false; // it is tried again

@@ -1,9 +1,11 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Config, type NetworkConfig, networkConfig, parse } from "../../src/config.ts";
 import { readEdits, writeEdits } from "../../src/edits.ts";
+import { Notes } from "../../src/keeping.ts";
 
 let directory: string;
 beforeEach(() => {
@@ -116,6 +118,26 @@ describe("what the API left", () => {
     const superseded = { name: "blue", said: null, is: null };
     writeEdits(directory, [red, blue], networks, [...unread, superseded]);
     expect(JSON.parse(readFileSync(file(), "utf8"))).toEqual([edit, later, {}]);
+  });
+
+  test("is not tried again, if it could not be done, of a network that the API has changed since", () => {
+    writeEdits(directory, [red], [red, blue], []);
+    const given = configured(red);
+    const edited = readEdits(directory, given);
+    let live = [red];
+    const present = { networks: () => live } as never;
+    const notes = new Notes(
+      directory,
+      given.networks,
+      edited,
+      true,
+      present,
+      pino({ level: "silent" }),
+    );
+    notes.rememberEdits();
+    expect(readEdits(directory, given).kept).toEqual(["blue"]);
+    for (live of [[red, { ...blue, ageSeconds: 7 }], [red]]) notes.rememberEdits();
+    expect(readEdits(directory, given)).toMatchObject({ networks: [red], kept: [] });
   });
 
   test("counts where an older version had fewer keys", () => {
