@@ -144,11 +144,11 @@ function withEdits(
   return [...networks.values()];
 }
 
-/** An edit without which one collision less would be. */
+/** An edit without which one collision less would be: the oldest, which is the last of the file. */
 function colliding(networks: readonly NetworkConfig[], edits: readonly Edit[]): Edit | undefined {
   const places = collisions(networks).flatMap(({ path, other }) => [path, other ?? path]);
   const names = places.map(([, at]) => networks[at as number]!.name);
-  return edits.find(({ name }) => names.includes(name));
+  return edits.findLast(({ name }) => names.includes(name));
 }
 
 function byName(networks: readonly NetworkConfig[]): Map<string, NetworkConfig> {

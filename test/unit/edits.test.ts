@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Config, type NetworkConfig, networkConfig, parse } from "../../src/config.ts";
-import { readEdits, writeEdits } from "../../src/edits.ts";
+import { different, readEdits, writeEdits } from "../../src/edits.ts";
 import { Notes } from "../../src/keeping.ts";
 
 let directory: string;
@@ -87,6 +87,15 @@ describe("what the API left", () => {
     expect(readEdits(directory, configured(red, taken))).toMatchObject({
       networks: [red, taken],
       kept: [],
+      outdated: ["blue"],
+    });
+  });
+
+  test("is forgotten where a newer edit has its VNI", () => {
+    const newer = network({ vni: 200, name: "newer" });
+    writeEdits(directory, [red], [red, newer], different([red], [red, blue]));
+    expect(readEdits(directory, configured(red))).toMatchObject({
+      networks: [red, newer],
       outdated: ["blue"],
     });
   });
