@@ -63,11 +63,7 @@ function buildOf(place: string, at: number): Build {
   if (!statSync(cli, { throwIfNoEntry: false })?.isFile()) {
     command.error(`${place} is not built: run \`npm ci && npm run build\` there`);
   }
-  try {
-    return { name, cli, commit: commitOf(place) };
-  } catch {
-    return { name, cli, commit: "of no checkout" };
-  }
+  return { name, cli, commit: commitOf(place) };
 }
 
 /** Two agents of a build, in a lab of their own. */

@@ -25,12 +25,18 @@ export function conditions(): Record<string, string> {
   };
 }
 
-/** Of a checkout, and whether it has been changed since; throws where there is none. */
+/** Of a checkout, and whether it has been changed since; what git says where it does not tell. */
 export function commitOf(cwd: string): string {
   const git = (...args: string[]) =>
     execFileSync("git", args, { cwd, encoding: "utf8", stdio: "pipe" }).trim();
-  const changed = git("status", "--porcelain") !== "";
-  return git("rev-parse", "--short", "HEAD") + (changed ? " with changes" : "");
+  try {
+    const changed = git("status", "--porcelain") !== "";
+    return git("rev-parse", "--short", "HEAD") + (changed ? " with changes" : "");
+  } catch (error) {
+    // An unpacked archive is no checkout, git may be missing, and it shuns what is another user's.
+    const { stderr, message } = error as Error & { stderr?: string };
+    return `unknown (${(stderr || message).trim().split("\n")[0]})`;
+  }
 }
 
 function sysctl(path: string): string {

@@ -1,4 +1,8 @@
+import { mkdtempSync, rmdirSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { commitOf } from "../../bench/conditions.ts";
 import { htmlReport, latencies, plots, type Report, ticks } from "../../bench/html.ts";
 import { percentInMaps } from "../../bench/javascript.ts";
 import { measurements as real } from "../../bench/measurements.ts";
@@ -360,4 +364,13 @@ describe("perf's report", () => {
     expect(percentInMaps(report)).toBeCloseTo(7.25);
     expect(percentInMaps("# nothing was sampled")).toBeNaN();
   });
+});
+
+it("says of what is no checkout that its commit is unknown, and why", () => {
+  const folder = mkdtempSync(join(tmpdir(), "vtep-no-checkout-"));
+  try {
+    expect(commitOf(folder)).toMatch(/^unknown \(.+\)$/);
+  } finally {
+    rmdirSync(folder);
+  }
 });
