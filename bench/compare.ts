@@ -25,7 +25,7 @@ import {
 } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { htmlReport, type Report } from "./html.ts";
-import { type JavaScriptShare, javaScriptShare, whyNoProfile } from "./javascript.ts";
+import { inWords, type JavaScriptShare, javaScriptShare, whyNoProfile } from "./javascript.ts";
 import { type Measurement, measurements, prepare } from "./measurements.ts";
 import { beside, findings, type Trial, tableOf } from "./report.ts";
 import { type Subject, started, subjects } from "./subjects.ts";
@@ -293,8 +293,13 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
   }
   if (chosen.profile) {
     for (const subject of chosen.subjects.filter(({ family }) => family === "vtep")) {
-      progress(`${mode} mode, ${subject.name}: profile`);
-      result.shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
+      const where = `${mode} mode, ${subject.name}`;
+      progress(`${where}: profile`);
+      try {
+        result.shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
+      } catch (error) {
+        note(`${where} could not be profiled: ${(error as Error).message}`);
+      }
     }
   }
   progress("");
@@ -314,7 +319,7 @@ function show({ trials, tunnels, shares }: Comparison, { subjects, measurements 
 }
 
 function sentence(name: string, share: JavaScriptShare): string {
-  const parts = Object.entries(share).map(([load, percent]) => `${load} ${percent.toFixed(1)} %`);
+  const parts = Object.entries(share).map(([load, percent]) => `${load} ${inWords(percent)}`);
   return `  ${name}: CPU time in compiled JavaScript: ${parts.join("; ")}`;
 }
 

@@ -8,7 +8,7 @@
  * colours only tell families apart: nothing has to be looked up in a legend.
  */
 import type { Mode } from "../test/lab/lab.ts";
-import type { JavaScriptShare } from "./javascript.ts";
+import { inWords, type JavaScriptShare } from "./javascript.ts";
 import type { Figure } from "./measurements.ts";
 import {
   beside,
@@ -309,7 +309,7 @@ function terms(of: Record<string, string>): string {
 
 function shares(ofMode: Record<string, JavaScriptShare> = {}): string {
   const rows = Object.entries(ofMode).flatMap(([name, share]) =>
-    Object.entries(share).map(([load, percent]) => [name, load, `${percent.toFixed(1)} %`]),
+    Object.entries(share).map(([load, percent]) => [name, load, inWords(percent)]),
   );
   if (rows.length === 0) return "";
   return tableElement({ heading: ["CPU time in compiled JavaScript", "under", ""], rows });

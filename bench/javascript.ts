@@ -8,7 +8,7 @@ import { blast } from "./blast.ts";
 import { Scratch } from "./scratch.ts";
 import type { Subject } from "./subjects.ts";
 
-/** Percent of a VTEP's CPU time that it spends in compiled JavaScript, by the load that it carries. */
+/** Percent of a VTEP's CPU time that it spends in compiled JavaScript, by the load that it carries; NaN: not known. */
 export type JavaScriptShare = Record<"TCP 1 stream" | "UDP 64 B, one unpaced sender", number>;
 
 /** Where V8 writes what it compiled, for perf to read. */
@@ -39,14 +39,15 @@ export async function javaScriptShare(
   using scratch = Scratch.folder("perf");
   const before = process.env.NODE_OPTIONS;
   process.env.NODE_OPTIONS = `${before ?? ""} --perf-basic-prof`;
-  let maps: Scratch[] = [];
+  const maps: Scratch[] = [];
+  // Of whatever has these options: not only of the agents, and not only when they come to be measured.
+  for (const host of lab.hosts) host.onSpawn = ({ pid }) => maps.push(new Scratch(mapOf(pid!)));
   try {
     await using tunnel = await subject.start(lab).finally(() => {
       if (before === undefined) delete process.env.NODE_OPTIONS;
       else process.env.NODE_OPTIONS = before;
     });
     const { pids } = tunnel;
-    maps = pids.map((pid) => new Scratch(mapOf(pid)));
     await reach(near, far.address);
     const during = async (load: () => Promise<unknown>) => {
       await load(); // what is hot gets compiled
@@ -59,6 +60,7 @@ export async function javaScriptShare(
       ),
     };
   } finally {
+    for (const host of lab.hosts) host.onSpawn = () => {};
     for (const map of maps) map[Symbol.dispose]();
   }
 }
@@ -75,6 +77,11 @@ async function share(pids: number[], file: string, load: () => Promise<unknown>)
   }
   const report = ["report", "--stdio", "--sort", "dso", "--input", file];
   return percentInMaps(execFileSync("perf", report, { encoding: "utf8", stdio: "pipe" }));
+}
+
+/** One of its parts in words. */
+export function inWords(percent: number): string {
+  return Number.isFinite(percent) ? `${percent.toFixed(1)} %` : "unknown";
 }
 
 /** Of perf's report by object: compiled JavaScript is what it found in a map, or in no file at all. */

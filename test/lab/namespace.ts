@@ -20,6 +20,8 @@ export interface Finished {
  */
 export class Namespace {
   readonly name: string;
+  /** Told of every process as it is started. */
+  onSpawn: (child: Child) => void = () => {};
   readonly #children = new Set<Child>();
 
   constructor(name: string) {
@@ -31,6 +33,7 @@ export class Namespace {
     const enter = [`--net=/run/netns/${this.name}`, "setpriv", "--pdeathsig", "KILL"];
     const child = spawn("nsenter", [...enter, command, ...args], { stdio: "pipe" });
     this.#children.add(child);
+    this.onSpawn(child);
     child.once("close", () => this.#children.delete(child));
     child.stdin.on("error", () => {}); // it may end without having read everything
     return child;

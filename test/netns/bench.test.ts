@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -28,16 +28,18 @@ let json: {
 let page: string;
 const interrupted = { file: join(folder, "interrupted.json"), stdout: "", closed: [] as unknown[] };
 
-const broken = { stderr: "" };
+const broken = { file: join(folder, "broken.json"), stderr: "", maps: [] as string[] };
 
 const running: ChildProcess[] = [];
 afterAll(() => {
   for (const { pid, exitCode } of running) if (exitCode === null) process.kill(-pid!, "SIGTERM");
 });
 
-/** Starts it with native, for as short as it can be. */
+const NATIVE = ["--no-profile", "--tunnel", "native"];
+
+/** Starts it for as short as it can be. */
 function bench(...options: string[]) {
-  const few = ["--mode", "wire", "--seconds", "0.1", "--no-profile", "--tunnel", "native"];
+  const few = ["--mode", "wire", "--seconds", "0.1"];
   const args = ["run", "bench", "--", ...few, ...options];
   const env = { ...process.env, PATH: `${folder}:${process.env.PATH}` };
   const npm = spawn("npm", args, { cwd: ROOT, env, stdio: "pipe", detached: true });
@@ -48,7 +50,11 @@ function bench(...options: string[]) {
 
 async function wholeRun(): Promise<void> {
   const files = ["--json", jsonFile, "--html", htmlFile];
-  const { npm, closed, stdout: said } = bench("--pairs", "1", "--measure", ...MEASURES, ...files);
+  const {
+    npm,
+    closed,
+    stdout: said,
+  } = bench(...[...NATIVE, "--pairs", "1", "--measure", ...MEASURES, ...files]);
   [stdout, stderr] = await Promise.all([said, text(npm.stderr)]);
   expect(await closed, stderr).toEqual([0, null]);
   json = JSON.parse(readFileSync(jsonFile, "utf8"));
@@ -56,19 +62,33 @@ async function wholeRun(): Promise<void> {
 }
 
 async function interruptedRun(): Promise<void> {
-  const { npm, closed, stdout } = bench("--measure", "footprint", "--json", interrupted.file);
+  const { npm, closed, stdout } = bench(
+    ...[...NATIVE, "--measure", "footprint", "--json", interrupted.file],
+  );
   await hears(npm.stderr, "round 2/3");
   process.kill(-npm.pid!, "SIGINT"); // to all of them, as a terminal does
   interrupted.closed = await closed;
   interrupted.stdout = await stdout;
 }
 
-/** With a tunnel that cannot be started. */
+/** With a tunnel that cannot be started, and a perf that cannot report. */
 async function brokenRun(): Promise<void> {
-  writeFileSync(join(folder, "fastd"), "#!/bin/sh\nexit 1\n", { mode: 0o755 });
-  const { npm, closed } = bench("fastd", "--pairs", "2", "--measure", "footprint");
+  const install = (name: string, script: string) =>
+    writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  install("fastd", "exit 1");
+  install("perf", "[ $1 = record ]");
+  const before = perfMaps();
+  const few = ["--pairs", "2", "--measure", "footprint", "--json", broken.file];
+  const { npm, closed } = bench("--tunnel", "direct", "fastd", ...few);
   broken.stderr = await text(npm.stderr);
+  broken.maps = perfMaps().filter((name) => !before.includes(name));
   expect(await closed, broken.stderr).toEqual([0, null]);
+}
+
+/** What V8 has written for perf, of this checkout's code. */
+function perfMaps(): string[] {
+  const all = readdirSync("/tmp").filter((name) => /^perf-\d+\.map$/.test(name));
+  return all.filter((name) => readFileSync(join("/tmp", name), "utf8").includes(ROOT));
 }
 
 // At once, as nobody judges their figures: one after the other they take 10 s more.
@@ -162,6 +182,14 @@ describe("the page", () => {
 test("a tunnel that does not work leaves a gap, and no other does", () => {
   const gaps = broken.stderr.match(/^.*(?= could not be measured: )/gm);
   expect(gaps).toEqual([1, 2].map((round) => `wire mode, round ${round}/2, fastd`));
+});
+
+test("a profile that cannot be taken is left out, and leaves nothing behind", () => {
+  expect(broken.stderr).toContain("wire mode, direct could not be profiled: ");
+  const { figures, javascript } = JSON.parse(readFileSync(broken.file, "utf8")).modes.wire;
+  expect(javascript).toEqual({});
+  expect(figures[0].subjects.direct.median).toBeGreaterThan(0);
+  expect(broken.maps).toEqual([]);
 });
 
 test("Ctrl-C in the second round has the first one shown and written", () => {
