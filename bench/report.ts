@@ -198,6 +198,7 @@ function cellOf(values: number[], { better, digits }: Figure): string {
 function deviation(values: number[], digits: number): string {
   const of = summary(values);
   if (!of) return "–";
+  if (of.median === 0) return range(values, digits); // of which there is no part
   const percent = ((of.greatest - of.least) / 2 / of.median) * 100;
   return `${of.median.toFixed(digits)} ±${percent.toFixed(0).padStart(2)}%`;
 }

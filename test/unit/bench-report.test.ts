@@ -173,6 +173,15 @@ describe("the comparison", () => {
     expect(rows.at(-1)!.slice(2)).toEqual(["–", "–", "–"]);
   });
 
+  it("gives the range of what is mostly nothing, for there is no part of that", () => {
+    const rounds = [0, 0, 3].map((value, round): Trial => {
+      const of = { mode: "wire" as const, round, subject: "kernel" };
+      return { ...of, measurement: "tcp1", values: { "TCP 1 stream": value } };
+    });
+    const { rows } = comparison(rounds, subjects.slice(0, 1), measurements);
+    expect(rows[0]![2]).toBe("0.00 (0.00–3.00)");
+  });
+
   it("compares with the best packaged tunnel, whichever that is for a figure", () => {
     const { heading, rows } = beside(subjects[1]!, trials(), subjects, measurements);
     expect(heading).toEqual(["", "", "native", "slow & <odd>", "slower", "native ÷ best"]);
