@@ -6,6 +6,12 @@ import { EXIT_USAGE } from "../src/errors.ts";
 
 /** A command whose mistakes end it as those of `vtep` do. */
 export function benchmark(name: string): Command {
+  // Whoever reads may have had enough ("| head"): what is to be written to files is worth having all the same.
+  for (const output of [process.stdout, process.stderr]) {
+    output.on("error", (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EPIPE") throw error;
+    });
+  }
   return new Command(name).exitOverride(({ exitCode }) => {
     process.exit(exitCode === 0 ? 0 : EXIT_USAGE);
   });

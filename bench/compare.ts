@@ -11,6 +11,7 @@
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { Option } from "commander";
 import { Lab, type Mode } from "../test/lab/lab.ts";
 import {
@@ -104,6 +105,9 @@ function options(): Options {
     const reason = file && unwritable(file);
     if (reason) command.error(`what is measured could not be written: ${reason}`);
   }
+  if (rest.json && named && resolve(rest.json) === resolve(named)) {
+    command.error(`--json and --html name one file, ${named}: give each its own`);
+  }
   return { ...rest, ...(named && { html: named }) } as Options;
 }
 
@@ -157,7 +161,7 @@ function conclude(
     });
     const head = { conditions: circumstances, baseline: baseline.name };
     const file = { ...head, modes: Object.fromEntries(byMode), trials };
-    writeFileSync(json, `${JSON.stringify(file, null, 2)}\n`);
+    write(json, `${JSON.stringify(file, null, 2)}\n`);
   }
   if (html) {
     const of = <T>(part: (result: Comparison) => T) =>
@@ -166,10 +170,20 @@ function conclude(
       ...{ conditions: circumstances, tunnels: of(({ tunnels }) => tunnels), explanations },
       ...{ trials, subjects, measurements, javascript: of(({ shares }) => shares) },
     };
-    writeFileSync(html, htmlReport(report));
+    write(html, htmlReport(report));
   }
-  for (const file of [json, html]) if (file) say(`  Written: ${file}`);
   if (!json && !html) say("  --json FILE writes every figure to a file, --html a page with plots.");
+}
+
+/** A file that cannot be written, say because the disk is full by now, keeps no other from being written. */
+function write(file: string, content: string): void {
+  try {
+    writeFileSync(file, content);
+    say(`  Written: ${file}`);
+  } catch (error) {
+    note(`bench: ${file} could not be written: ${(error as Error).message}`);
+    process.exitCode = 1;
+  }
 }
 
 /** How many there were: of each mode, where they differ. */

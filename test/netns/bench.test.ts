@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -28,7 +28,7 @@ let json: {
 let page: string;
 const interrupted = { file: join(folder, "interrupted.json"), stdout: "", closed: [] as unknown[] };
 
-const broken = { file: join(folder, "broken.json"), stderr: "", maps: [] as string[] };
+const broken = { stderr: "", page: "", maps: [] as string[], closed: [] as unknown[] };
 
 const running: ChildProcess[] = [];
 afterAll(() => {
@@ -45,44 +45,45 @@ function bench(...options: string[]) {
   const npm = spawn("npm", args, { cwd: ROOT, env, stdio: "pipe", detached: true });
   npm.stdin.end();
   running.push(npm);
-  return { npm, closed: once(npm, "close"), stdout: text(npm.stdout) };
+  return { npm, closed: once(npm, "close") };
 }
 
 async function wholeRun(): Promise<void> {
   const files = ["--json", jsonFile, "--html", htmlFile];
-  const {
-    npm,
-    closed,
-    stdout: said,
-  } = bench(...[...NATIVE, "--pairs", "1", "--measure", ...MEASURES, ...files]);
-  [stdout, stderr] = await Promise.all([said, text(npm.stderr)]);
+  const few = ["--pairs", "1", "--measure", ...MEASURES];
+  const { npm, closed } = bench(...NATIVE, ...few, ...files);
+  [stdout, stderr] = await Promise.all([text(npm.stdout), text(npm.stderr)]);
   expect(await closed, stderr).toEqual([0, null]);
   json = JSON.parse(readFileSync(jsonFile, "utf8"));
   page = readFileSync(htmlFile, "utf8");
 }
 
 async function interruptedRun(): Promise<void> {
-  const { npm, closed, stdout } = bench(
-    ...[...NATIVE, "--measure", "footprint", "--json", interrupted.file],
-  );
+  const few = ["--measure", "footprint", "--json", interrupted.file];
+  const { npm, closed } = bench(...NATIVE, ...few);
+  const stdout = text(npm.stdout);
   await hears(npm.stderr, "round 2/3");
   process.kill(-npm.pid!, "SIGINT"); // to all of them, as a terminal does
   interrupted.closed = await closed;
   interrupted.stdout = await stdout;
 }
 
-/** With a tunnel that cannot be started, and a perf that cannot report. */
+/** With a tunnel that cannot be started, a perf that cannot report, a full disk, and nobody who reads. */
 async function brokenRun(): Promise<void> {
   const install = (name: string, script: string) =>
     writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   install("fastd", "exit 1");
   install("perf", "[ $1 = record ]");
   const before = perfMaps();
-  const few = ["--pairs", "2", "--measure", "footprint", "--json", broken.file];
+  const html = join(folder, "broken.html");
+  const files = ["--json", "/dev/full", "--html", html];
+  const few = ["--pairs", "2", "--measure", "footprint", ...files];
   const { npm, closed } = bench("--tunnel", "direct", "fastd", ...few);
+  npm.stdout.destroy();
   broken.stderr = await text(npm.stderr);
   broken.maps = perfMaps().filter((name) => !before.includes(name));
-  expect(await closed, broken.stderr).toEqual([0, null]);
+  broken.closed = await closed;
+  broken.page = readFileSync(html, "utf8");
 }
 
 /** What V8 has written for perf, of this checkout's code. */
@@ -186,10 +187,26 @@ test("a tunnel that does not work leaves a gap, and no other does", () => {
 
 test("a profile that cannot be taken is left out, and leaves nothing behind", () => {
   expect(broken.stderr).toContain("wire mode, direct could not be profiled: ");
-  const { figures, javascript } = JSON.parse(readFileSync(broken.file, "utf8")).modes.wire;
-  expect(javascript).toEqual({});
-  expect(figures[0].subjects.direct.median).toBeGreaterThan(0);
+  expect(inside("th", broken.page)).toContain("direct");
+  expect(broken.page).not.toContain("compiled JavaScript");
   expect(broken.maps).toEqual([]);
+});
+
+test("a file that cannot be written costs no other, whether or not anybody reads the table", () => {
+  expect(broken.stderr).toContain("bench: /dev/full could not be written: ENOSPC");
+  expect(broken.stderr).not.toContain("EPIPE");
+  expect(broken.page).toContain("start-up");
+  expect(broken.closed).toEqual([1, null]);
+});
+
+test("both files have to be of different names", () => {
+  const files = ["--json", "bench.out", "--html", "./bench.out"];
+  const args = ["--import", "tsx", "bench/compare.ts", ...files];
+  const { status, stderr } = spawnSync("node", args, { cwd: ROOT, encoding: "utf8" });
+  expect({ status, stderr }).toEqual({
+    status: 2,
+    stderr: "--json and --html name one file, ./bench.out: give each its own\n",
+  });
 });
 
 test("Ctrl-C in the second round has the first one shown and written", () => {
