@@ -26,7 +26,7 @@ import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli, type Vtep } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
-import { benchmark } from "./command-line.ts";
+import { benchmark, note } from "./command-line.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
 import { delivered, packetRates, prepare, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
@@ -91,7 +91,10 @@ const [chosen] = benchmark("npm run bench:agent --")
   .addArgument(new Argument("[PART...]", "what to measure").choices(names).default(names, "all"))
   .parse().processedArgs as [string[]];
 
-await using lab = await Lab.draw({ hosts: 2 });
+await using lab = await Lab.draw({ hosts: 2 }).catch(({ message }: Error) => {
+  note(`bench: ${message}`);
+  process.exit(1);
+});
 const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
 const near = await ours.container();
 const far = await theirs.container();

@@ -199,6 +199,18 @@ test("a file that cannot be written costs no other, whether or not anybody reads
   expect(broken.closed).toEqual([1, null]);
 });
 
+test.each(["compare.ts", "builds.ts", "agent.ts"])(
+  "%s says in a sentence that it needs root",
+  (file) => {
+    const args = file === "builds.ts" ? ["kernel", "kernel"] : [];
+    const command = ["--user", "node", "--import", "tsx", `bench/${file}`, ...args];
+    const { status, stderr } = spawnSync("unshare", command, { cwd: ROOT, encoding: "utf8" });
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/^bench: drawing network namespaces needs root$/m);
+    expect(stderr).not.toContain("    at ");
+  },
+);
+
 test("both files have to be of different names", () => {
   const files = ["--json", "bench.out", "--html", "./bench.out"];
   const args = ["--import", "tsx", "bench/compare.ts", ...files];
