@@ -220,8 +220,14 @@ function install(missing: Subject[]): void {
   if (packages.length === 0) return;
   say(`apt-get install ${packages.join(" ")}`);
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
-  const apt = (...args: string[]) =>
-    spawnSync("apt-get", args, { env, stdio: ["ignore", "ignore", "inherit"] }).status === 0;
+  const apt = (...args: string[]) => {
+    const { status, signal } = spawnSync("apt-get", args, {
+      env,
+      stdio: ["ignore", "ignore", "inherit"],
+    });
+    if (signal !== null) throw new Error("apt-get was interrupted");
+    return status === 0;
+  };
   const all = ["install", "--yes", "--no-install-recommends", ...packages];
   withoutServices(() => {
     if (!apt(...all) && !(apt("update", "-qq") && apt(...all))) {

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -210,6 +210,23 @@ test.each(["compare.ts", "builds.ts", "agent.ts"])(
     expect(stderr).not.toContain("    at ");
   },
 );
+
+test("an installation that is interrupted is not begun again", () => {
+  const bin = join(folder, "bin"); // there is no tunnel in it
+  mkdirSync(bin);
+  writeFileSync(join(bin, "apt-get"), "#!/bin/sh\necho $1 >&2\nkill $$\n", { mode: 0o755 });
+  const args = ["--import", "tsx", "bench/compare.ts", "--install", "--tunnel", "socat"];
+  const env = { ...process.env, PATH: bin };
+  const { status, stderr } = spawnSync(process.execPath, args, {
+    cwd: ROOT,
+    env,
+    encoding: "utf8",
+  });
+  expect({ status, stderr }).toEqual({
+    status: 1,
+    stderr: "install\nbench: apt-get was interrupted\n",
+  });
+});
 
 test("both files have to be of different names", () => {
   const files = ["--json", "bench.out", "--html", "./bench.out"];
