@@ -163,10 +163,10 @@ export class Agent implements Operations {
     if (recollected.haveToGoFirst) await forgotten;
     const surveyed = await surveyEdited(given, recollected);
     if (unwanted.aborted) return undefined;
-    const { kept, idle } = withoutIdle(recollected.kept, surveyed.found);
+    const { kept, idle } = withoutIdle(recollected.kept, surveyed, workers);
     void forgotten.then(() => forgetAll(idle));
     const before = { ...recollected, kept };
-    tellOfEdits(log, before.edited, surveyed.refusal);
+    tellOfEdits(log, before.edited, surveyed.refused);
     const agent = new Agent({ given, surveyed, workers, log, unwanted, first, before, keeping });
     try {
       await agent.#start(surveyed.found);
@@ -180,7 +180,7 @@ export class Agent implements Operations {
 
   private constructor(beginnings: Beginnings) {
     const { given, surveyed, workers, log, unwanted, first, before, keeping } = beginnings;
-    const { config, found, largestMtu, refusal } = surveyed;
+    const { config, found, largestMtu, refused } = surveyed;
     this.#config = config;
     this.#keeping = keeping;
     this.#unwanted = unwanted;
@@ -255,8 +255,7 @@ export class Agent implements Operations {
     };
     const directory = keeping?.directory;
     const { edited } = before;
-    const isRefused = refusal !== undefined;
-    this.#notes = new Notes(directory, given.networks, edited, isRefused, present, log);
+    this.#notes = new Notes(directory, given.networks, edited, refused, present, log);
     this.#workers = new Workers(this.#plan, first, unwanted, keeping !== undefined);
     this.#captures = new Captures(this.#workers, () => this.#live.called());
     const parts = { networks: this.#live, entries: this.#entries, workers: this.#workers };

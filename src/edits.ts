@@ -50,14 +50,28 @@ export function readEdits(directory: string | undefined, { networks }: Config): 
   const unread = read.flatMap(([entry, edit]) => (edit === undefined ? [entry] : []));
   const edits = read.flatMap(([, edit]) => (edit === undefined ? [] : [edit]));
   const configured = byName(networks);
-  let kept = edits.filter(({ name, said }) => isSame(configured.get(name), said));
-  let edited = withEdits(configured, kept);
-  for (let culprit = colliding(edited, kept); culprit; culprit = colliding(edited, kept)) {
-    kept = kept.filter((edit) => edit !== culprit);
-    edited = withEdits(configured, kept);
+  const current = edits.filter(({ name, said }) => isSame(configured.get(name), said));
+  const merged = merge(networks, new Map(current.map(({ name, is }) => [name, is])));
+  const outdated = edits.map(({ name }) => name).filter((name) => !merged.kept.includes(name));
+  return { ...merged, outdated, unread, fault };
+}
+
+/** Networks that are to be otherwise than configured, by name; undefined: not at all. Newest first. */
+export type Changes = ReadonlyMap<string, NetworkConfig | undefined>;
+
+/** The networks with those changes, as far as they do not collide: then the oldest is left out. */
+export function merge(
+  networks: readonly NetworkConfig[],
+  changes: Changes,
+): Pick<Edited, "networks" | "kept"> {
+  const configured = byName(networks);
+  const kept = new Map(changes);
+  for (;;) {
+    const merged = withChanges(configured, kept);
+    const culprit = colliding(merged, kept);
+    if (culprit === undefined) return { networks: merged, kept: [...kept.keys()] };
+    kept.delete(culprit);
   }
-  const outdated = edits.filter((edit) => !kept.includes(edit)).map(({ name }) => name);
-  return { networks: edited, kept: kept.map(({ name }) => name), outdated, unread, fault };
 }
 
 /**
@@ -132,23 +146,19 @@ function readEdit(entry: unknown): Edit | undefined {
   }
 }
 
-function withEdits(
+function withChanges(
   configured: ReadonlyMap<string, NetworkConfig>,
-  edits: readonly Edit[],
+  changes: Changes,
 ): readonly NetworkConfig[] {
-  const networks = new Map(configured);
-  for (const { name, is } of edits) {
-    if (is === undefined) networks.delete(name);
-    else networks.set(name, is);
-  }
-  return [...networks.values()];
+  const networks = new Map([...configured, ...changes]);
+  return [...networks.values()].filter((network) => network !== undefined);
 }
 
-/** An edit without which one collision less would be: the oldest, which is the last of the file. */
-function colliding(networks: readonly NetworkConfig[], edits: readonly Edit[]): Edit | undefined {
+/** Of the oldest change, which is the last, without which one collision less would be. */
+function colliding(networks: readonly NetworkConfig[], changes: Changes): string | undefined {
   const places = collisions(networks).flatMap(({ path, other }) => [path, other ?? path]);
   const names = places.map(([, at]) => networks[at as number]!.name);
-  return edits.findLast(({ name }) => names.includes(name));
+  return [...changes.keys()].findLast((name) => names.includes(name));
 }
 
 function byName(networks: readonly NetworkConfig[]): Map<string, NetworkConfig> {

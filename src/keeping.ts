@@ -6,14 +6,14 @@ import { closeSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import type { Logger } from "pino";
 import { type Config, type NetworkConfig, reached } from "./config.ts";
-import { different, type Edited, readEdits, writeEdits } from "./edits.ts";
+import { different, type Edited, merge, readEdits, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
 import type { Fdb } from "./fdb.ts";
-import { linksByName, resizeQueues } from "./host.ts";
+import { linksByName, resizeQueues, type Surroundings, surroundings } from "./host.ts";
 import { forgetPlan, type Interim, writePlan } from "./interim.ts";
 import type { Remotes } from "./remotes.ts";
 import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
-import { type Survey, survey } from "./survey.ts";
+import { judge, peersOf, type Survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
 import { type Plan, socketDescriptor, tapDescriptor } from "./vtep.ts";
 
@@ -57,14 +57,8 @@ export function recollect(
   const snapshot = keeping?.directory === undefined ? undefined : readSnapshot(keeping.directory);
   const edited = readEdits(keeping?.directory, config);
   const sameWorkers = snapshot === undefined || snapshot.workers === workers;
-  const threads = Array.from({ length: sameWorkers ? workers : 0 }, (_, worker) => worker);
   const families = config.underlay === "dgram" ? [] : ([4, 6] as const); // Node opens its own
-  const wanted = new Set(
-    threads.flatMap((worker) => [
-      ...families.map((family) => socketDescriptor(family, worker)),
-      ...edited.networks.map(({ tap }) => tapDescriptor(tap, worker)),
-    ]),
-  );
+  const wanted = descriptorsOf(edited.networks, families, sameWorkers ? workers : 0);
   const kept: Record<string, number> = {};
   const unwanted: string[] = [];
   for (const { name, fd } of keeping?.descriptors ?? []) {
@@ -79,21 +73,37 @@ export function recollect(
   return { kept, snapshot, edited, unwanted, haveToGoFirst };
 }
 
+/** What the service manager keeps of so many threads. */
+function descriptorsOf(
+  networks: readonly NetworkConfig[],
+  families: readonly (4 | 6)[],
+  workers: number,
+): ReadonlySet<string> {
+  const threads = Array.from({ length: workers }, (_, worker) => worker);
+  return new Set(
+    threads.flatMap((worker) => [
+      ...families.map((family) => socketDescriptor(family, worker)),
+      ...networks.map(({ tap }) => tapDescriptor(tap, worker)),
+    ]),
+  );
+}
+
 /**
- * Closes sockets of a family that nobody is in: what came to them would wait for the next who is. Returns those
- * that are left, and the names of the others.
+ * Closes sockets of a family that nobody is in, for what came to them would wait for the next who is, and TAPs of
+ * networks that are not to be started now. Returns those that are left, and the names of the others.
  */
 export function withoutIdle(
   kept: Recollection["kept"],
-  found: Pick<Survey, "local4" | "local6">,
+  { config, found }: Pick<Surveyed, "config" | "found">,
+  workers: number,
 ): { readonly kept: Recollection["kept"]; readonly idle: readonly string[] } {
-  const families = ([4, 6] as const).filter((family) => found[`local${family}`] === undefined);
-  const isIdle = (name: string) => families.some((family) => name.startsWith(`udp${family}-`));
+  const families = ([4, 6] as const).filter((family) => found[`local${family}`] !== undefined);
+  const used = descriptorsOf(config.networks, families, workers);
   const all = Object.entries(kept);
-  const idle = all.filter(([name]) => isIdle(name));
+  const idle = all.filter(([name]) => !used.has(name));
   for (const [, fd] of idle) closeSync(fd);
   return {
-    kept: Object.fromEntries(all.filter(([name]) => !isIdle(name))),
+    kept: Object.fromEntries(all.filter(([name]) => used.has(name))),
     idle: idle.map(([name]) => name),
   };
 }
@@ -118,53 +128,88 @@ export interface Surveyed {
   readonly found: Survey;
   /** Also of networks that are configured and that the API had changed or removed. */
   readonly largestMtu: number;
-  /** Why it is as configured, and not as the API left it. */
-  readonly refusal: VtepError | undefined;
+  /** Why networks are as configured, and not as the API left them, by name. */
+  readonly refused: ReadonlyMap<string, string>;
 }
 
 /**
- * A configuration as the API left it, or as it is written where that cannot be: an edit keeps nobody from
- * starting. Sockets are opened for both, because a reload brings back what is written.
+ * A configuration as the API left it, but for what the host refuses: an edit keeps nobody from starting, and none
+ * keeps another from being done.
  */
 export async function surveyEdited(
   given: Config,
   { edited, kept }: Recollection,
 ): Promise<Surveyed> {
-  const { networks } = edited;
-  const changed = given.networks.filter((network) => !networks.includes(network));
-  const asLeft = [
-    { networks, besides: changed },
-    { networks, besides: [] },
-  ];
-  const asWritten = { networks: given.networks, besides: [] };
-  let refusal: VtepError | undefined;
-  for (const { networks, besides } of [...(edited.kept.length > 0 ? asLeft : []), asWritten]) {
-    const all = { ...given, networks: [...networks, ...besides] };
-    const own = all.networks.map(({ tap }) => tap).filter((tap) => tapDescriptor(tap, 0) in kept);
-    try {
-      const found = await survey(all, new Set(own));
-      if ((found.local4 ?? found.local6) === undefined) {
-        throw new VtepError("ADDRESS", "no network has a peer: give one with --peer ADDR (peers:)");
-      }
-      const bridges = new Set(networks.map(({ bridge }) => bridge));
-      const missingBridges = found.missingBridges.filter((bridge) => bridges.has(bridge));
-      const peers = new Set(networks.flatMap(reached));
-      const astray = found.astray.filter(({ peer }) => peers.has(peer));
-      return {
-        config: { ...given, networks },
-        found: { ...found, mtus: found.mtus.slice(0, networks.length), missingBridges, astray },
-        largestMtu: Math.max(...found.mtus),
-        refusal: networks === given.networks ? refusal : undefined,
-      };
-    } catch (error) {
-      if (!(error instanceof VtepError)) throw error;
-      refusal = error;
-    }
+  const all = { ...given, networks: [...given.networks, ...edited.networks] };
+  const around = await surroundings(peersOf(all), given);
+  const taps = all.networks.map(({ tap }) => tap);
+  const own = new Set(taps.filter((tap) => tapDescriptor(tap, 0) in kept));
+  const attempt = (networks: readonly NetworkConfig[]) => {
+    return refusable(() => surveyWithBesides(given, networks, around, own));
+  };
+  const asLeft = attempt(edited.networks);
+  if (!(asLeft instanceof VtepError)) return { ...asLeft, refused: new Map() };
+
+  const asWritten = attempt(given.networks);
+  const bound = asWritten instanceof VtepError ? undefined : asWritten.found;
+  const left = new Map(edited.networks.map((network) => [network.name, network]));
+  const refused = new Map<string, string>();
+  for (const name of edited.kept) {
+    const networks = [left.get(name) ?? []].flat();
+    const alone = refusable(() => judge({ ...given, networks }, around, own, bound));
+    if (alone instanceof VtepError) refused.set(name, alone.message);
   }
-  throw refusal!;
+  const others = edited.kept.filter((name) => !refused.has(name));
+  const rest = merge(given.networks, new Map(others.map((name) => [name, left.get(name)])));
+  const without = attempt(rest.networks);
+  const isDone = !(without instanceof VtepError);
+  const done = isDone ? without : asWritten;
+  if (done instanceof VtepError) throw done;
+  const why = isDone
+    ? "what is as configured instead has its VNI, TAP, VLAN or gateway"
+    : without.message;
+  for (const name of others) {
+    if (!isDone || !rest.kept.includes(name)) refused.set(name, why);
+  }
+  return { ...done, refused };
 }
 
-export function tellOfEdits(log: Logger, edited: Edited, refusal: VtepError | undefined): void {
+function refusable<T>(attempt: () => T): T | VtepError {
+  try {
+    return attempt();
+  } catch (error) {
+    if (error instanceof VtepError) return error;
+    throw error;
+  }
+}
+
+/** Sockets are opened for what is configured otherwise, too, where that can be: a reload brings it back. */
+function surveyWithBesides(
+  given: Config,
+  networks: readonly NetworkConfig[],
+  around: Surroundings,
+  own: ReadonlySet<string>,
+): Omit<Surveyed, "refused"> {
+  const besides = given.networks.filter((network) => !networks.includes(network));
+  const surveyOf = (all: readonly NetworkConfig[]): Survey => {
+    const found = judge({ ...given, networks: all }, around, own);
+    if ((found.local4 ?? found.local6) !== undefined) return found;
+    throw new VtepError("ADDRESS", "no network has a peer: give one with --peer ADDR (peers:)");
+  };
+  const withAll = refusable(() => surveyOf([...networks, ...besides]));
+  const found = withAll instanceof VtepError ? surveyOf(networks) : withAll;
+  const bridges = new Set(networks.map(({ bridge }) => bridge));
+  const missingBridges = found.missingBridges.filter((bridge) => bridges.has(bridge));
+  const peers = new Set(networks.flatMap(reached));
+  const astray = found.astray.filter(({ peer }) => peers.has(peer));
+  return {
+    config: { ...given, networks },
+    found: { ...found, mtus: found.mtus.slice(0, networks.length), missingBridges, astray },
+    largestMtu: Math.max(...found.mtus),
+  };
+}
+
+export function tellOfEdits(log: Logger, edited: Edited, refused: Surveyed["refused"]): void {
   const { kept, outdated, unread, fault } = edited;
   if (fault !== undefined) log.error({ reason: fault }, "what the API had changed cannot be read");
   if (unread.length > 0) {
@@ -173,14 +218,14 @@ export function tellOfEdits(log: Logger, edited: Edited, refusal: VtepError | un
   if (outdated.length > 0) {
     log.warn({ networks: outdated }, "configured anew: what the API had changed is forgotten");
   }
-  if (refusal !== undefined) {
+  for (const [network, reason] of refused) {
     log.error(
-      { networks: kept, reason: refusal.message },
+      { network, reason },
       "as configured: what the API had changed cannot be done now, and is tried at the next start",
     );
-  } else if (kept.length > 0) {
-    log.info({ networks: kept }, "as the API left them, until a reload");
   }
+  const done = kept.filter((name) => !refused.has(name));
+  if (done.length > 0) log.info({ networks: done }, "as the API left them, until a reload");
 }
 
 /** What is written for the next agent, as it is when it is written. */
@@ -210,19 +255,20 @@ export class Notes {
   #hasBegun = false;
   #remembering: NodeJS.Timeout | undefined;
 
-  /** `before` is what was found of edits; `isRefused`: networks are as configured all the same. */
+  /** `before` is what was found of edits, `refused` what of it was not done. */
   constructor(
     directory: string | undefined,
     configured: readonly NetworkConfig[],
     before: Edited,
-    isRefused: boolean,
+    refused: Surveyed["refused"],
     present: Present,
     log: Logger,
   ) {
     const { networks, outdated, unread } = before;
     this.#directory = directory;
     this.#configured = configured;
-    this.#otherEdits = [...unread, ...(isRefused ? different(configured, networks) : [])];
+    const undone = different(configured, networks).filter(({ name }) => refused.has(name));
+    this.#otherEdits = [...unread, ...undone];
     this.#areEditsWritten = outdated.length === 0;
     this.#present = present;
     this.#log = log;

@@ -5,7 +5,7 @@
  */
 import { type Config, isScoped, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, type Route, surroundings } from "./host.ts";
+import { type Link, type Route, type Surroundings, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
 
 export interface Survey {
@@ -42,10 +42,18 @@ export const LARGEST_MTU = 65_485;
 export async function survey(
   config: Config,
   own: ReadonlySet<string> = new Set(),
-  bound: Locals = { local4: undefined, local6: undefined },
+  bound?: Locals,
 ): Promise<Survey> {
-  const peers = [...new Set(config.networks.flatMap(reached))];
-  const { links, addresses, routes } = await surroundings(peers, config);
+  return judge(config, await surroundings(peersOf(config), config), own, bound);
+}
+
+/** The same in these surroundings, where every peer of the configuration was asked for. */
+export function judge(
+  config: Config,
+  { links, addresses, routes }: Surroundings,
+  own: ReadonlySet<string>,
+  bound: Locals = { local4: undefined, local6: undefined },
+): Survey {
   const { local4, local6 } = localsOf(config, routes, bound);
   checkLocals([local4, local6], addresses);
   if (bound.local6 === undefined) checkDetected(local6, links);
@@ -62,24 +70,27 @@ export async function survey(
   return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }
 
+export function peersOf({ networks }: Config): string[] {
+  return [...new Set(networks.flatMap(reached))];
+}
+
 /** Of each family in use: where we are already, the configured address, or the source of the route to its first peer. */
 function localsOf(config: Config, routes: Routes, bound: Locals): Locals {
   const local = (family: 4 | 6): string | undefined => {
     if (config.local !== undefined && addressFamily(config.local) === family) return config.local;
-    const peers = config.networks.flatMap(reached);
-    const first = peers.find((address) => addressFamily(address) === family);
+    const first = peersOf(config).find((address) => addressFamily(address) === family);
     if (first === undefined) return undefined;
     const source = bound[`local${family}`] ?? routes.get(first)?.source;
-    if (source !== undefined && !isScoped(source)) return source;
-    if (source !== undefined) {
+    if (source === undefined) {
       throw new VtepError(
         "ADDRESS",
-        `the route to peer ${first} begins at ${source}, which is link-local: give this host another address, or start again when "ip address" calls none that it has tentative`,
+        `no route leads to peer ${first}: add one, or say with --local which address is ours`,
       );
     }
+    if (!isScoped(source)) return source;
     throw new VtepError(
       "ADDRESS",
-      `no route leads to peer ${first}: add one, or say with --local which address is ours`,
+      `the route to peer ${first} begins at ${source}, which is link-local: give this host another address, or start again when "ip address" calls none that it has tentative`,
     );
   };
   return { local4: local(4), local6: local(6) };
@@ -94,7 +105,7 @@ export function astrayOf(
   routes: Routes,
   locals: readonly (string | undefined)[],
 ): Astray[] {
-  const peers = [...new Set(config.networks.flatMap(reached))].filter((peer) => routes.has(peer));
+  const peers = peersOf(config).filter((peer) => routes.has(peer));
   return locals.flatMap((local) => {
     if (local === undefined || local === config.local) return [];
     return peers

@@ -364,17 +364,32 @@ describe("the service", () => {
       await ours.ip("link add later type veth peer name later2");
       await systemctl("start", "vtep");
       expect(await names()).toEqual(["vtep42"]);
-      expect((await messages()).map(({ json }) => json)).toContainEqual(
-        expect.objectContaining({
-          networks: ["vtep44"],
-          reason: "network 44: later exists and is no bridge: name another",
-        }),
-      );
+      const told = expect.objectContaining({
+        network: "vtep44",
+        reason: "network 44: later exists and is no bridge: name another",
+      });
+      expect((await messages()).map(({ json }) => json)).toContainEqual(told);
       await vtep("peer", "add", "vtep42", "10.0.0.77"); // writes the file anew
       await ours.ip("link delete later");
       await systemctl("restart", "vtep");
       expect(await names()).toEqual(["vtep42", "vtep44"]);
       await vtep("reload");
+    });
+
+    test("as the API left it, but for a network that cannot be, until it can", async () => {
+      await vtep("network", "add", "--vni", "44", "--peer", theirs.address, "--bridge", "later");
+      await vtep("network", "add", "--vni", "45", "--peer", theirs.address);
+      await vtep("fdb", "add", "vtep42", "02:00:00:00:00:99", theirs.address);
+      await ours.ip("link delete later", "link add later type veth peer name later2");
+      await systemctl("restart", "vtep");
+      expect(await names()).toEqual(["vtep42", "vtep45"]);
+      expect((await entries()).join()).toContain("02:00:00:00:00:99");
+      expect(await ours.links()).not.toContain("vtep44");
+      await ours.ip("link delete later");
+      await systemctl("restart", "vtep");
+      expect(await names()).toEqual(["vtep42", "vtep44", "vtep45"]);
+      await vtep("reload");
+      expect(await names()).toEqual(["vtep42"]);
     });
 
     test("without the socket of a family that nobody is in any more", async () => {

@@ -5,7 +5,7 @@ import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Config, type NetworkConfig, networkConfig, parse } from "../../src/config.ts";
 import { different, readEdits, writeEdits } from "../../src/edits.ts";
-import { Notes } from "../../src/keeping.ts";
+import { Notes, surveyEdited } from "../../src/keeping.ts";
 
 let directory: string;
 beforeEach(() => {
@@ -139,7 +139,7 @@ describe("what the API left", () => {
       directory,
       given.networks,
       edited,
-      true,
+      new Map([["blue", "because"]]),
       present,
       pino({ level: "silent" }),
     );
@@ -147,6 +147,51 @@ describe("what the API left", () => {
     expect(readEdits(directory, given).kept).toEqual(["blue"]);
     for (live of [[red, { ...blue, ageSeconds: 7 }], [red]]) notes.rememberEdits();
     expect(readEdits(directory, given)).toMatchObject({ networks: [red], kept: [] });
+  });
+
+  describe("is done but for what the host refuses", () => {
+    const impossible = { bridge: "lo", mtu: 1400 }; // there is no host where that is a bridge
+    const here = (given: object) => network({ peers: ["127.0.0.2"], ...given });
+    const done = async (said: NetworkConfig[], left: NetworkConfig[]) => {
+      writeEdits(directory, said, left, []);
+      const given = configured(...said);
+      const edited = readEdits(directory, given);
+      const before = { edited, kept: {}, snapshot: undefined, unwanted: [], haveToGoFirst: false };
+      const { config, refused } = await surveyEdited(given, before);
+      return [config.networks, Object.fromEntries(refused)];
+    };
+    const one = here({ vni: 1, name: "one" });
+    const two = here({ vni: 2, name: "two" });
+    const three = here({ vni: 3, name: "three" });
+    const no = "network 9: lo exists and is no bridge: name another";
+
+    test("a network more", async () => {
+      const wrong = here({ vni: 9, name: "wrong", ...impossible });
+      expect(await done([one], [one, two, wrong, three])).toEqual([
+        [one, two, three],
+        { wrong: no },
+      ]);
+    });
+
+    test("another that needs the VNI of one that was refused", async () => {
+      const moved = here({ vni: 9, name: "two", ...impossible });
+      const heir = here({ vni: 2, name: "heir" });
+      expect(await done([one, two], [one, moved, heir, three])).toEqual([
+        [one, two, three],
+        { two: no, heir: "what is as configured instead has its VNI, TAP, VLAN or gateway" },
+      ]);
+    });
+
+    test("one without which nothing would start", async () => {
+      const mended = here({ vni: 9, name: "wrong" });
+      const wrong = here({ vni: 9, name: "wrong", ...impossible });
+      expect(await done([wrong], [mended, two])).toEqual([[mended, two], {}]);
+      const worse = here({ vni: 8, name: "worse", ...impossible });
+      expect(await done([wrong], [mended, two, worse])).toEqual([
+        [mended, two],
+        { worse: no.replace("9", "8") },
+      ]);
+    });
   });
 
   test("counts where an older version had fewer keys", () => {
