@@ -355,7 +355,9 @@ export class Agent implements Operations {
       const before = this.#config.networks;
       const renamed = this.#live.rename(config.networks);
       const wanted = new Set(config.networks.map(({ name }) => name));
-      const removed = [...this.#live.names().values()].filter((name) => !wanted.has(name));
+      const removed = [...this.#live]
+        .map(({ config }) => config.name)
+        .filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
         return !isDeepStrictEqual(this.#live.get(network.name)?.config, network);
       });

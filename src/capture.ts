@@ -25,8 +25,8 @@ export interface CapturedNetwork {
   readonly vni: number;
 }
 
-/** By index. */
-type CapturedNetworks = ReadonlyMap<number, CapturedNetwork>;
+/** By their row in the FDB and the counters. */
+export type CapturedNetworks = ReadonlyMap<number, CapturedNetwork>;
 
 /** Frames are kept whole unless told: as tcpdump has it. */
 export const WHOLE = 262_144;

@@ -1,23 +1,17 @@
 /** The one capture that may be under way: frames that the forwarding threads copy, read as a stream of bytes. */
-import { Capture, WHOLE } from "./capture.ts";
+import { Capture, type CapturedNetworks, WHOLE } from "./capture.ts";
 import { VtepError } from "./errors.ts";
 import { Mirror, type MirrorFilter } from "./mirror.ts";
 import type { CaptureStream } from "./operations.ts";
 import type { Workers } from "./workers.ts";
 
-interface Row {
-  readonly index: number;
-  readonly vni: number;
-  readonly name: string;
-}
-
 export class Captures {
   readonly #workers: Workers;
-  readonly #networks: () => readonly Row[];
+  readonly #networks: () => CapturedNetworks;
   #current: { end(): Promise<void> } | undefined;
 
   /** `networks` are those of now. */
-  constructor(workers: Workers, networks: () => readonly Row[]) {
+  constructor(workers: Workers, networks: () => CapturedNetworks) {
     this.#workers = workers;
     this.#networks = networks;
   }
@@ -45,10 +39,11 @@ export class Captures {
     };
     this.#current = { end };
     const rings = Array.from({ length: this.#workers.count }, () => Mirror.allocate());
-    const networks = () => new Map(this.#networks().map((each) => [each.index, each]));
-    const capture = new Capture(rings, networks, snaplen);
-    const shown = this.#networks().filter(({ vni }) => [vni, undefined].includes(wanted.vni));
-    const indices = shown.map(({ index }) => index);
+    const capture = new Capture(rings, this.#networks, snaplen);
+    const shown = [...this.#networks()].filter(([, { vni }]) => {
+      return [vni, undefined].includes(wanted.vni);
+    });
+    const indices = shown.map(([index]) => index);
     const stream = capture.stream(indices, ending.signal);
     await this.#workers.mirror(rings, { ...wanted, snaplen }).catch(async (error) => {
       await end();

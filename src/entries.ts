@@ -40,9 +40,9 @@ export class Entries {
 
   *list({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
     const now = monotonicSeconds();
-    const names = this.#networks.names();
+    const called = this.#networks.called();
     for (const row of this.#fdb.rows()) {
-      const name = names.get(row.network);
+      const name = called.get(row.network)?.name;
       if (name === undefined || (network !== undefined && name !== network)) continue;
       if (origin !== undefined && ORIGIN_NAMES[row.origin] !== origin) continue;
       const entry = this.#describe(row, name, now);
@@ -54,11 +54,12 @@ export class Entries {
 
   /** So many of each network at most, by its name. */
   first(most: number): ReadonlyMap<string, readonly FdbEntryStatus[]> {
-    const names = this.#networks.names();
-    const entries = new Map([...names.values()].map((name) => [name, [] as FdbEntryStatus[]]));
+    const called = this.#networks.called();
+    const names = [...called.values()].map(({ name }) => name);
+    const entries = new Map(names.map((name) => [name, [] as FdbEntryStatus[]]));
     const now = monotonicSeconds();
     for (const row of this.#fdb.rows()) {
-      const name = names.get(row.network)!;
+      const { name } = called.get(row.network)!;
       const first = entries.get(name)!;
       if (first.length < most) first.push(this.#describe(row, name, now));
     }

@@ -79,14 +79,11 @@ export class LiveNetworks implements Iterable<Live> {
     return [...this].map(({ config, plan }) => ({ ...config, ...plan }));
   }
 
-  /** What each is called, with its row: for who asks many times a second. */
+  /** What each is called, by its row: for who asks many times a second. */
   called() {
-    return [...this].map(({ config: { name }, plan: { vni, index } }) => ({ name, vni, index }));
-  }
-
-  /** By their rows. */
-  names(): Map<number, string> {
-    return new Map([...this].map(({ config, plan }) => [plan.index, config.name]));
+    return new Map(
+      [...this].map(({ config: { name }, plan: { vni, index } }) => [index, { name, vni }]),
+    );
   }
 
   taps(): Set<string> {
