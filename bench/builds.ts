@@ -10,7 +10,7 @@ import { statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { Option } from "commander";
 import { Lab, type Mode } from "../test/lab/lab.ts";
-import { benchmark, note, progress, say, wholeNumber } from "./command-line.ts";
+import { benchmark, exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
 import { commitOf, conditions } from "./conditions.ts";
 import { type Measurement, measurements, prepare, type Scene } from "./measurements.ts";
 import { betweenBuilds, type Trial } from "./report.ts";
@@ -89,7 +89,13 @@ async function start(done: AsyncDisposable[], build: Build, options: Options): P
   return { build, scene: { near, far, seconds, ...running } };
 }
 
-async function compare(builds: Build[], chosen: Measurement[], options: Options): Promise<Trial[]> {
+/** Whole rounds are added to `trials`. */
+async function compare(
+  builds: Build[],
+  chosen: Measurement[],
+  options: Options,
+  trials: Trial[],
+): Promise<void> {
   const done: AsyncDisposable[] = [];
   try {
     const pairs: Pair[][] = [];
@@ -101,21 +107,21 @@ async function compare(builds: Build[], chosen: Measurement[], options: Options)
       }
       pairs.push(one);
     }
-    const trials: Trial[] = [];
     for (let round = 0; round < options.turns * options.pairs; round++) {
       const pair = round % options.pairs;
       const turn = Math.floor(round / options.pairs);
+      const ofRound: Trial[] = [];
       for (const measurement of chosen) {
         // To and fro, so that what drifts favours none of them.
         for (const { build, scene } of turn % 2 === 0 ? pairs[pair]! : pairs[pair]!.toReversed()) {
           const where = `turn ${turn + 1}/${options.turns}, pair ${pair + 1}, ${build.name}`;
           progress(`${where}: ${measurement.name}`);
           const of = { mode: options.mode, round, subject: build.name };
-          trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
+          ofRound.push(trialOf(of, measurement, await take(measurement, scene, where)));
         }
       }
+      trials.push(...ofRound);
     }
-    return trials;
   } finally {
     progress("");
     for (const one of done.reverse()) {
@@ -136,13 +142,22 @@ async function main(): Promise<void> {
   say(`${system}, ${cpu}, Node ${node}, load before: ${load}`);
   say(`${options.mode} mode, ${options.tunnel}`);
   for (const { name, commit } of builds) say(`${name}: ${commit}`);
-  const trials = await compare(builds, chosen, options);
-  const { heading, rows } = betweenBuilds(trials, builds, chosen, pairs);
-  say(`\n${table(heading, rows)}`);
-  const counted = `pairs of each: ${pairs}, turns of each pair: ${turns}, seconds of each: ${seconds}`;
-  say(
-    `\n  Medians (${counted}); ↑ more is better, ↓ less. Behind a ratio the quarters, and each pair's own.`,
-  );
+  const trials: Trial[] = [];
+  const show = () => {
+    const { heading, rows } = betweenBuilds(trials, builds, chosen, pairs);
+    say(`\n${table(heading, rows)}`);
+    const counted = `pairs of each: ${pairs}, turns of each pair: ${turns}, seconds of each: ${seconds}`;
+    say(
+      `\n  Medians (${counted}); ↑ more is better, ↓ less. Behind a ratio the quarters, and each pair's own.`,
+    );
+  };
+  exitOnSignals(() => {
+    if (trials.length === 0) return note("bench: interrupted before the first round was whole");
+    note("bench: interrupted; what there is of whole rounds follows");
+    show();
+  });
+  await compare(builds, chosen, options, trials);
+  show();
 }
 
 try {

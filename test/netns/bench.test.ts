@@ -211,6 +211,33 @@ test.each(["compare.ts", "builds.ts", "agent.ts"])(
   },
 );
 
+test("builds that are compared are shown as far as they were when it is interrupted", async () => {
+  const few = ["--measure", "footprint", "--pairs", "1"];
+  const args = ["--import", "tsx", "bench/builds.ts", "kernel", "kernel", ...few];
+  const bench = spawn(process.execPath, args, { cwd: ROOT, stdio: "pipe", detached: true });
+  running.push(bench);
+  const closed = once(bench, "close");
+  const stdout = text(bench.stdout);
+  await hears(bench.stderr, "turn 2/");
+  bench.kill("SIGINT");
+  expect(await closed).toEqual([130, null]);
+  expect(await stdout).toContain("÷ 1 kernel");
+});
+
+test("a part of bench:agent that fails is named, and costs no other", () => {
+  const bin = join(folder, "broken"); // a Node that does not start
+  mkdirSync(bin);
+  writeFileSync(join(bin, "node"), "#!/bin/sh\nexit 1\n", { mode: 0o755 });
+  const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+  const args = ["--import", "tsx", "bench/agent.ts", "starts"];
+  const options = { cwd: ROOT, env, encoding: "utf8" } as const;
+  const { status, stdout, stderr } = spawnSync(process.execPath, args, options);
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/^bench: starts: it ended before/);
+  expect(stderr).not.toContain("    at ");
+  expect(stdout).toMatch(/starts +failed/);
+});
+
 test("an installation that is interrupted is not begun again", () => {
   const bin = join(folder, "bin"); // there is no tunnel in it
   mkdirSync(bin);
