@@ -51,6 +51,8 @@ export interface LinkAddress {
   readonly dadfailed?: boolean;
   /** It may be used meanwhile (RFC 4429). */
   readonly optimistic?: boolean;
+  /** It is of a prefix that a router advertises; temporary ones may be made beside it (RFC 8981). */
+  readonly mngtmpaddr?: boolean;
 }
 
 /** What matters of a host to who has peers. */
@@ -237,10 +239,20 @@ export async function tearDownGateways(
   await done(batch(changes, { options: ["-force"] })); // one that is gone must not keep the others
 }
 
-/** Interfaces by which a router was found that advertises itself (RFC 4861). */
+/**
+ * Interfaces by which a router has advertised itself: there is a route of it (RFC 4861), or an address in a prefix
+ * of it (RFC 4862), which is all that one gives that leads nowhere.
+ */
 export async function advertised(): Promise<string[]> {
-  const routes = await query<{ dev: string }>(["-6", "route", "show", "default", "proto", "ra"]);
-  return [...new Set(routes.map(({ dev }) => dev))];
+  const [routes, links] = await Promise.all([
+    query<{ dev?: string }>(["-6", "route", "show", "proto", "ra"]),
+    linksByName(),
+  ]);
+  const addressed = [...links.values()].filter(({ addr_info = [] }) =>
+    addr_info.some(({ mngtmpaddr }) => mngtmpaddr),
+  );
+  const leading = routes.flatMap(({ dev }) => dev ?? []); // one by several interfaces is not the kernel's
+  return [...new Set([...leading, ...addressed.map(({ ifname }) => ifname)])];
 }
 
 /** Gives a TAP that is up another MTU or another bridge. One that was given none may have one of somebody else's. */

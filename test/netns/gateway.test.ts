@@ -276,6 +276,27 @@ describe("what was made for it", () => {
   });
 });
 
+describe("a host that forwards from now on", () => {
+  const slaac =
+    "addr add 2001:db8:204::1/64 dev uplink mngtmpaddr valid_lft 1800 preferred_lft 900";
+  const route = "route add default via 2001:db8:203::2 dev uplink proto ra";
+  test.each([
+    ["routers whose route it has", "1", "2", route],
+    ["routers that gave it an address and no route", "1", "2", slaac],
+    ["none where it never has", "1", "1", ""],
+  ])("hears %s", async (_, before, after, heard) => {
+    const setting = "ipv6/conf/uplink/accept_ra";
+    await ours.sysctl({ "ipv6/conf/all/forwarding": 0, [setting]: before });
+    if (heard !== "") await ours.ip(heard);
+    const same = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+    const put = await run(ours, "network", "add", ...same, "--gateway", "fd09::2/64");
+    expect(put).toMatchObject({ code: 0 });
+    expect(await ours.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")).toBe("1\n");
+    expect(await ours.run("cat", `/proc/sys/net/${setting}`)).toBe(`${after}\n`);
+    expect(await run(ours, "network", "add", ...same)).toMatchObject({ code: 0 });
+  });
+});
+
 describe("what cannot be is refused:", () => {
   test.each([
     [
