@@ -193,7 +193,7 @@ export class Gateways {
       const setting = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
       try {
         if (readSetting(setting) === "1") continue;
-        if (family === 6) for (const link of await advertised()) hear(link, "2");
+        if (family === 6) await goOnHearing();
         writeFileSync(`/proc/sys/${setting}`, "1");
         this.#log.info({ setting }, "IP forwarding was switched on");
       } catch (error) {
@@ -224,6 +224,16 @@ function publicationsOf({ published, addresses }: Attachment): Publication[] {
 
 function readSetting(setting: string): string {
   return readFileSync(`/proc/sys/${setting}`, "utf8").trim();
+}
+
+/**
+ * Where the kernel has heard routers, it is to hear them still, or what it has of them expires. Where it is to hear
+ * none, a program does that in its place (systemd-networkd, NetworkManager), and of both there would be two.
+ */
+async function goOnHearing(): Promise<void> {
+  for (const link of await advertised()) {
+    if (readSetting(`net/ipv6/conf/${link}/accept_ra`) === "1") hear(link, "2");
+  }
 }
 
 /**

@@ -284,6 +284,7 @@ describe("a host that forwards from now on", () => {
     ["routers whose route it has", "1", "2", route],
     ["routers that gave it an address and no route", "1", "2", slaac],
     ["none where it never has", "1", "1", ""],
+    ["none where a program hears them in its place", "0", "0", route],
   ])("hears %s", async (_, before, after, heard) => {
     const setting = "ipv6/conf/uplink/accept_ra";
     await ours.sysctl({ "ipv6/conf/all/forwarding": 0, [setting]: before });
