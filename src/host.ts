@@ -9,6 +9,7 @@
  * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing or refuses.
  */
 import { randomInt } from "node:crypto";
+import { isIn } from "./addresses.ts";
 import { command, type Ended } from "./command.ts";
 import { VtepError } from "./errors.ts";
 import { addressFamily } from "./remotes.ts";
@@ -51,6 +52,10 @@ export interface LinkAddress {
   readonly dadfailed?: boolean;
   /** It may be used meanwhile (RFC 4429). */
   readonly optimistic?: boolean;
+  /** It was made to be forgotten, after a day or a week (RFC 8981). */
+  readonly temporary?: boolean;
+  /** Nothing new is to be sent from it. */
+  readonly deprecated?: boolean;
   /** It is of a prefix that a router advertises; temporary ones may be made beside it (RFC 8981). */
   readonly mngtmpaddr?: boolean;
 }
@@ -81,9 +86,25 @@ export async function surroundings(
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
     const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? Infinity;
     const mtu = Math.min(its, links.get(dev)?.mtu ?? 1500);
-    return [dst, { device: dev, source: sourceTo(dst) ?? prefsrc!, mtu }] as const;
+    return [dst, { device: dev, source: sourceTo(dst) ?? lasting(prefsrc!, links), mtu }] as const;
   });
   return { links, addresses: addressesOf(links), routes: new Map(routes) };
+}
+
+/** What a VTEP can be known by where the kernel would choose a temporary address: the one that is there beside it. */
+function lasting(source: string, links: Surroundings["links"]): string {
+  for (const { addr_info = [] } of links.values()) {
+    const chosen = addr_info.find(({ local }) => local === source);
+    if (!chosen?.temporary) continue;
+    const other = addr_info.find((address) => {
+      const { local, temporary, deprecated, tentative, optimistic } = address;
+      if (local === undefined || temporary || deprecated || (tentative && !optimistic))
+        return false;
+      return isIn(local, `${source}/${chosen.prefixlen}`);
+    });
+    if (other !== undefined) return other.local!;
+  }
+  return source;
 }
 
 function addressesOf(links: Surroundings["links"]): string[] {

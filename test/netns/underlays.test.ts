@@ -175,3 +175,20 @@ describe("a host with several uplinks", () => {
     await expect(put).rejects.toThrow(`peer ${h1.address} is this VTEP's own local address`);
   });
 });
+
+test("a host that prefers temporary addresses is a VTEP at the one that they are made beside", async () => {
+  await h1.sysctl({ "ipv6/conf/eth0/use_tempaddr": 2 });
+  const both = "fd08::1/64 dev eth0 mngtmpaddr valid_lft 3000 preferred_lft 2000";
+  await h1.ip(`addr add ${both} nodad`);
+  onTestFinished(async () => {
+    await h1.sysctl({ "ipv6/conf/eth0/use_tempaddr": 0 });
+    await h1.ip("addr del fd08::1/64 dev eth0");
+  });
+  const source = async () => {
+    const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", "fd08::2"));
+    return route.prefsrc;
+  };
+  await until("a temporary address", async () => (await source()) !== "fd08::1");
+  await using vtep = await h1.vtep("--vni", "42", "--peer", "fd08::2").ready();
+  expect((await new Client(vtep.socket).status()).local).toEqual(["fd08::1"]);
+});
