@@ -9,6 +9,7 @@
  * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing or refuses.
  */
 import { randomInt } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { isIn } from "./addresses.ts";
 import { command, type Ended } from "./command.ts";
 import { VtepError } from "./errors.ts";
@@ -18,7 +19,7 @@ import { addressFamily } from "./remotes.ts";
 export interface Route {
   readonly device: string;
   readonly source: string;
-  /** Bytes of an IP packet: the route's own MTU where it has one, but no more than its device's. */
+  /** Bytes of an IP packet: the route's own MTU where it has one, but no more than its device's, of that family. */
   readonly mtu: number;
 }
 
@@ -84,11 +85,21 @@ export async function surroundings(
     from !== undefined && addressFamily(from) === addressFamily(peer) ? from : undefined;
   const [links, rows] = await Promise.all([asked, routeRows(peers, { sourceTo, port })]);
   const routes = rows.map(({ dst, dev, prefsrc, metrics }) => {
-    const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? Infinity;
+    const its = metrics?.find((metric) => metric.mtu !== undefined)?.mtu ?? mtuOfFamily(dst, dev);
     const mtu = Math.min(its, links.get(dev)?.mtu ?? 1500);
     return [dst, { device: dev, source: sourceTo(dst) ?? lasting(prefsrc!, links), mtu }] as const;
   });
   return { links, addresses: addressesOf(links), routes: new Map(routes) };
+}
+
+/** What an interface carries of IPv6 may be less, as a router that advertises it says (RFC 4861); ip does not tell. */
+function mtuOfFamily(address: string, device: string): number {
+  if (addressFamily(address) === 4) return Infinity;
+  try {
+    return Number(readFileSync(`/proc/sys/net/ipv6/conf/${device}/mtu`, "utf8"));
+  } catch {
+    return Infinity; // it is gone
+  }
 }
 
 /** What a VTEP can be known by where the kernel would choose a temporary address: the one that is there beside it. */

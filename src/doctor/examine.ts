@@ -39,8 +39,7 @@ export async function examine(
   const targets = peers.flatMap((address) => {
     const route = routes.get(address);
     if (route === undefined) return [];
-    const upper = links.get(route.device)?.mtu ?? route.mtu;
-    return [{ address, source: sourceFor(config, address), upper }];
+    return [{ address, source: sourceFor(config, address), upper: route.mtu }];
   });
   const devices = [...new Set([...routes.values()].map(({ device }) => device))];
   const [low, high] = config.sourcePorts;

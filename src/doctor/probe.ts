@@ -96,7 +96,7 @@ function answerOf(code: string | undefined): PortFacts {
 // ---- The path
 
 export interface PathTarget extends Target {
-  /** The longest packet that leaves by its device. */
+  /** The longest packet that its route lets out. */
   readonly upper: number;
 }
 

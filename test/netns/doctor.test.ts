@@ -571,6 +571,15 @@ describe("a path that is narrower in its middle", () => {
     },
   );
 
+  test("or is so at this host's interface, of IPv6 alone, is no wider", async () => {
+    await here.sysctl({ "ipv6/conf/eth0/mtu": 1400 });
+    const { of } = await doctor("--mtu", "1430");
+    await here.sysctl({ "ipv6/conf/eth0/mtu": 1500 });
+    const finding = expect.stringContaining("carries 1400 bytes");
+    expect(of("path-mtu", there.address6)).toMatchObject([{ severity: "warning", finding }]);
+    expect(of("path-mtu", there.address)).toMatchObject([{ severity: "ok" }]);
+  });
+
   test("and whose router says nothing, is measured all the same, and is an error", async () => {
     await lab.setMtu(there, 1403);
     const input =

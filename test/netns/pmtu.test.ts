@@ -222,6 +222,17 @@ test("a route that promises more than its interface carries is not believed", as
   await h1.ip(`route del ${h2.address}`);
 });
 
+test("an interface that carries less of IPv6, as a router may say, is believed", async () => {
+  await h1.sysctl({ "ipv6/conf/eth0/mtu": 1400 });
+  const words = ["--vni", "42", "--tap", "t1", "--peer"];
+  const mtuTo = async (peer: string) => {
+    await using vtep = await h1.vtep(...words, peer).ready();
+    return (await vtep.status()).networks[0]!.mtu;
+  };
+  expect([await mtuTo(h2.address6), await mtuTo(h2.address)]).toEqual([1330, 1450]);
+  await h1.sysctl({ "ipv6/conf/eth0/mtu": 1500 });
+});
+
 test("with --df unset an MTU may be more than the path carries, as kernel VXLAN's: everything crosses in fragments", async () => {
   const words = ["--vni", "42", "--bridge", "br0", "--peer", h2.address, "--mtu", "1500"];
   await using _here = await h1.vtep(...words, "--df", "unset").ready();
