@@ -1,5 +1,7 @@
 /** What a VTEP needs of its own host: privileges, the TUN device, an address, buffers. */
+import { isScoped } from "../config.ts";
 import { isOurs } from "../survey.ts";
+import { localAddresses } from "./check-sockets.ts";
 import { type Facts, isUnseen, runs } from "./facts.ts";
 import { counted, type Finding, inTwo, listed, unseenFinding } from "./finding.ts";
 
@@ -83,17 +85,23 @@ function checkTun(facts: Facts): Finding {
   }
 }
 
-function checkLocal({ config: { local }, addresses }: Facts): Finding[] {
-  if (local === undefined || isOurs(local, addresses)) return [];
-  const family = addresses.filter((address) => address.includes(":") === local.includes(":"));
-  return [
-    {
-      check: "local-address",
-      severity: "error",
-      finding: `${local} is an address of no interface here`,
-      remedy: `use one of ${listed(family, 5) || "another family"} as --local, or leave it out`,
-    },
-  ];
+function checkLocal(facts: Facts): Finding[] {
+  const { config, addresses } = facts;
+  const gone = localAddresses(facts).filter((local) => !isOurs(local, addresses));
+  return gone.map((local) => {
+    const about = { check: "local-address", severity: "error" } as const;
+    const family = addresses.filter((address) => {
+      return address.includes(":") === local.includes(":") && !isScoped(address);
+    });
+    const choice = listed(family, 5);
+    if (local === config.local) {
+      const remedy = `use one of ${choice || "another family"} as --local, or leave it out`;
+      return { ...about, finding: `${local} is an address of no interface here`, remedy };
+    }
+    const finding = `the agent is at ${local}, which is an address of no interface here any more: nothing gets to it`;
+    const remedy = `give an interface that address again, or restart the agent and have its peers name another${choice && ` (${choice})`}`;
+    return { ...about, finding, remedy };
+  });
 }
 
 /** What every underlay asks for. With CAP_NET_ADMIN, native gets it; Node's sockets, only what the limit allows. */

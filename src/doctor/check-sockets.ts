@@ -90,10 +90,13 @@ function holder(
   };
 }
 
-/** The addresses that a VTEP is bound to, one of each family in use, as `survey.ts` finds them. */
-export function localAddresses({ config: { local, networks }, routes }: Facts): string[] {
+/** The addresses that a VTEP is bound to, one of each family in use: the agent's, or as `survey.ts` finds them. */
+export function localAddresses({ config: { local, networks }, routes, agent }: Facts): string[] {
   return ([4, 6] as const).flatMap((family) => {
     if (local !== undefined && addressFamily(local) === family) return local;
+    const bound = isUnseen(agent) ? [] : agent.local;
+    const since = bound.find((each) => addressFamily(each) === family);
+    if (since !== undefined) return since;
     const peer = networks.flatMap(reached).find((each) => addressFamily(each) === family);
     return peer === undefined ? [] : (routes.get(peer)?.source ?? []);
   });

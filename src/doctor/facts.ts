@@ -20,7 +20,7 @@ export function isUnseen(seen: unknown): seen is Unseen {
 }
 
 /** What a running agent says of itself, as far as it matters here. */
-export type Snapshot = Pick<AgentStatus, "pid" | "drops" | "paths" | "offloads"> & {
+export type Snapshot = Pick<AgentStatus, "pid" | "local" | "drops" | "paths" | "offloads"> & {
   readonly networks: readonly Pick<
     NetworkStatus,
     "vni" | "tap" | "bridge" | "mac" | "mtu" | "counters" | "drops"

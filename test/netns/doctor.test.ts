@@ -676,6 +676,28 @@ describe("a peer", () => {
   });
 });
 
+describe("an agent whose local address has gone, as a provider's prefix may,", () => {
+  test("is at it all the same, which is an error", async () => {
+    const peers = ["--vni", "42", "--peer", there.address6];
+    await using vtep = await here.vtep(...peers).ready();
+    const asked = ["node", cli, "doctor", "--json", ...peers, "--socket", vtep.socket];
+    const found = async () => {
+      const { findings } = await visit(asked);
+      return findings.filter(({ severity }) => severity === "error");
+    };
+    await here.ip("addr add fd00::77/128 dev eth0 nodad", `addr del ${here.address6}/128 dev eth0`);
+    const [gone, ...more] = await found();
+    await here.ip(`addr add ${here.address6}/128 dev eth0 nodad`, "addr del fd00::77/128 dev eth0");
+    expect(gone).toMatchObject({
+      check: "local-address",
+      finding: expect.stringContaining(`the agent is at ${here.address6}, which`),
+      remedy: expect.stringMatching(/^give .* restart .* \([^e]*fd00::77[^e]*\)$/),
+    });
+    expect(more).toEqual([]);
+    expect(await found()).toEqual([]);
+  });
+});
+
 describe("the interface towards a peer", () => {
   test.each([
     ["tx", "tx-checksumming", "warning"],

@@ -23,6 +23,7 @@ interface Seen {
 function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Snapshot {
   return {
     pid: 7,
+    local: ["192.0.2.1"],
     drops: endpointDrops,
     paths: [],
     offloads: ALL_OFFLOADS,
