@@ -120,7 +120,7 @@ function checkLocals(locals: readonly (string | undefined)[], ours: readonly str
   const wrong = locals.find((local) => local !== undefined && !isOurs(local, ours));
   if (wrong === undefined) return;
   const family = addressFamily(wrong);
-  const choice = ours.filter((address) => addressFamily(address) === family);
+  const choice = ours.filter((address) => addressFamily(address) === family && !isScoped(address));
   throw new VtepError(
     "ADDRESS",
     `${wrong} is an address of no interface here: use one of ${choice.join(", ") || "none yet"}`,

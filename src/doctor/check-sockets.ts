@@ -1,5 +1,5 @@
 /** What a VTEP opens: its port, source ports, the socket of its API, and where it serves metrics. */
-import { reached } from "../config.ts";
+import { isScoped, reached } from "../config.ts";
 import { addressFamily } from "../remotes.ts";
 import { isOurs } from "../survey.ts";
 import { type Facts, isUnseen, type PortRange, runs, type SocketFacts } from "./facts.ts";
@@ -246,7 +246,10 @@ function checkMetrics(facts: Facts): Finding[] {
         check,
         severity: "error",
         finding: `${address}, for metrics, is an address of no interface here`,
-        remedy: `choose one of ${listed(addresses, 5)} for --metrics-listen`,
+        remedy: `choose one of ${listed(
+          addresses.filter((each) => !isScoped(each)),
+          5,
+        )} for --metrics-listen`,
       },
     ];
   }

@@ -101,6 +101,15 @@ test("what a running agent says of itself is understood", () => {
   expectTypeOf<AgentStatus>().toExtend<Snapshot>();
 });
 
+test("where metrics cannot be had, no address is offered where they cannot be had either", () => {
+  const given = { vni: "42", peers: ["192.0.2.2"], "metrics-listen": "[2001:db8::9]:9469" };
+  const { config } = load(undefined, given);
+  const addresses = ["192.0.2.1", "fe80::1", "2001:db8::1"];
+  const [{ severity, remedy }] = of("metrics-listen", { config, addresses }) as [Finding];
+  const choice = "choose one of 192.0.2.1 and 2001:db8::1 for --metrics-listen";
+  expect([severity, remedy]).toEqual(["error", choice]);
+});
+
 describe("conntrack", () => {
   const rules = (statement: string) =>
     readRuleset(
