@@ -16,6 +16,11 @@ export function spelt(prefix: string): string {
   return `${address.toString()}/${length}`;
 }
 
+/** The destination of a route as the kernel has it, which clears what of IPv6 is behind the prefix; what is none, as it is. */
+export function speltRoute(prefix: string): string {
+  return ipaddr.IPv6.isValidCIDR(prefix) ? subnetOf(prefix) : spelt(prefix);
+}
+
 /** An address as the kernel spells it; what is none, as it is. */
 export function speltAddress(address: string): string {
   return ipaddr.isValid(address) ? ipaddr.parse(address).toString() : address;

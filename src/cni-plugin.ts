@@ -10,7 +10,7 @@ import { once } from "node:events";
 import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
-import { spelt, speltAddress } from "./addresses.ts";
+import { spelt, speltAddress, speltRoute } from "./addresses.ts";
 import { Client } from "./api/client.ts";
 import { address, attach, bridgeOf, checkInterface, detach, namespaceId } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
@@ -154,7 +154,7 @@ export class Plugin {
     for (const route of routes) {
       const gateway = gatewayOf(route, ips);
       const via = gateway === undefined ? undefined : speltAddress(gateway);
-      if (present.some((each) => each.to === spelt(route.dst) && each.via === via)) continue;
+      if (present.some((each) => each.to === speltRoute(route.dst) && each.via === via)) continue;
       throw new CniError(CODE.other, `the route to ${route.dst} over ${ifname} is gone`);
     }
   }

@@ -202,6 +202,24 @@ describe("a container", () => {
     await cni("DEL", routing);
   });
 
+  test("has addresses and routes of IPv6 alone, however they are spelt", async () => {
+    const addresses = [{ address: "FD07:0:0::0222/64", gateway: "FD07:0::0:1" }];
+    const routes = [
+      { dst: "::/0" },
+      { dst: "2001:DB8:9:0::7/64" },
+      { dst: "2001:DB8::0:9/128", gw: "FD07::0:2" },
+    ];
+    const alone = configuration({ ipam: { type: "static", addresses, routes } });
+    const { answer } = await cni("ADD", alone);
+    expect(answer.ips).toMatchObject([{ address: "fd07::222/64", gateway: "fd07::1" }]);
+    expect(await cni("CHECK", { ...alone, prevResult: answer })).toEqual(DONE);
+    await box.ip("route del 2001:db8:9::/64");
+    expect(await cni("CHECK", { ...alone, prevResult: answer })).toMatchObject({
+      answer: { msg: "the route to 2001:db8:9::7/64 over eth0 is gone" },
+    });
+    expect(await cni("DEL", alone)).toEqual(DONE);
+  });
+
   test("is added once: a second time is refused, and changes nothing", async () => {
     await cni("ADD", configuration());
     const again = await cni("ADD", configuration());
