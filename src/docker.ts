@@ -197,7 +197,7 @@ export class DockerDriver {
     return {
       InterfaceName: { SrcName: peer, DstPrefix: "eth" },
       ...(Gateway && { Gateway, DisableGatewayService: true }),
-      ...(GatewayIPv6 && { GatewayIPv6 }),
+      ...(GatewayIPv6 && (Gateway || !Address ? { GatewayIPv6 } : routedBeside(GatewayIPv6))),
     };
   }
 
@@ -284,6 +284,12 @@ export class DockerDriver {
       );
     }
   }
+}
+
+/** Of IPv4 it goes by docker_gwbridge, whose gateways count alone then: not ours of IPv6, but a route does. */
+function routedBeside(gateway: string): object {
+  const NEXT_HOP = 0; // of libnetwork's types.NEXTHOP
+  return { StaticRoutes: [{ Destination: "::/0", RouteType: NEXT_HOP, NextHop: gateway }] };
 }
 
 function ownerOf(endpointId: string): string {

@@ -52,6 +52,24 @@ const range = ["--subnet", `${prefix}0/24`, "--ip-range", `${prefix}208/28`];
 const create = (...options: string[]) =>
   docker.finish("network", "create", "-d", docker.driver, ...options, "web");
 
+test("a network whose gateway is of IPv6 alone leads out by it, and of IPv4 as others of Docker's do", async () => {
+  const gateway = ["fd09::1/64"];
+  await ours.sysctl({ "ipv6/conf/*/disable_ipv6": 0 });
+  const red = { vni: 43, peers: [theirs.address], bridge: "br1", gateway };
+  await new Client(vtep.socket).putNetwork("red", red);
+  const six = ["--ipv6", "--subnet", "FD09:0::/64", "--gateway", "FD09::0:1"];
+  const four = ["--subnet", "10.77.0.0/24"];
+  await done("network", "create", "-d", docker.driver, "-o", "network=red", ...six, ...four, "out");
+  await done("run", "-d", "--name", "walker", "--network", "out", ...SLEEP);
+  const routes = (family: string) =>
+    done("exec", "walker", "/bin/busybox", "ip", family, "route", "show", "default");
+  expect(await routes("-6")).toMatch(/^default via fd09::1 dev eth0/);
+  expect(await routes("-4")).toMatch(/^default via \S+ dev eth1/);
+  await done("rm", "-f", "walker");
+  await done("network", "rm", "out");
+  await new Client(vtep.socket).removeNetwork("red");
+});
+
 test.each([
   ["without a network", [], /give one of -o network=NAME and -o vni=N/],
   ["with both names of one", ["-o", "network=blue", "-o", "vni=42"], /give one of/],
