@@ -104,6 +104,12 @@ class Undo {
   }
 }
 
+/** A network as it is to be. */
+interface Wanted {
+  readonly config: NetworkConfig;
+  readonly mtu: number;
+}
+
 interface Beginnings {
   readonly given: Config;
   readonly surveyed: Surveyed;
@@ -607,17 +613,18 @@ export class Agent implements Operations {
     const undo = new Undo();
     undo.push(async () => this.#containers.route(await linksByName())); // for the networks as they were
     try {
-      for (const name of removed) await this.#remove(this.#live.named(name), undo);
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
-      for (const network of networks) {
+      const anew = networks.flatMap((network) => {
         const before = this.#live.get(network.name);
-        if (before !== undefined && isAnew(before.config, network))
-          await this.#remove(before, undo);
-      }
+        return before !== undefined && isAnew(before.config, network) ? [before] : [];
+      });
+      await this.#remove([...removed.map((name) => this.#live.named(name)), ...anew], undo);
       await this.#makeBridges(found?.missingBridges ?? []);
-      for (const [at, network] of networks.entries()) {
-        await this.#put(network, found!.mtus[at]!, undo);
-      }
+      const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
+      const isThere = ({ config }: Wanted) => this.#live.has(config.name);
+      const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
+      for (const each of there) await this.#alter(each, undo);
+      await this.#add(fresh, undo);
       const links = await linksByName();
       await this.#containers.route(links); // networks made anew have forgotten what is attached
     } catch (error) {
@@ -691,50 +698,60 @@ export class Agent implements Operations {
     throw new VtepError("CONFLICT", `${message}: ${remedy}`);
   }
 
-  async #put(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
-    const before = this.#live.get(config.name);
-    if (before === undefined) return this.#add(config, mtu, undo);
+  async #alter({ config, mtu }: Wanted, undo: Undo): Promise<void> {
+    const before = this.#live.named(config.name);
     const { opened } = before;
     const after = { ...this.#live.planned(config, before.plan.index, mtu), opened };
     undo.push(() => this.#change(after, before));
     return this.#change(before, after);
   }
 
-  async #add(config: NetworkConfig, mtu: number, undo: Undo): Promise<void> {
-    await this.#setUp(await this.#openTap(config, mtu, undo));
+  /** All at once: for each of a thousand, programs of the host's would be started in turn. */
+  async #add(networks: readonly Wanted[], undo: Undo): Promise<void> {
+    if (networks.length === 0) return;
+    const opened: Live[] = [];
+    undo.push(() => this.#takeOut(opened));
+    for (const each of networks) await this.#openTap(each, opened);
+    await this.#setUp(opened.map(({ link }) => link));
   }
 
-  /** Returns the TAP that the threads have now. */
-  async #openTap(config: NetworkConfig, mtu: number, undo: Undo): Promise<TapLink> {
+  /** Notes among `opened` what the threads are to have, before they have it. */
+  async #openTap({ config, mtu }: Wanted, opened: Live[]): Promise<void> {
     const live = this.#live.planned(config, this.#live.freeIndex(), mtu);
     this.#telling.countAnew(live.plan.index);
     this.#live.put(live);
-    undo.push(() => this.#takeOut(live));
+    opened.push(live);
     this.#entries.configure(live);
     await this.#workers.add(live.plan);
-    return live.link;
   }
 
-  async #setUp(link: TapLink): Promise<void> {
-    await this.#unqueue([link]);
-    await bringUp([link]);
+  async #setUp(links: readonly TapLink[]): Promise<void> {
+    await this.#unqueue(links);
+    await bringUp(links);
   }
 
-  async #remove(live: Live, undo: Undo): Promise<void> {
-    undo.push(() => this.#add(live.config, live.plan.mtu, new Undo()));
-    await this.#takeOut(live);
+  async #remove(networks: readonly Live[], undo: Undo): Promise<void> {
+    if (networks.length === 0) return;
+    const again: Live[] = [];
+    undo.push(() => this.#setUp(again.map(({ link }) => link)));
+    // One that cannot be had again keeps no other from it.
+    for (const { config, plan } of networks) {
+      undo.push(() => this.#openTap({ config, mtu: plan.mtu }, again));
+    }
+    await this.#takeOut(networks);
   }
 
-  /** The TAP is deleted before it is closed: that takes the threads no time. */
-  async #takeOut(live: Live): Promise<void> {
-    const { config, plan, link } = live;
-    await this.#workers.retire(plan.index);
-    await this.#removeTaps([link]);
-    await this.#workers.discard(plan.index);
-    this.#containers.forget(plan.index);
-    this.#telling.noteLeaving();
-    this.#entries.clear(live);
-    this.#live.remove(config.name);
+  /** TAPs are deleted before they are closed: that takes the threads no time. */
+  async #takeOut(networks: readonly Live[]): Promise<void> {
+    for (const { plan } of networks) await this.#workers.retire(plan.index);
+    await this.#removeTaps(networks.map(({ link }) => link));
+    for (const live of networks) {
+      await this.#workers.discard(live.plan.index);
+      this.#containers.forget(live.plan.index);
+      this.#telling.noteLeaving();
+      this.#entries.clear(live);
+      this.#live.remove(live.config.name);
+    }
   }
 
   /** What is left goes when it is closed. */
@@ -771,12 +788,12 @@ export class Agent implements Operations {
       // Its settings may have changed meanwhile, or it was removed.
       const now = [...this.#live].find((live) => live.opened === opened);
       if (now === undefined) return;
-      await this.#takeOut(now);
-      const link = await this.#openTap(now.config, now.plan.mtu, new Undo());
+      await this.#takeOut([now]);
+      await this.#openTap({ config: now.config, mtu: now.plan.mtu }, []);
       try {
-        await this.#setUp(link);
+        await this.#setUp([now.link]);
       } catch (error) {
-        if ((await linksByName()).has(link.name)) throw error;
+        if ((await linksByName()).has(now.link.name)) throw error;
         return; // deleted again: the threads tell of that, too
       }
       await this.#containers.look();

@@ -1,5 +1,5 @@
 import { readdirSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
@@ -7,7 +7,7 @@ import type { KernelVxlan } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import { isSilent, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import type { LogLine, Vtep } from "../lab/vtep.ts";
+import { type LogLine, Vtep } from "../lab/vtep.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
 const directory = await mkdtemp(join(tmpdir(), "vtep-reload-"));
@@ -249,6 +249,55 @@ describe("a file that is read again", () => {
     expect(anew).toMatchObject({ vni: 43, fdbEntries: 0 });
   }, 60_000);
 });
+
+test("replaces many networks by as many programs of the host's as a few, or none of them", async () => {
+  await vtep[Symbol.asyncDispose]();
+  const bin = await mkdtemp(join(directory, "bin-"));
+  const [runs, refused] = [join(bin, "runs"), join(bin, "refused")];
+  await writeFile(refused, "nothing");
+  for (const program of ["ip", "tc"]) {
+    const real = (await ours.run("which", program)).trim();
+    const script = `#!/bin/sh
+echo ${program} >>${runs}
+input=$(cat)
+case "$input" in *"$(cat ${refused})"*) echo refused >&2; exit 2 ;; esac
+printf '%s\\n' "$input" | ${real} "$@"
+`;
+    await writeFile(join(bin, program), script, { mode: 0o755 });
+  }
+  const some = (first: number, count: number) =>
+    Array.from({ length: count }, (_, at) => ({ vni: first + at, peers: [theirs.address] }));
+  const up = async () => {
+    const shown = JSON.parse(await ours.run("ip", "-json", "link", "show", "up"));
+    const names: string[] = shown.map(({ ifname }: { ifname: string }) => ifname);
+    return names.filter((name) => /^vtep[12]/.test(name)).sort();
+  };
+  await write(RED, ...some(1000, 3), ...some(2000, 30));
+  vtep = await new Vtep(
+    ours,
+    ["--config", file],
+    ["env", `PATH=${bin}:${process.env.PATH}`],
+  ).ready();
+  const told = async (...networks: object[]) => {
+    await write(RED, ...networks);
+    await writeFile(runs, "");
+    return { ...(await reload()), runs: (await readFile(runs, "utf8")).split("\n").sort() };
+  };
+  const few = await told(...some(1100, 3), ...some(2000, 30));
+  const many = await told(...some(1100, 3), ...some(2100, 30));
+  expect([few.msg, many.msg]).toEqual(["reloaded", "reloaded"]);
+  expect(many.runs).toEqual(few.runs);
+  const taps = [...some(1100, 3), ...some(2100, 30)].map(({ vni }) => `vtep${vni}`);
+  expect(await up()).toEqual(taps);
+  await writeFile(refused, "vtep2220 up");
+  expect(await told(...some(1100, 3), ...some(2200, 30))).toMatchObject({
+    msg: "nothing was changed",
+    reason: expect.stringContaining("refused"),
+  });
+  expect(await up()).toEqual(taps);
+  expect(await ours.links()).not.toContain("vtep2200");
+  await reach(here, there.address);
+}, 30_000);
 
 test("without a file there is nothing to read again", async () => {
   await vtep.stop();
