@@ -28,9 +28,15 @@ const FAULTS: Record<string, [status: string, message: string]> = {
 };
 
 /** Serves until it is disposed of. Throws VtepError when it cannot listen. */
-export async function serve(place: Place, served: Served): Promise<AsyncDisposable> {
+export async function serve(
+  place: Place,
+  served: Served,
+  idleMs = IDLE_MS,
+): Promise<AsyncDisposable> {
   const { log } = served;
   let answer: Promise<Listener>;
+  /** By caller: what it was answered last, or is to be. */
+  const answers = new WeakMap<Socket, ServerResponse>();
   const server = createServer(
     {
       headersTimeout: HEADERS_MS,
@@ -38,9 +44,14 @@ export async function serve(place: Place, served: Served): Promise<AsyncDisposab
       connectionsCheckingInterval: 1_000,
       keepAliveTimeout: HEADERS_MS,
     },
-    async (request, response) => (await answer)(request, response),
+    async (request, response) => {
+      answers.set(request.socket, response);
+      return (await answer)(request, response);
+    },
   );
-  server.timeout = IDLE_MS;
+  server.setTimeout(idleMs, (socket) => {
+    if (!waits(answers.get(socket))) socket.destroy();
+  });
   server.maxConnections = MOST_CONNECTIONS;
   server.on("clientError", turnAway);
   await listen(server, place);
@@ -52,6 +63,11 @@ export async function serve(place: Place, served: Served): Promise<AsyncDisposab
       return unloaded;
     });
   return disposable(server);
+}
+
+/** Whether somebody has asked all and heard nothing yet: it is the agent who takes long, over a reload perhaps. */
+function waits(answer: ServerResponse | undefined): boolean {
+  return answer?.req.complete === true && !answer.headersSent;
 }
 
 function unloaded(_request: IncomingMessage, response: ServerResponse): void {

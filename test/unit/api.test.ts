@@ -477,6 +477,23 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     expect(answer).toContain('{"code":"USAGE","message":"the request did not arrive in time"}');
   });
 
+  test("an agent that takes long over an answer is waited for, a caller that keeps silent is not", async () => {
+    const idleMs = 50;
+    const path = join(directory, "slow.sock");
+    let [isAsked, hasEnded] = [false, false];
+    const slowly = async () => {
+      isAsked = true;
+      await until("the silent caller's end", () => hasEnded);
+      return operations.reload();
+    };
+    await using _ = await serve({ path }, { ...served(), reload: slowly }, idleMs);
+    const changes = new Client(path).reload();
+    await until("the question", () => isAsked);
+    expect(await text(connect(path))).toBe("");
+    hasEnded = true;
+    expect(await changes).toEqual(await operations.reload());
+  });
+
   test("a thousand calls at once are all answered", { timeout: 30_000 }, async () => {
     operations.learn("blue", 100);
     const answers = await Promise.all(
