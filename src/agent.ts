@@ -34,6 +34,7 @@ import {
   createBridges,
   leaveBridges,
   linksByName,
+  type Own,
   removeIdleBridges,
   removeTaps,
   type TapLink,
@@ -453,9 +454,7 @@ export class Agent implements Operations {
     this.#undo.push(() => this.#containers.unroute(stays));
     this.#undo.push(() => this.#notes.leavePlan());
     this.#undo.push(() => this.#notes.remember());
-    this.#undo.push(() =>
-      this.#removeBridges([...this.#bridges], stays ? this.#live.taps() : undefined),
-    );
+    this.#undo.push(() => this.#removeBridges([...this.#bridges], stays ? this.#own() : undefined));
     this.#tellOfAstray(found);
     await this.#makeBridges(found.missingBridges);
     this.#unwanted.throwIfAborted();
@@ -564,10 +563,19 @@ export class Agent implements Operations {
     for (const name of names) this.#bridges.add(name);
   }
 
-  /** Those that have no ports, but for ports that are to be ignored. */
-  async #removeBridges(names: readonly string[], ignored?: ReadonlySet<string>): Promise<void> {
+  /** What of bridges the next agent would give them again, but no address of anybody else's. */
+  #own(): Own {
+    const addresses = this.#containers.traces.gateways?.addresses ?? [];
+    return {
+      ports: this.#live.taps(),
+      addresses: new Set(addresses.map((each) => each.join(" "))),
+    };
+  }
+
+  /** Those that nobody else uses: see `removeIdleBridges`. */
+  async #removeBridges(names: readonly string[], own?: Own): Promise<void> {
     if (names.length === 0) return;
-    const left = await removeIdleBridges(names, ignored);
+    const left = await removeIdleBridges(names, own);
     for (const name of names) if (!left.includes(name)) this.#bridges.delete(name);
     if (this.#keeping !== undefined) return; // they are kept like all else
     for (const bridge of left) {

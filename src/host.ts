@@ -48,6 +48,9 @@ export interface Link {
 export interface LinkAddress {
   readonly local?: string;
   readonly prefixlen?: number;
+  readonly scope?: string;
+  /** Whether it came by a router's advertisement, or for a time. */
+  readonly dynamic?: boolean;
   /** Of IPv6: whether another host has it is not known yet; or one has (RFC 4862, section 5.4). */
   readonly tentative?: boolean;
   readonly dadfailed?: boolean;
@@ -559,20 +562,36 @@ export async function createBridges(names: readonly string[]): Promise<void> {
   throw failed.error;
 }
 
-/** Removes bridges, except those on which ports are left that count; returns which these are. */
-export async function removeIdleBridges(
-  names: readonly string[],
-  ignored: ReadonlySet<string> = new Set(),
-): Promise<string[]> {
+/** What is ours of a bridge that may have to outlast us. */
+export interface Own {
+  readonly ports: ReadonlySet<string>;
+  /** With prefix lengths, each after its bridge's name and a space. */
+  readonly addresses: ReadonlySet<string>;
+}
+
+/**
+ * Removes bridges, except those on which ports are left; returns which these are. Where `own` is given, that does
+ * not count, but an address does that somebody gave to the bridge.
+ */
+export async function removeIdleBridges(names: readonly string[], own?: Own): Promise<string[]> {
   const links = await linksByName();
-  const ports = [...links.values()].filter(({ ifname }) => !ignored.has(ifname));
+  const ports = [...links.values()].filter(({ ifname }) => !own?.ports.has(ifname));
   const masters = new Set(ports.map(({ master }) => master));
   const there = names.filter((name) => links.get(name)?.linkinfo?.info_kind === "bridge");
+  const isInUse = (name: string) =>
+    masters.has(name) || (own !== undefined && wasAddressed(links.get(name)!, own));
   await removeLinks(
-    there.filter((name) => !masters.has(name)),
+    there.filter((name) => !isInUse(name)),
     links,
   );
-  return there.filter((name) => masters.has(name));
+  return there.filter(isInUse);
+}
+
+/** Whether somebody else gave it an address: not the kernel, nor a router. */
+function wasAddressed({ ifname, addr_info = [] }: Link, { addresses }: Own): boolean {
+  return addr_info.some(({ local, prefixlen, scope, dynamic = false }) => {
+    return scope !== "link" && !dynamic && !addresses.has(`${ifname} ${local}/${prefixlen}`);
+  });
 }
 
 /** Removes those of these TAPs that there are; another link of the same name is left alone. */

@@ -10,7 +10,7 @@ import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
 import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import { cli } from "../lab/vtep.ts";
+import { cli, Vtep } from "../lab/vtep.ts";
 import { underlays } from "./kinds.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
@@ -286,6 +286,28 @@ test("a TAP that is deleted again while it is made anew is made anew again", asy
   expect(said("the TAP is made anew")).toBe(2);
   expect(await ours.links()).toContain("vtep42");
   expect((await vtep.stop()).code).toBe(0);
+});
+
+test("a bridge that was made here outlasts a restart with the address that somebody gave it", async () => {
+  const directory = await mkdtemp(join(tmpdir(), "vtep-lifecycle-"));
+  onTestFinished(() => rm(directory, { recursive: true }));
+  const kept = ["env", "VTEP_KEEP=1", `STATE_DIRECTORY=${directory}`];
+  const gateway = ["--bridge", "br42", "--gateway", "192.0.2.254/24"];
+  const run = () => new Vtep(ours, [...network, ...gateway], kept).ready();
+  const addresses = async () => {
+    const [{ addr_info }] = JSON.parse(await ours.run("ip", "-j", "-4", "addr", "show", "br42"));
+    return addr_info.map(({ local }: { local: string }) => local).sort();
+  };
+  await (await run()).stop();
+  expect(await ours.links()).not.toContain("br42");
+  const last = await run();
+  await ours.ip("addr add 192.0.2.7/24 dev br42");
+  await last.stop();
+  const next = await run();
+  expect(await addresses()).toEqual(["192.0.2.254", "192.0.2.7"]);
+  await ours.ip("addr del 192.0.2.7/24 dev br42");
+  await next.stop();
+  expect(await ours.links()).toEqual(untouched.links);
 });
 
 test("reloads that wait for their turn when it is told to stop are refused", async () => {
