@@ -55,7 +55,7 @@ export function judge(
   bound: Locals = { local4: undefined, local6: undefined },
 ): Survey {
   const { local4, local6 } = localsOf(config, routes, bound);
-  checkLocals([local4, local6], addresses);
+  checkLocals([local4, local6], addresses, [bound.local4, bound.local6]);
   if (bound.local6 === undefined) checkDetected(local6, links);
   const missingBridges = new Set<string>();
   for (const network of config.networks) {
@@ -116,9 +116,20 @@ export function astrayOf(
   });
 }
 
-function checkLocals(locals: readonly (string | undefined)[], ours: readonly string[]): void {
+/** Where sockets are open already, the host may have been renumbered since. */
+function checkLocals(
+  locals: readonly (string | undefined)[],
+  ours: readonly string[],
+  bound: readonly (string | undefined)[],
+): void {
   const wrong = locals.find((local) => local !== undefined && !isOurs(local, ours));
   if (wrong === undefined) return;
+  if (bound.includes(wrong)) {
+    throw new VtepError(
+      "ADDRESS",
+      `the agent's sockets are at ${wrong}, which is an address of no interface here any more: give one that address again, or restart the agent`,
+    );
+  }
   const family = addressFamily(wrong);
   const choice = ours.filter((address) => addressFamily(address) === family && !isScoped(address));
   throw new VtepError(

@@ -310,6 +310,18 @@ test("a bridge that was made here outlasts a restart with the address that someb
   expect(await ours.links()).toEqual(untouched.links);
 });
 
+test("a change is refused while the agent is at an address that the host has no more", async () => {
+  await ours.ip("addr add 10.9.9.9/32 dev lo");
+  await using vtep = await ours.vtep(...network, "--local", "10.9.9.9").ready();
+  await ours.ip("addr del 10.9.9.9/32 dev lo");
+  const refusal = /^the agent's sockets are at 10\.9\.9\.9, which .* or restart the agent$/;
+  const change = new Client(vtep.socket).putPeer("vtep42", "192.0.2.9");
+  await expect(change).rejects.toMatchObject({
+    code: "ADDRESS",
+    message: expect.stringMatching(refusal),
+  });
+});
+
 test("reloads that wait for their turn when it is told to stop are refused", async () => {
   const script = 'while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"';
   const { path, directory } = await pathWithIp(script);
