@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { text } from "node:stream/consumers";
-import { RAISE_FILES, VtepError } from "./errors.ts";
+import { remedied, VtepError } from "./errors.ts";
 
 export interface Ended {
   readonly code: number | null;
@@ -57,12 +57,8 @@ export async function command(
     if (code === "ENOENT") {
       throw new VtepError("LINK", `the command ${words[0]} is missing: install ${from}`, error);
     }
-    const full = code === "EMFILE" || code === "ENFILE" ? `: ${RAISE_FILES}` : "";
-    throw new VtepError(
-      "LINK",
-      `the command ${words[0]} could not be run: ${message}${full}`,
-      error,
-    );
+    const sentence = `the command ${words[0]} could not be run: ${message}`;
+    throw new VtepError("LINK", remedied(sentence), error);
   } finally {
     clearTimeout(patience);
   }

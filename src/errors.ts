@@ -50,6 +50,9 @@ export function exitCode(error: unknown): number {
   return code === "UNREACHABLE" ? EXIT_UNREACHABLE : EXIT_FAILURE;
 }
 
-/** What helps against EMFILE and ENFILE, whatever it was that could not be opened. */
-export const RAISE_FILES =
-  "raise the limit of open files (ulimit -n; LimitNOFILE= in a systemd unit)";
+const RAISE_FILES = "raise the limit of open files (ulimit -n; LimitNOFILE= in a systemd unit)";
+
+/** A message with what helps against EMFILE and ENFILE where it names one, whatever it was that could not be opened. */
+export function remedied(message: string): string {
+  return /\bE[MN]FILE\b/.test(message) ? `${message}: ${RAISE_FILES}` : message;
+}

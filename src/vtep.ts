@@ -16,7 +16,7 @@ import {
   steeringFault,
 } from "./device/tap.ts";
 import { type Capabilities, OFFLOADS, type Offloads, type Underlay } from "./device.ts";
-import { VtepError } from "./errors.ts";
+import { remedied, VtepError } from "./errors.ts";
 import { Fdb } from "./fdb.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import { Mirror, type MirrorFilter } from "./mirror.ts";
@@ -380,8 +380,9 @@ async function openUnderlay(
     } catch (error) {
       // What another kind of socket would be refused as well is no reason to try one.
       if (plan.underlay === "native" || plan.keptOnly) throw error;
+      if (worker > 0) throw error; // the port is the first one's already, and shared with none of Node's sockets
       if (!(error instanceof VtepError) || error.code !== "SYSTEM") throw error;
-      fallback = error.message;
+      fallback = remedied(error.message);
     }
   }
   const underlay = await DgramUnderlay.open(options);

@@ -5,7 +5,7 @@
 import { once } from "node:events";
 import { parentPort } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
-import { RAISE_FILES, VtepError } from "./errors.ts";
+import { remedied, VtepError } from "./errors.ts";
 import { rehearse, whileIdle } from "./rehearsal.ts";
 import { AGAIN_MS, forgetDescriptors, storeDescriptors } from "./systemd.ts";
 import { type Mirroring, type NetworkPlan, type Opened, type Plan, pace, Vtep } from "./vtep.ts";
@@ -61,14 +61,7 @@ function report(message: Report): void {
 /** An error as what can be posted. */
 function described(error: unknown): { code: VtepError["code"]; message: string } {
   const code = error instanceof VtepError ? error.code : "SYSTEM";
-  return { code, message: messageOf(error) };
-}
-
-function messageOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
-  if (code !== "EMFILE" && code !== "ENFILE") return error.message;
-  return `${error.message}: ${RAISE_FILES}`;
+  return { code, message: error instanceof Error ? remedied(error.message) : String(error) };
 }
 
 function obey(vtep: Vtep, order: Order): void {

@@ -8,7 +8,7 @@
 import { setFlagsFromString } from "node:v8";
 import { Worker } from "node:worker_threads";
 import type { Offloads } from "./device.ts";
-import { VtepError } from "./errors.ts";
+import { remedied, VtepError } from "./errors.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import type { MirrorFilter } from "./mirror.ts";
 import type { NetworkPlan, Plan } from "./vtep.ts";
@@ -190,7 +190,7 @@ export class Workers {
       if (!this.#threads.includes(thread)) return;
       this.#threads = this.#threads.filter((other) => other !== thread);
       const how = error === undefined ? "ended by itself" : `failed: ${error.message}`;
-      this.#lose(new VtepError("SYSTEM", `a forwarding thread ${how}`, error));
+      this.#lose(new VtepError("SYSTEM", remedied(`a forwarding thread ${how}`), error));
     });
     this.#threads.push(thread);
     return thread;

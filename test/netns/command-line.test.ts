@@ -407,3 +407,20 @@ test("vtep run with too few open files allowed", async () => {
   const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
   expectRefused(refused, 1, ["EMFILE", "ulimit -n"]);
 });
+
+// With few it does without some, with fewer it does not run.
+test("vtep run says what helps, whichever open file it is that is not allowed", async () => {
+  const said: string[] = [];
+  for (let most = 28; most <= 60; most += 2) {
+    const limited = ["prlimit", `--nofile=${most}`];
+    const agent = host.vtepBy(limited, ...good.split(" "), ...socket, "--workers", "2");
+    const refusal = await agent.ready().then(
+      () => agent.log.find(({ msg }) => msg === "native underlay refused, using dgram")?.reason,
+      () => agent.stderr,
+    );
+    await agent.stop();
+    if (refusal !== undefined) said.push(`${refusal}`);
+  }
+  expect(said).not.toEqual([]);
+  for (const refusal of said) expect(refusal).toMatch(/EMFILE.*ulimit -n/);
+}, 60_000);
