@@ -159,7 +159,7 @@ build() {
 }
 
 command -v node >/dev/null && command -v npm >/dev/null ||
-  fail "Node.js 20 or newer, with npm, has to be installed first"
+  fail "Node.js 20.4 or newer, with npm, has to be installed first"
 install_packages
 unpack_prometheus
 unpack_docker

@@ -59,7 +59,7 @@ Version: $version
 Architecture: $architecture
 Maintainer: The vtep authors <root@localhost>
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
-Depends: nodejs (>= 20), iproute2, systemd | systemd-standalone-sysusers, $libraries
+Depends: nodejs (>= 20.4), iproute2, systemd | systemd-standalone-sysusers, $libraries
 Recommends: nftables
 Section: net
 Priority: optional

@@ -42,7 +42,7 @@ test("holds what runs, and nothing that only builds or tests", () => {
     .map((line) => line.split(/\s+/)[1]);
   expect(new Set(owners)).toEqual(new Set(["root/root"]));
   const depends = execFileSync("dpkg-deb", ["--field", built, "Depends"], { encoding: "utf8" });
-  expect(depends).toMatch(/nodejs \(>= 20\), iproute2, .*libc6 \(>= [\d.]+\)/);
+  expect(depends).toMatch(/nodejs \(>= 20\.4\), iproute2, .*libc6 \(>= [\d.]+\)/);
 });
 
 test("is installed, runs, and is removed where systemd does not", async () => {
