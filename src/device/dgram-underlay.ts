@@ -391,10 +391,15 @@ function bindError(error: unknown, address: string, port: number): unknown {
         error,
       );
     case "EACCES":
-    case "EPERM":
       return new VtepError(
         "PERMISSION",
         `binding UDP port ${port} needs CAP_NET_BIND_SERVICE: run as root, or choose a port above 1023 with --port`,
+        error,
+      );
+    case "EPERM": // no port asks for that
+      return new VtepError(
+        "SYSTEM",
+        `UDP port ${port} of ${address} is forbidden: allow UDP sockets where a sandbox keeps them away (seccomp, a security module)`,
         error,
       );
     default:

@@ -238,10 +238,18 @@ export class NativeUnderlay implements Underlay {
 
 function explain(error: unknown, socket: UdpFamilyOptions): unknown {
   if (!isSystemError(error)) return error;
-  const { address, port } = socket;
+  const { address, port, family } = socket;
   const [low, high] = socket.sourcePorts;
   const forSource = error.syscall === "bind(source port)";
-  switch (error.code) {
+  // What the socket itself, or an option of it, is refused for is not about the address or the port.
+  const isOfPlace = forSource || error.syscall === "bind" || error.syscall === "inet_pton";
+  if (error.syscall === "socket" && error.code === "EAFNOSUPPORT") {
+    const sentence = `no IPv${family} socket can be had for ${address}`; // which may be this host's all the same
+    const remedy =
+      "allow them (RestrictAddressFamilies= in a systemd unit), or use the other family";
+    return new VtepError("ADDRESS", `${sentence}: ${remedy}`, error);
+  }
+  switch (isOfPlace ? error.code : undefined) {
     case "EADDRINUSE": {
       if (forSource) {
         const sentence = `no UDP port from ${low} to ${high} is free on ${address}`;
@@ -252,13 +260,11 @@ function explain(error: unknown, socket: UdpFamilyOptions): unknown {
       return new VtepError("PORT_IN_USE", `${sentence}: ${remedy}, or choose another port`, error);
     }
     case "EADDRNOTAVAIL":
-    case "EAFNOSUPPORT":
     case "EINVAL":
     case "ENODEV": {
       const remedy = 'choose one of those that "ip address" shows';
       return new VtepError("ADDRESS", `${address} is no address of this host: ${remedy}`, error);
     }
-    case "EPERM":
     case "EACCES": {
       const sentence = `UDP port ${forSource ? low : port} needs CAP_NET_BIND_SERVICE`;
       const remedy = "run as root or choose a port above 1023";

@@ -66,7 +66,7 @@ describe("opening", () => {
     ["EAFNOSUPPORT", "ADDRESS"],
     ["EINVAL", "ADDRESS"],
     ["EACCES", "PERMISSION"],
-    ["EPERM", "PERMISSION"],
+    ["EPERM", "SYSTEM"],
     ["ENOMEM", "SYSTEM"],
   ])("makes %s a VtepError %s, in a sentence with a remedy", async (errno, code) => {
     const cause = Object.assign(new Error(errno), { code: errno, syscall: "bind" });

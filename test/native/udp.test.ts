@@ -579,6 +579,46 @@ describe("the native underlay", () => {
     expect(() => new NativeUnderlay(nowhere)).toThrow(refused("ADDRESS", /fe80::1%/));
     expect(() => new NativeUnderlay(options)).toThrow(TypeError);
   });
+
+  // Such as a sandbox does.
+  it.each([
+    ["socket", "EPERM", /^SYSTEM UDP over ::1 could not be opened: EPERM.* socket$/],
+    ["socket", "EAFNOSUPPORT", /^ADDRESS no IPv6 socket can be had for ::1: allow them/],
+    ["setsockopt", "EPERM", /^SYSTEM UDP over ::1 could not be opened: EPERM.* setsockopt$/],
+    ["setsockopt", "EINVAL", /^SYSTEM UDP over ::1 could not be opened: EINVAL.* setsockopt$/],
+    ["bind", "EPERM", /^SYSTEM UDP over ::1 could not be opened: EPERM.* bind$/],
+    ["bind", "EACCES", /^PERMISSION UDP port 4789 needs CAP_NET_BIND_SERVICE/],
+  ] as const)(
+    "blames neither address nor port for what is refused by itself: %s, %s",
+    (call, errno, said) => {
+      const parameters = {
+        socket: "int family, int type, int protocol",
+        setsockopt: "int fd, int level, int option, const void *value, socklen_t bytes",
+        bind: "int fd, const sockaddr *name, socklen_t bytes",
+      }[call];
+      const words = {
+        socket: ["family == AF_INET6", "family, type, protocol"],
+        setsockopt: ["level == 41", "fd, level, option, value, bytes"], // IPPROTO_IPV6
+        bind: ["name->sa_family == AF_INET6", "fd, name, bytes"],
+      }[call];
+      using refusing = preload(`#include <sys/socket.h>
+      extern "C" int ${call}(${parameters}) {
+        if (${words[0]}) return errno = ${errno}, -1;
+        return next(${call}, "${call}")(${words[1]});
+      }`);
+      const { output } = moduleChild(
+        `import { NativeUnderlay } from "./src/device/native-underlay.ts";
+       import { Remotes } from "./src/remotes.ts";
+       try {
+         new NativeUnderlay({ local6: "::1", port: 4789, remotes: new Remotes(), largestDatagram: 1500 });
+       } catch ({ code, message }) {
+         console.log(code, message);
+       }`,
+        [...refusing.way],
+      );
+      expect(output.trim()).toMatch(said);
+    },
+  );
 });
 
 describe("in a namespace of its own", () => {
