@@ -248,11 +248,19 @@ function checkName(name: string): void {
   throw new RangeError(`${JSON.stringify(name)} cannot be the name of an interface`);
 }
 
+/** A capability alone does not help whom the file's mode or a list of devices keeps out. */
+const LET_IN =
+  "run as root, or with CAP_NET_ADMIN where its mode (chmod 666), the unit (DeviceAllow=/dev/net/tun rw) or the container (--device /dev/net/tun) lets you in";
+
 function explain(error: unknown, name: string, multiQueue: boolean): unknown {
   if (!isSystemError(error)) return error;
   switch (error.code) {
     case "EPERM":
     case "EACCES": {
+      if (error.syscall.startsWith("open")) {
+        const sentence = `/dev/net/tun cannot be opened (${error.code})`;
+        return new VtepError("PERMISSION", `${sentence}: ${LET_IN}`, error);
+      }
       const remedy = "run as root or with that capability";
       const sentence = `creating TAP ${name} needs CAP_NET_ADMIN`;
       return new VtepError("PERMISSION", `${sentence}: ${remedy}`, error);

@@ -782,6 +782,15 @@ describe("what cannot be opened", () => {
     expect(openWithin(...without)).toBe(`PERMISSION EPERM ${wanted}`);
   });
 
+  it("needs to be let in by /dev/net/tun, whatever its capabilities", () => {
+    const keep = 'mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200 && exec "$@"';
+    const nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    const able = [...nobody, "--inh-caps=+net_admin", "--ambient-caps=+net_admin"];
+    expect(openWithin("unshare", "--mount", "sh", "-c", keep, "sh", ...able)).toMatch(
+      /^PERMISSION EACCES \/dev\/net\/tun cannot be opened \(EACCES\): run as root, or with CAP_NET_ADMIN where its mode/,
+    );
+  });
+
   it("needs /dev/net/tun", () => {
     const hide = 'mount -t tmpfs none /dev/net && exec "$@"';
     expect(openWithin("unshare", "--mount", "sh", "-c", hide, "sh")).toMatch(
