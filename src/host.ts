@@ -649,9 +649,20 @@ async function query<Row>(args: readonly string[]): Promise<Row[]> {
 
 /** ip prints empty objects for what a filter left out, and nothing at all for an empty list. */
 function parse<Row>(output: string): Row[] {
-  const rows = output.trim() === "" ? [] : (JSON.parse(output) as Row[]);
+  const rows = output.trim() === "" ? [] : rowsOf<Row>(output);
   return rows.filter((row) => Object.keys(row as object).length > 0);
 }
+
+function rowsOf<Row>(output: string): Row[] {
+  try {
+    return JSON.parse(output) as Row[];
+  } catch (error) {
+    const sentence = `the command ip printed no JSON but ${JSON.stringify(output.slice(0, 40))}`;
+    throw new VtepError("LINK", `${sentence}: ${WITH_JSON}`, error);
+  }
+}
+
+const WITH_JSON = "install iproute2 of 4.13 or newer";
 
 interface Change {
   /** For people: completes "… failed". */
@@ -750,6 +761,12 @@ async function ip(
       : ["nsenter", `--net=${inside.namespace}`, "sh", "-c", ANNOUNCING, inside.ifname, ...args];
   const input = lines.map((line) => `${line.join(" ")}\n`).join("");
   const ended = await command(words, input, "iproute2");
+  if (ended.refusal.startsWith("BusyBox")) {
+    throw new VtepError(
+      "LINK",
+      `the command ip is that of BusyBox, which has no JSON: ${WITH_JSON}`,
+    );
+  }
   const line = /^Command failed \S*:(\d+)$/m.exec(ended.stderr)?.[1];
   return { ...ended, line: line === undefined ? undefined : Number(line) };
 }

@@ -202,6 +202,17 @@ describe.concurrent("what the system refuses ends with 1", () => {
     expectRefused(refused, 1, ["command ip is missing", "install iproute2"]);
   });
 
+  test.each([
+    ["BusyBox", 'exec busybox ip "$@"', ["ip is that of BusyBox"]],
+    ["words for people", "echo 1: lo: mtu 65536", ["printed no JSON", '"1: lo: mtu']],
+  ])("run where ip is another's: %s", async (_, script, words) => {
+    const path = await mkdtemp(join(directory, "path-"));
+    await writeFile(join(path, "ip"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    const wrapper = ["env", `PATH=${path}:${process.env.PATH}`, ...start()];
+    const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
+    expectRefused(refused, 1, [...words, "install iproute2"]);
+  });
+
   test("docker-plugin where it cannot listen", async () => {
     const listen = (path: string) => {
       return vtep("docker-plugin", "--listen", path, "--state", join(directory, "state.json"));
