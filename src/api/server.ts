@@ -8,6 +8,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { setImmediate } from "node:timers/promises";
+import { VtepError } from "../errors.ts";
 import type { Served } from "./routes.ts";
 import { disposable, listen, type Place } from "./socket.ts";
 
@@ -79,12 +80,30 @@ function unloaded(_request: IncomingMessage, response: ServerResponse): void {
 type Listener = (request: IncomingMessage, response: ServerResponse) => unknown;
 
 async function load(served: Served): Promise<Listener> {
+  assertWebAssembly();
   const [{ getRequestListener }, { routes }] = await Promise.all([
     import("@hono/node-server"),
     import("./routes.ts"),
   ]);
   const { fetch } = routes(served);
   return getRequestListener(fetch, { hostname: "localhost", errorHandler: misunderstood });
+}
+
+/**
+ * The framework is made of Node's own requests and answers, with which comes a parser in WebAssembly that nobody here
+ * needs. Where there is no room for its memory, of which V8 sets 8 GB of addresses aside, nobody can catch what it
+ * throws, and the process would end.
+ */
+function assertWebAssembly(): void {
+  type Memory = new (descriptor: { readonly initial: number }) => unknown;
+  const { WebAssembly } = globalThis as unknown as { WebAssembly: { Memory: Memory } };
+  try {
+    new WebAssembly.Memory({ initial: 1 });
+  } catch (cause) {
+    const remedy =
+      "raise the limit of address space (ulimit -v; LimitAS= in a systemd unit), or give node --disable-wasm-trap-handler";
+    throw new VtepError("SYSTEM", `Node has no room for WebAssembly: ${remedy}`, cause);
+  }
 }
 
 /** What the framework makes no request of: its target or its host is none. */
