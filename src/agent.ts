@@ -838,10 +838,14 @@ function suggestedWorkers(): number {
   return Math.max(1, Math.floor(availableParallelism() / 2));
 }
 
-/** Descriptors that this process may have: Node has raised its soft limit to the hard one. */
+/** Descriptors that this process may have, as far as is known: Node has raised its soft limit to the hard one. */
 function mostDescriptors(): number {
-  const limits = readFileSync("/proc/self/limits", "utf8");
-  return Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? Infinity);
+  try {
+    const limits = readFileSync("/proc/self/limits", "utf8");
+    return Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? Infinity);
+  } catch {
+    return 0; // no /proc here
+  }
 }
 
 function isSameMac(one: Pick<FdbEntry, "macHigh" | "macLow">, other: typeof one): boolean {

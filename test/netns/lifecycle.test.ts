@@ -397,3 +397,9 @@ test("where no address space is left for its API, it says so and forwards", asyn
   expect(await ping(ours, there.address)).toMatchObject({ received: 3 });
   expect(await vtep.stop()).toMatchObject({ code: 0 });
 });
+
+test("runs where /proc is not mounted", async () => {
+  const hidden = ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"];
+  const vtep = await ours.vtepBy(hidden, ...network).ready();
+  expect(await vtep.stop()).toMatchObject({ code: 0 });
+});
