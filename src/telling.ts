@@ -83,7 +83,12 @@ export class Telling {
     if (opened.fallback !== undefined) {
       this.#log.warn({ reason: opened.fallback }, "native underlay refused, using dgram");
     }
-    if (opened.unsteered !== undefined) {
+    if (opened.unsteered !== undefined && this.#from.plan.workers === 1) {
+      this.#log.info(
+        { reason: opened.unsteered },
+        "every flow from a TAP waits behind the one that has most to send: give vtep CAP_BPF and bpf(2)",
+      );
+    } else if (opened.unsteered !== undefined) {
       this.#log.warn(
         { reason: opened.unsteered },
         "frames of a flow may overtake each other when it is first answered: give vtep CAP_BPF and bpf(2), or --workers 1",

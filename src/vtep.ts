@@ -85,7 +85,10 @@ export interface Opened {
   readonly capabilities: Capabilities;
   /** Why "auto" did not become "native". */
   readonly fallback: string | undefined;
-  /** Why a flow from a TAP may change its thread, and a few of its frames their order, as it is answered. */
+  /**
+   * Why a flow from a TAP may change its thread, and a few of its frames their order, as it is answered; or, of a
+   * single thread, why TAPs have no further queues.
+   */
   readonly unsteered: string | undefined;
 }
 
@@ -375,7 +378,9 @@ async function openUnderlay(
     try {
       const underlay = new NativeUnderlay(options);
       const { capabilities } = underlay;
-      const unsteered = plan.workers > 1 ? steeringFault() : undefined;
+      const steers =
+        plan.workers > 1 || plan.networks.some(({ furtherQueues }) => furtherQueues > 0);
+      const unsteered = steers ? steeringFault() : undefined;
       return { underlay, opened: { underlay: "native", capabilities, fallback, unsteered } };
     } catch (error) {
       // What another kind of socket would be refused as well is no reason to try one.

@@ -123,6 +123,25 @@ test("without CAP_BPF, several workers forward all the same, and say what that m
   );
 });
 
+test("without CAP_BPF, a single worker says that its TAPs have one queue", async () => {
+  const way = ["setpriv", "--bounding-set=-bpf,-sys_admin"];
+  const told = {
+    reason: "EPERM",
+    msg: expect.stringMatching(/^every flow from a TAP waits .*CAP_BPF/),
+  };
+  for (const [prefix, lines] of [
+    [way, [expect.objectContaining(told)]],
+    [["env"], []],
+  ] as const) {
+    const vtep = await lab
+      .host(1)
+      .vtepBy(prefix, ...args, "--workers", "1")
+      .ready();
+    expect(await vtep.stop()).toMatchObject({ code: 0 });
+    expect(vtep.log.filter(({ msg }) => msg.startsWith("every flow"))).toEqual(lines);
+  }
+});
+
 test("the underlay of node:dgram has one worker, and says so", async () => {
   const vtep = lab.host(1).vtep(...args, ...several, "--underlay", "dgram");
   expect(await vtep.exited).toBe(2);
