@@ -20,6 +20,13 @@
 // because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
 static constexpr int32_t FRAME_ROOM = 65536 + 64;
 
+// Whoever may open /dev/net/tun, which udev lets everyone, may join a device with several queues that is nobody's
+// (tun_not_capable of drivers/net/tun.c): read its frames, and send others.
+static int make_ours(int fd, const char **syscall) {
+  *syscall = "ioctl(TUNSETOWNER)";
+  return ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(geteuid())) < 0 ? -errno : 0;
+}
+
 static int configure(tap *t, const char *name, int flags, const char **syscall) {
   ifreq request = {};
   memcpy(request.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
@@ -27,6 +34,8 @@ static int configure(tap *t, const char *name, int flags, const char **syscall) 
   *syscall = "ioctl(TUNSETIFF)";
   if (ioctl(t->fd, TUNSETIFF, &request) < 0) return -errno;
   memcpy(t->name, request.ifr_name, IFNAMSIZ);
+  int error = make_ours(t->fd, syscall);
+  if (error < 0) return error;
 
   int header = sizeof(virtio_net_hdr);
   *syscall = "ioctl(TUNSETVNETHDRSZ)";
@@ -90,6 +99,7 @@ int tap_adopt(tap *t, int fd, const tap_options *options, const char **syscall) 
   bool queues = (found.ifr_flags & IFF_MULTI_QUEUE) != 0;
   bool named = strncmp(found.ifr_name, options->name, IFNAMSIZ) == 0 || is_elsewhere(fd);
   if (error == 0 && (!named || (options->multi_queue && !queues))) error = -ENODEV;
+  if (error == 0) error = make_ours(fd, syscall);  // the agent before may have run as another user
   if (error < 0) return tap_close(t), error;
   strncpy(t->name, options->name, IFNAMSIZ - 1);
   if (options->multi_queue) steer_by_flow(fd);

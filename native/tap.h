@@ -38,7 +38,8 @@ struct tap_options {
   int further_queues;
 };
 
-// Opens a queue of a TAP, creating the device unless it exists. Returns 0, or -errno and what failed in `*syscall`.
+// Opens a queue of a TAP, creating the device unless it exists. From then on only this user may join it, and who has
+// CAP_NET_ADMIN. Returns 0, or -errno and what failed in `*syscall`.
 int tap_open(tap *t, const tap_options *options, const char **syscall);
 
 // Takes a descriptor that is a queue already; ENODEV if it is of another device or of none, or if its device has one

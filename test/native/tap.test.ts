@@ -3,7 +3,7 @@
  * namespace of the test's own (its queue stays with us), so that addresses and frames disturb nobody.
  */
 import { execFileSync } from "node:child_process";
-import { closeSync, readdirSync, readlinkSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import {
   afterAll,
@@ -531,6 +531,26 @@ describe("several queues of one device", () => {
     expect(links()).not.toContain(`${name}:`);
   });
 
+  it("no other user joins them who has no capability, though everybody may open /dev/net/tun", () => {
+    const name = uniqueName();
+    const tap = new NativeTap({ name, multiQueue: true });
+    onTestFinished(() => tap.close());
+    expect(joinAsNobody(name)).toBe("EPERM\n");
+  });
+
+  it("nor when they were kept, and another user's before", () => {
+    const name = uniqueName();
+    const former = new NativeTap({ name, multiQueue: true });
+    const fd = addon().duplicate(former.fd);
+    former.close();
+    execFileSync("python3", ["-c", GIVE_TO_NOBODY], {
+      stdio: ["ignore", "inherit", "inherit", fd],
+    });
+    const kept = new NativeTap({ name, fd, multiQueue: true });
+    onTestFinished(() => kept.close());
+    expect(joinAsNobody(name)).toBe("EPERM\n");
+  });
+
   it("both write, and between them read all that the kernel sends", async () => {
     const name = uniqueName();
     const queues = [1, 2].map(() => new NativeTap({ name, multiQueue: true }));
@@ -800,6 +820,33 @@ describe("what cannot be opened", () => {
     expect(openWithin("unshare", "--mount", "sh", "-c", empty, "sh")).toMatch(/^TUN_MISSING EN/);
   });
 });
+
+/** By a user without rights, TUNSETIFF of <linux/if_tun.h> on descriptor 3, with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR and IFF_MULTI_QUEUE. */
+const JOIN = `
+import errno, fcntl, os, struct, sys
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try:
+    fcntl.ioctl(3, 0x400454ca, struct.pack("16sH22x", sys.argv[1].encode(), 0x5102))
+    print("joined")
+except OSError as error:
+    print(errno.errorcode[error.errno])`;
+/** TUNSETOWNER. */
+const GIVE_TO_NOBODY = "import fcntl; fcntl.ioctl(3, 0x400454cc, 65534)";
+
+/** What joining says to a user without rights, who has opened /dev/net/tun, as udev lets everybody. */
+function joinAsNobody(name: string): string {
+  const fd = openSync("/dev/net/tun", "r+");
+  try {
+    return execFileSync("python3", ["-c", JOIN, name], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "inherit", fd],
+    });
+  } finally {
+    closeSync(fd);
+  }
+}
 
 function links(): string {
   return execFileSync("ip", ["-brief", "link"], { encoding: "utf8" }).replaceAll(/ +/g, ": ");
