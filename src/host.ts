@@ -363,6 +363,9 @@ export interface RouteInside {
  * Last of all the container's end is given the MAC that it has: the kernel takes that for a change, and
  * announces the addresses (arp_notify, ndisc_notify). When the interface comes up, the bridge does not
  * forward from its port yet.
+ *
+ * The end that is here comes up as the bridge's port and not before: until then what the container sends would be
+ * for this host, which would take it for its router (RFC 4861), and keep that route.
  */
 export async function plug(veth: Veth): Promise<void> {
   const { name, alias, namespace, ifname, mac, mtu } = veth;
@@ -377,7 +380,7 @@ export async function plug(veth: Veth): Promise<void> {
     },
     {
       does: `noting what ${name} is`,
-      words: ["link", "set", "dev", name, "alias", alias, "up"],
+      words: ["link", "set", "dev", name, "alias", alias],
     },
   ]);
   if (made?.at === 0) throw made.error;
@@ -392,7 +395,7 @@ export async function plug(veth: Veth): Promise<void> {
 async function joinAndAnnounce(veth: Veth): Promise<VtepError | undefined> {
   const { name, bridge, namespace, ifname, mac } = veth;
   const steps = `
-ip link set dev "$0" master "$1" || exit 3
+ip link set dev "$0" master "$1" up || exit 3
 exec nsenter --net="$2" ip link set dev "$3" address "$4"`;
   const words = ["sh", "-c", steps, name, bridge, namespace, ifname, mac];
   const { code, refusal } = await command(words, "", "iproute2");

@@ -77,6 +77,13 @@ function attachSlowly(target: string, ...options: string[]) {
   return attachBy(script, target, ...options);
 }
 
+/** Says to all hosts that it is a router, for half an hour (RFC 4861, section 4.2). */
+const ROUTER = `
+import socket, sys
+icmp = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+icmp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+icmp.sendto(bytes([134, 0, 0, 0, 64, 0, 7, 8]) + bytes(8), (sys.argv[2], 0, 0, socket.if_nametoindex(sys.argv[1])))`;
+
 /** What is left of an attachment. */
 async function remains() {
   const inside = await box.finish(["ip", "-json", "link", "show", "type", "veth"]);
@@ -125,6 +132,19 @@ describe("a container that is attached", () => {
     } finally {
       process.kill();
     }
+  });
+
+  test("does not become the router of the host while it is joined to its bridge", async () => {
+    const ipv6 = (off: 0 | 1) => ours.sysctl({ "ipv6/conf/default/disable_ipv6": off });
+    await ipv6(0); // which a lab switches off
+    onTestFinished(() => ipv6(1));
+    const advertises = `nsenter --net=/run/netns/${box.name} sh -c '
+      ip addr add fe80::66/64 dev eth0 nodad; exec python3 -c "${ROUTER}" eth0 ff02::1'`;
+    const script = `case "$*" in *master*) touch $began; ${advertises};; esac; exec ip "$@"`;
+    const { ended, began } = attachBy(script, box.name, "--ip", "fd07::201/64");
+    expect((await ended).code).toBe(0);
+    await began;
+    expect(await ours.run("ip", "-6", "route", "show", "default")).toBe("");
   });
 
   test("is announced to who has known its address behind another MAC", async () => {
