@@ -1,10 +1,14 @@
 /** Files that others find whole, as they were or as they are to be. */
 import { renameSync, rmSync, writeFileSync } from "node:fs";
 
-/** Readable by its owner only. Throws what the system says, and of which file. */
+/**
+ * Readable by its owner only. Throws what the system says, and of which file. What a link in the place of the new
+ * one leads to is left alone: root may write where another user may put one.
+ */
 export function replaceFile(file: string, text: string): void {
   try {
-    writeFileSync(`${file}.new`, text, { mode: 0o600 });
+    rmSync(`${file}.new`, { force: true }); // of one who was killed
+    writeFileSync(`${file}.new`, text, { mode: 0o600, flag: "wx" });
     renameSync(`${file}.new`, file);
   } catch (error) {
     removeIfPossible(`${file}.new`);

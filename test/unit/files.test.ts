@@ -1,4 +1,13 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import {
+  linkSync,
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -8,7 +17,7 @@ const full = vi.hoisted(() => ({ is: false }));
 vi.mock("node:fs", async (original) => {
   const fs = await original<typeof import("node:fs")>();
   const writeFileSync: typeof fs.writeFileSync = (file, ...rest) =>
-    fs.writeFileSync(full.is ? "/dev/full" : file, ...rest);
+    full.is ? fs.writeFileSync("/dev/full", "no room") : fs.writeFileSync(file, ...rest);
   return { ...fs, writeFileSync };
 });
 
@@ -33,6 +42,27 @@ test("a file that finds no room stays as it was, and is named", () => {
   );
   expect(readFileSync(file, "utf8")).toBe("before");
   expect(readdirSync(directory)).toEqual(["state.json"]);
+});
+
+test.each([
+  ["a symbolic link", symlinkSync],
+  ["a hard link", linkSync],
+])("what %s in the place of the new one leads to is left alone", (_, link) => {
+  const file = join(directory, "state.json");
+  const other = join(directory, "shadow");
+  writeFileSync(other, "of root", { mode: 0o644 });
+  link(other, `${file}.new`);
+  replaceFile(file, "ours");
+  expect(readFileSync(other, "utf8")).toBe("of root");
+  expect(readFileSync(file, "utf8")).toBe("ours");
+  expect(lstatSync(file).isFile() && lstatSync(file).mode & 0o777).toBe(0o600);
+});
+
+test("what one has left who was killed is in nobody's way", () => {
+  const file = join(directory, "state.json");
+  writeFileSync(`${file}.new`, "hal");
+  replaceFile(file, "whole");
+  expect(readFileSync(file, "utf8")).toBe("whole");
 });
 
 test("what the system names itself is named once", () => {
