@@ -70,14 +70,19 @@ function ofCheck(group: readonly Finding[], check: Check, paint: Paint): string[
 
 function ofFinding({ severity, finding, remedy, commands = [] }: Finding, paint: Paint): string[] {
   const room = WIDTH - MARGIN.length;
-  const [first = "", ...rest] = wrapped(finding, room);
+  const [first = "", ...rest] = wrapped(harmless(finding), room);
   const label = `  ${paint(severity, COLOURS[severity])}${" ".repeat(9 - severity.length)}`;
   const lines = [label + first, ...rest.map((line) => MARGIN + line)];
-  const [todo, ...more] = remedy === undefined ? [] : wrapped(remedy, room - 2);
+  const [todo, ...more] = remedy === undefined ? [] : wrapped(harmless(remedy), room - 2);
   if (todo !== undefined)
     lines.push(`${MARGIN}→ ${todo}`, ...more.map((line) => `${MARGIN}  ${line}`));
   // As they are: whoever copies them must not find them cut.
-  return [...lines, ...commands.map((line) => `${MARGIN}    ${line}`)];
+  return [...lines, ...commands.map((line) => `${MARGIN}    ${harmless(line)}`)];
+}
+
+/** Others of this host choose their command lines, which are not to tell root's terminal what to do. */
+function harmless(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, "?");
 }
 
 /** Lines of words; a word that is longer than a line has one to itself. */

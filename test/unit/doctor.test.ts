@@ -476,6 +476,14 @@ Ways to the peers
       expect(shown).toContain(finding.split(" ").slice(0, 3).join(" "));
     }
   });
+
+  test("what others have put into it tells the terminal nothing", () => {
+    const text = "held by pid 9 (\x1b[2J\x9b31m\r\n\x07x)";
+    const finding = { ...sample[0]!, finding: text, remedy: text, commands: [text] };
+    expect(report([finding], false).match(/held by .*/g)).toEqual(
+      new Array(3).fill("held by pid 9 (?[2J?31m???x)"),
+    );
+  });
 });
 
 /** The configuration of `facts`, with more said. */
