@@ -148,12 +148,14 @@ async function attaches(): Promise<void> {
   const target = `/run/netns/${box.name}`;
   const module = (name: string) => JSON.stringify(new URL(`../src/${name}`, import.meta.url).href);
   const code = `
-    const { attach, detach, namespaceId } = await import(${module("attach.ts")});
+    const { attach, detach } = await import(${module("attach.ts")});
+    const { HeldNamespace } = await import(${module("namespace.ts")});
     const { linkName } = await import(${module("attachments.ts")});
     const { Client } = await import(${module("api/client.ts")});
     const client = new Client(${JSON.stringify(vtep.socket)});
-    const owner = namespaceId(${JSON.stringify(target)});
-    const wanted = { network: "blue", target: ${JSON.stringify(target)}, owner, by: "attach", ifname: "eth0", addresses: ["10.1.0.201/24"], gateways: [], routes: [], published: [] };
+    const namespace = new HeldNamespace(${JSON.stringify(target)});
+    const owner = namespace.id;
+    const wanted = { network: "blue", target: ${JSON.stringify(target)}, namespace, owner, by: "attach", ifname: "eth0", addresses: ["10.1.0.201/24"], gateways: [], routes: [], published: [] };
     const times = [];
     for (let turn = 0; turn < ${ATTACHMENTS}; turn++) {
       const began = performance.now();

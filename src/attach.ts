@@ -5,7 +5,6 @@
  * Attaching is idempotent, and whole or not at all.
  */
 import { randomInt } from "node:crypto";
-import { statfsSync, statSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import ipaddr from "ipaddr.js";
 import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
@@ -36,14 +35,17 @@ import {
   unplug,
   unplugDirect,
 } from "./host.ts";
+import type { HeldNamespace } from "./namespace.ts";
 import type { NetworkStatus } from "./operations.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
 
 /** What an interface of a container is to be. */
 export interface Wanted {
   readonly network: string;
-  /** Path of its network namespace. */
+  /** Path of its network namespace, for people. */
   readonly target: string;
+  /** Where that is found, whatever the path leads to meanwhile. */
+  readonly namespace: HeldNamespace;
   /** Whose it is: what it is detached by. */
   readonly owner: string;
   /** As of `Attachment`. */
@@ -116,7 +118,16 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     await checkPorts(client, attachment, port, was);
     // It was not finished, or the network has another bridge now.
     if (before !== undefined) await unplug(name);
-    await plug({ name, bridge, alias, namespace: target, ifname, mac, mtu, addresses, routes });
+    const inside = {
+      target,
+      namespace: wanted.namespace.path,
+      ifname,
+      mac,
+      mtu,
+      addresses,
+      routes,
+    };
+    await plug({ name, bridge, alias, ...inside });
     // Another one may have taken the same address at the same time: whoever sees that tries anew.
     if (
       wanted.addresses === "auto" &&
@@ -209,9 +220,11 @@ function routesOf(
 export async function address(
   client: Client,
   attached: Attached,
-  { addresses, routes }: Pick<Wanted, "routes"> & { readonly addresses: readonly string[] },
+  wanted: Pick<Wanted, "namespace" | "routes"> & { readonly addresses: readonly string[] },
 ): Promise<void> {
-  const { target: namespace, ifname, mac, mtu, link } = attached;
+  const { addresses, routes } = wanted;
+  const { path: namespace } = wanted.namespace;
+  const { ifname, mac, mtu, link } = attached;
   const attachment = { ...attached, addresses: addresses.map(checkedPrefix) };
   checkRoutes(routes, attachment.addresses);
   const links = await linksByName();
@@ -226,11 +239,12 @@ export async function address(
 export async function attachDirect(client: Client, wanted: Wanted): Promise<Attached> {
   const { attachment, mtu, network, port } = await fitted(client, wanted, checkDirect);
   const { target, ifname } = attachment;
+  const { path: namespace } = wanted.namespace;
   const { tap, mac: own } = network;
   attachment.link = tap;
   if (wanted.mac === undefined) attachment.mac = own;
   const links = await linksByName();
-  const there = await linkInside(target, ifname);
+  const there = await linkInside(namespace, ifname);
   const was = there && attachmentOf(there);
   if (wanted.addresses === "auto") {
     attachment.addresses = [...(was?.addresses ?? freeAddresses(network, links, 1))];
@@ -253,7 +267,7 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
   await noteAlias(tap, alias);
   try {
     checkAlone(attachment, await client.attachments()); // as long as the alias can be seen
-    const inside = { namespace: target, ifname, mac, mtu, addresses, routes };
+    const inside = { target, namespace, ifname, mac, mtu, addresses, routes };
     await plugDirect({ name: tap, ...inside });
   } catch (error) {
     await noteAlias(tap, "").catch(() => undefined); // unless it had moved
@@ -261,8 +275,8 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
     throw error;
   }
   // Another one may have noted itself in between, and the agent takes it for that one's.
-  if ((await linkInside(target, ifname))?.ifalias !== alias) {
-    await unplugDirect(target, ifname);
+  if ((await linkInside(namespace, ifname))?.ifalias !== alias) {
+    await unplugDirect(namespace, ifname);
     throw new VtepError(
       "CONFLICT",
       `others attach the TAP of network ${network.name} at the same time: try again`,
@@ -277,7 +291,9 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
  */
 export async function attachPair(
   client: Client,
-  wanted: Omit<Wanted, "gateways" | "routes" | "mtu"> & { readonly addresses: readonly string[] },
+  wanted: Omit<Wanted, "namespace" | "gateways" | "routes" | "mtu"> & {
+    readonly addresses: readonly string[];
+  },
 ): Promise<Attachment & { readonly peer: string }> {
   const whole = { ...wanted, mtu: undefined };
   const { attachment, place: bridge, mtu, network } = await fitted(client, whole, bridgeOf);
@@ -329,7 +345,7 @@ export async function unpublish(client: Client, name: string): Promise<void> {
 /** What is wanted, checked, and with what follows from the network; `placeIn` refuses networks that are unfit. */
 async function fitted<Place>(
   client: Client,
-  wanted: Omit<Wanted, "gateways" | "routes">,
+  wanted: Omit<Wanted, "namespace" | "gateways" | "routes">,
   placeIn: (network: NetworkStatus) => Place,
 ) {
   const { owner, by, ifname, target, published } = wanted;
@@ -375,19 +391,19 @@ async function tell(client: Client, attachment: Attachment): Promise<void> {
 /** Detaches what is a network's TAP itself; false when it was not attached so. */
 export async function detachDirect(
   client: Client,
-  target: string,
-  ifname: string,
+  { target, namespace, ifname }: Pick<Wanted, "target" | "namespace" | "ifname">,
 ): Promise<boolean> {
-  const there = await linkInside(target, ifname);
+  const { path } = namespace;
+  const there = await linkInside(path, ifname);
   if (isTap(there) && attachmentOf(there) !== undefined) {
-    await unplugDirect(target, ifname); // the agent makes the TAP anew
+    await unplugDirect(path, ifname); // the agent makes the TAP anew
   } else {
     // Whoever was to move it, or to name it there, was killed.
     const attached = await client.attachments().catch(() => []);
     const noted = attached.find((each) => each.target === target && each.ifname === ifname);
     if (noted === undefined) return false;
     const { link } = noted;
-    if (isTap(await linkInside(target, link))) await unplugDirect(target, link);
+    if (isTap(await linkInside(path, link))) await unplugDirect(path, link);
     else if (isTap((await linksByName()).get(link))) await noteAlias(link, "");
     else return false;
   }
@@ -404,29 +420,6 @@ export async function detach(client: Client, link: string): Promise<boolean> {
   const was = await unplug(link);
   if (was) await client.attachments().catch(() => undefined); // it will look when it is back
   return was;
-}
-
-/** NSFS_MAGIC of linux/magic.h. What is left of a namespace's name is a file of another system. */
-const NSFS = 0x6e736673;
-
-/** What tells a network namespace from any other, however it is called. Throws VtepError NOT_FOUND. */
-export function namespaceId(path: string): string {
-  try {
-    const { dev, ino } = statSync(path);
-    if (statfsSync(path).type === NSFS) return `${dev}:${ino}`;
-    throw new VtepError("NOT_FOUND", `${path} is no network namespace, or one no more: name one`);
-  } catch (error) {
-    if (error instanceof VtepError) throw error;
-    const { code, message } = error as NodeJS.ErrnoException;
-    if (code === "ENOENT") {
-      throw new VtepError("NOT_FOUND", `${path} is not there: name a network namespace`, error);
-    }
-    throw new VtepError(
-      "PERMISSION",
-      `${path} cannot be looked at (${message}): run as root`,
-      error,
-    );
-  }
 }
 
 function checkUntagged({ name, vlan }: NetworkStatus): void {

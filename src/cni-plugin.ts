@@ -12,7 +12,7 @@ import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { spelt, speltAddress, speltRoute } from "./addresses.ts";
 import { Client } from "./api/client.ts";
-import { address, attach, bridgeOf, checkInterface, detach, namespaceId } from "./attach.ts";
+import { address, attach, bridgeOf, checkInterface, detach } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import {
   type Call,
@@ -27,6 +27,7 @@ import {
   type RouteNumber,
 } from "./cni.ts";
 import { linkInside, linksByName, routesInside } from "./host.ts";
+import { HeldNamespace, namespaceId } from "./namespace.ts";
 
 /** Before an ADD, CHECK or STATUS gives up. */
 const PATIENCE_MS = 10_000;
@@ -48,7 +49,7 @@ export class Plugin {
     const ifname = this.#wanted("CNI_IFNAME");
     const target = this.#wanted("CNI_NETNS");
     const owner = this.#owner();
-    this.#checkEnvironment(target, ifname);
+    using namespace = this.#checkedEnvironment(target, ifname);
     const link = linkName(owner, ifname);
     if ((await linksByName()).has(link)) {
       throw new CniError(
@@ -56,7 +57,7 @@ export class Plugin {
         `${ifname} was added to this container before: delete it first`,
       );
     }
-    const wanted = { network, target, owner, by: `cni:${name}`, ifname, mac, mtu };
+    const wanted = { network, target, namespace, owner, by: `cni:${name}`, ifname, mac, mtu };
     const bare = { ...wanted, addresses: [], gateways: [], routes: [], published: [] };
     // It asks by the interface, so that has to be there.
     const asks = this.#configuration.ipam === "dhcp";
@@ -77,7 +78,7 @@ export class Plugin {
         })),
       };
       if (attached === undefined) attached = await attach(this.#client, { ...bare, ...given });
-      else await address(this.#client, attached, given);
+      else await address(this.#client, attached, { ...given, namespace });
       const size = cniVersion === "1.1.0" ? { mtu: attached.mtu } : {};
       return {
         cniVersion,
@@ -200,16 +201,17 @@ export class Plugin {
     throw new CniError(CODE.environment, `${name} is not set: the runtime has to say it`);
   }
 
-  #checkEnvironment(target: string, ifname: string): void {
-    let id: string;
+  #checkedEnvironment(target: string, ifname: string): HeldNamespace {
+    let namespace: HeldNamespace;
     try {
       checkInterface(ifname);
-      id = namespaceId(target);
+      namespace = new HeldNamespace(target);
     } catch (error) {
       throw new CniError(CODE.environment, (error as Error).message);
     }
-    if (this.#call.environment.CNI_NETNS_OVERRIDE) return;
-    if (id !== namespaceId("/proc/self/ns/net")) return;
+    if (this.#call.environment.CNI_NETNS_OVERRIDE) return namespace;
+    if (namespace.id !== namespaceId("/proc/self/ns/net")) return namespace;
+    namespace[Symbol.dispose]();
     throw new CniError(CODE.environment, `${target} is the host's own network namespace`);
   }
 

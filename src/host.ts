@@ -339,6 +339,8 @@ export interface Veth {
   readonly alias: string;
   /** Path of the container's network namespace. */
   readonly namespace: string;
+  /** What people call that. */
+  readonly target: string;
   readonly ifname: string;
   readonly mac: string;
   readonly mtu: number;
@@ -368,11 +370,11 @@ export interface RouteInside {
  * for this host, which would take it for its router (RFC 4861), and keep that route.
  */
 export async function plug(veth: Veth): Promise<void> {
-  const { name, alias, namespace, ifname, mac, mtu } = veth;
+  const { name, alias, namespace, target, ifname, mac, mtu } = veth;
   const inside = { inside: { namespace, ifname } };
   const made = await batch([
     {
-      does: `making ${ifname} in ${namespace}`,
+      does: `making ${ifname} in ${target}`,
       words: [
         ...["link", "add", "dev", name, "mtu", `${mtu}`, "type", "veth"],
         ...["peer", "name", ifname, "address", mac, "mtu", `${mtu}`, "netns", namespace],
@@ -458,12 +460,12 @@ export async function noteAlias(name: string, alias: string): Promise<void> {
 
 /** Moves a TAP into a container and sets it up there. Where it has moved and that fails, it is removed. */
 export async function plugDirect(tap: DirectLink): Promise<void> {
-  const { name, namespace, ifname, mac, mtu } = tap;
+  const { name, namespace, target, ifname, mac, mtu } = tap;
   const moved = ["link", "set", "dev", name, "netns", namespace];
-  await done(batch([{ does: `moving ${name} to ${namespace}`, words: moved }]));
+  await done(batch([{ does: `moving ${name} to ${target}`, words: moved }]));
   const changes = [
     {
-      does: `naming ${name} ${ifname} in ${namespace}`,
+      does: `naming ${name} ${ifname} in ${target}`,
       words: ["link", "set", "dev", name, "name", ifname],
     },
     {
@@ -483,7 +485,7 @@ export async function plugDirect(tap: DirectLink): Promise<void> {
 export async function unplugDirect(namespace: string, ifname: string): Promise<void> {
   const words = ["link", "del", "dev", ifname];
   await done(
-    batch([{ does: `removing ${ifname} of ${namespace}`, words }], {
+    batch([{ does: `removing ${ifname} of the container`, words }], {
       inside: { namespace, ifname },
     }),
   );

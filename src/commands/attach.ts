@@ -1,9 +1,10 @@
 /** `vtep attach` and `vtep detach`: containers on the networks of a running agent. */
 import type { Command } from "commander";
 import type { Client } from "../api/client.ts";
-import { attach, attachDirect, detach, detachDirect, namespaceId } from "../attach.ts";
+import { attach, attachDirect, detach, detachDirect } from "../attach.ts";
 import { formatPublished, linkName, parsePublished } from "../attachments.ts";
 import { VtepError } from "../errors.ts";
+import { HeldNamespace, namespaceId } from "../namespace.ts";
 import { type Answer, ask, type Options } from "./ask.ts";
 import { paper, table } from "./table.ts";
 
@@ -57,7 +58,8 @@ async function add(client: Client, [target]: readonly string[], options: Options
     throw new VtepError("USAGE", "--network is missing: name one of those that the agent forwards");
   }
   const path = namespaceOf(target!);
-  const owner = namespaceId(path);
+  using namespace = new HeldNamespace(path);
+  const owner = namespace.id;
   if (owner === namespaceId("/proc/self/ns/net")) {
     throw new VtepError(
       "USAGE",
@@ -67,6 +69,7 @@ async function add(client: Client, [target]: readonly string[], options: Options
   const attached = await (options.direct ? attachDirect : attach)(client, {
     network: network as string,
     target: path,
+    namespace,
     owner,
     by: "attach",
     ifname: ifname as string,
@@ -113,10 +116,11 @@ async function remove(
   { ifname }: Options,
 ): Promise<Answer> {
   const path = namespaceOf(target!);
-  const name = ifname as string;
+  using namespace = new HeldNamespace(path);
+  const inside = { target: path, namespace, ifname: ifname as string };
   const detached =
-    (await detach(client, linkName(namespaceId(path), name))) ||
-    (await detachDirect(client, path, name));
+    (await detach(client, linkName(namespace.id, inside.ifname))) ||
+    (await detachDirect(client, inside));
   const text = detached ? "is detached" : "was not attached";
   return { data: { detached }, text: `${ifname} of ${target} ${text}` };
 }

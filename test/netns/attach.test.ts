@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -69,6 +69,18 @@ function attachBy(script: string, target: string, ...options: string[]) {
   const began = until("it to begin", () => existsSync(join(directory, "began")));
   began.catch(() => undefined);
   return { ended, began };
+}
+
+/** Attaches by a path that leads to a container, and to another one as soon as anything is done with it. */
+async function attachMoving(...options: string[]): Promise<Finished> {
+  const directory = mkdtempSync(join(tmpdir(), "vtep-place-"));
+  onTestFinished(() => rmSync(directory, { recursive: true }));
+  const place = join(directory, "place");
+  symlinkSync(`/run/netns/${box.name}`, place);
+  const script = `ln -sfn /run/netns/${other.name} ${place}; touch $began; exec ip "$@"`;
+  const { ended, began } = attachBy(script, place, "--ip", `${ADDRESS}/24`, ...options);
+  await began;
+  return ended;
 }
 
 /** The same, but that each batch of changes to links takes a second to begin. */
@@ -145,6 +157,12 @@ describe("a container that is attached", () => {
     expect((await ended).code).toBe(0);
     await began;
     expect(await ours.run("ip", "-6", "route", "show", "default")).toBe("");
+  });
+
+  test("is the one that was found, wherever its path leads by then", async () => {
+    expect(await attachMoving()).toMatchObject({ code: 0, stderr: "" });
+    await reach(box, there.address);
+    expect(await other.run("ip", "-br", "link")).not.toContain("eth0");
   });
 
   test("is announced to who has known its address behind another MAC", async () => {
@@ -431,12 +449,14 @@ test("two hundred times leaves no link and no entry behind", async () => {
   const module = (name: string) =>
     JSON.stringify(new URL(`../../src/${name}`, import.meta.url).href);
   const code = `
-    const { attach, detach, namespaceId } = await import(${module("attach.ts")});
+    const { attach, detach } = await import(${module("attach.ts")});
+    const { HeldNamespace } = await import(${module("namespace.ts")});
     const { linkName } = await import(${module("attachments.ts")});
     const { Client } = await import(${module("api/client.ts")});
     const client = new Client(${JSON.stringify(vtep.socket)});
     const target = "/run/netns/${box.name}";
-    const wanted = { network: "blue", target, owner: namespaceId(target), by: "attach", ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [], published: [] };
+    const namespace = new HeldNamespace(target);
+    const wanted = { network: "blue", target, namespace, owner: namespace.id, by: "attach", ifname: "eth0", addresses: ["${ADDRESS}/24"], gateways: [], routes: [], published: [] };
     for (let turn = 0; turn < 200; turn++) {
       await attach(client, wanted);
       if (!(await detach(client, linkName(wanted.owner, "eth0")))) throw new Error("it was not attached");
@@ -455,6 +475,11 @@ describe("without a bridge, the TAP itself", () => {
 
   const direct = (target: string, ...more: string[]) =>
     attach(target, "--direct", "--ip", `${ADDRESS}/24`, ...more);
+
+  test("is that of the container that was found, wherever its path leads by then", async () => {
+    expect(await attachMoving("--direct")).toMatchObject({ code: 0, stderr: "" });
+    await reach(box, there.address);
+  });
 
   test("is the container's interface, and here again when that is detached", async () => {
     const found = await direct(box.name, "fd07::201/64", "--gateway", `${prefix}1`);

@@ -64,6 +64,7 @@ const LAYERS: readonly Layer[] = [
   { name: "snapshot", files: /^(snapshot|edits)\.ts$/, mutual: false, outside: ANYTHING },
   { name: "version", files: /^version\.ts$/, mutual: false, outside: NOTHING },
   { name: "host", files: /^host\.ts$/, mutual: false, outside: ANYTHING },
+  { name: "containers' namespaces", files: /^namespace\.ts$/, mutual: false, outside: ANYTHING },
   { name: "other programs", files: /^command\.ts$/, mutual: false, outside: ANYTHING },
   { name: "files as a whole", files: /^files\.ts$/, mutual: false, outside: ANYTHING },
   { name: "service manager", files: /^systemd\.ts$/, mutual: false, outside: ANYTHING },
