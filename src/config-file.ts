@@ -113,6 +113,11 @@ class YamlFile implements Layer {
     this.#lines = new LineCounter();
     let data: unknown;
     try {
+      if (included && statSync(name).isFIFO()) {
+        throw new Error(
+          "it is a pipe, and a reload would wait for who writes to it: put a file there",
+        );
+      }
       const text = readFileSync(name, "utf8");
       this.#document = parseDocument(text, { lineCounter: this.#lines });
       const [fault] = [...this.#document.errors, ...this.#document.warnings];

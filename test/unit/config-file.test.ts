@@ -1,7 +1,8 @@
+import { execFileSync, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
 import { parse as parseYaml } from "yaml";
 import { example, reference, shown } from "../../src/commands/config.ts";
 import { checkConfig, keys, networkConfig } from "../../src/config.ts";
@@ -68,6 +69,17 @@ describe("an included directory", () => {
   ])("that is %j is refused", (include, sentence) => {
     expect(faults({ "vtep.yaml": `include: ${include}\nnetworks: [${one(1)}]` })).toEqual([
       `vtep.yaml:1:10: include ${sentence}`,
+    ]);
+  });
+
+  it("waits for nobody who would write to a pipe", () => {
+    mkdirSync(join(root, "a"));
+    const pipe = join(root, "a/1.yaml");
+    execFileSync("mkfifo", [pipe]);
+    const writer = spawn("sh", ["-c", 'exec >"$0"', pipe]); // or a reader would never come back
+    onTestFinished(() => void writer.kill());
+    expect(faults({ "vtep.yaml": `include: a\nnetworks: [${one(1)}]` })).toEqual([
+      "a/1.yaml cannot be read: it is a pipe, and a reload would wait for who writes to it: put a file there",
     ]);
   });
 
