@@ -26,7 +26,7 @@ import { Entries, keyOf, macOf } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import type { Explanation, Question } from "./explain.ts";
 import { Fdb, NETWORKS } from "./fdb.ts";
-import { Gateways } from "./gateways.ts";
+import { beDeafTo, Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import {
   adjustTap,
@@ -560,7 +560,10 @@ export class Agent implements Operations {
 
   async #makeBridges(names: readonly string[]): Promise<void> {
     await createBridges(names);
-    for (const name of names) this.#bridges.add(name);
+    for (const name of names) {
+      this.#bridges.add(name);
+      beDeafTo(name, this.#log);
+    }
   }
 
   /** What of bridges the next agent would give them again, but no address of anybody else's. */

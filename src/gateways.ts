@@ -96,7 +96,7 @@ export class Gateways {
       this.#note(routed, links);
       await setUpGateways(routed);
       this.#gateways = routed;
-      for (const { bridge } of routed) this.#beDeafTo(bridge);
+      for (const { bridge } of routed) beDeafTo(bridge, this.#log);
       await this.#allowForwarding();
     }
     await this.publish(attached);
@@ -173,18 +173,6 @@ export class Gateways {
     this.#log.warn({ remedy }, "packets of containers may be dropped where they are forwarded");
   }
 
-  /** A gateway of IPv4 alone leaves IPv6 as it is, and then a host that does not forward would hear containers. */
-  #beDeafTo(bridge: string): void {
-    try {
-      hear(bridge, "0");
-    } catch (error) {
-      const { code, message: reason } = error as NodeJS.ErrnoException;
-      if (code === "ENOENT") return; // no IPv6 here
-      const remedy = `sysctl -w net.ipv6.conf.${bridge.replaceAll(".", "/")}.accept_ra=0`;
-      this.#log.warn({ reason, remedy }, "a container may make itself the router of this host");
-    }
-  }
-
   /** Where it may not be switched on here, somebody else has to. */
   async #allowForwarding(): Promise<void> {
     const addresses = this.#gateways.flatMap((gateway) => gateway.addresses);
@@ -233,6 +221,18 @@ function readSetting(setting: string): string {
 async function goOnHearing(): Promise<void> {
   for (const link of await advertised()) {
     if (readSetting(`net/ipv6/conf/${link}/accept_ra`) === "1") hear(link, "2");
+  }
+}
+
+/** Whoever is in the network of a bridge could else make itself the router of a host that does not forward. */
+export function beDeafTo(bridge: string, log: Logger): void {
+  try {
+    hear(bridge, "0");
+  } catch (error) {
+    const { code, message: reason } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT") return; // no IPv6 here
+    const remedy = `sysctl -w net.ipv6.conf.${bridge.replaceAll(".", "/")}.accept_ra=0`;
+    log.warn({ reason, remedy }, "a container may make itself the router of this host");
   }
 }
 

@@ -50,6 +50,17 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     ]);
   });
 
+  test("makes a bridge by which nobody becomes the router of its host, and leaves another's as it is", async () => {
+    const accepts = (bridge: string) =>
+      ours.run("cat", `/proc/sys/net/ipv6/conf/${bridge}/accept_ra`);
+    const before = await accepts("br0");
+    await using vtep = await ours.vtep(...args, "--bridge", "br42").ready();
+    expect(await accepts("br42")).toBe("0\n");
+    await vtep.stop();
+    await using _ = await ours.vtep(...args, "--bridge", "br0").ready();
+    expect([await accepts("br0"), before]).toEqual(["1\n", "1\n"]);
+  });
+
   test("forwards for the host itself when no bridge is named", async () => {
     await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
     await using _vtep = await ours.vtep(...args).ready();
