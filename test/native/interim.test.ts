@@ -205,7 +205,7 @@ describe("between two agents", () => {
     writePlan(directory, plan, remotes, []);
     mkdirSync(join(directory, "plan.json.new"));
     expect(() => writePlan(directory, { ...plan, port: 4790 }, remotes, [])).toThrow(
-      /EISDIR.*open/,
+      /EISDIR.*plan\.json\.new/,
     );
     expect(await begin()).toBeUndefined();
   });
