@@ -28,19 +28,7 @@ import type { Explanation, Question } from "./explain.ts";
 import { Fdb, NETWORKS } from "./fdb.ts";
 import { beDeafTo, Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
-import {
-  adjustTap,
-  bringUp,
-  createBridges,
-  leaveBridges,
-  linksByName,
-  type Own,
-  removeIdleBridges,
-  removeTaps,
-  type TapLink,
-  unqueue,
-  vxlanDeviceOn,
-} from "./host.ts";
+import { linksByName, vxlanDeviceOn } from "./host.ts";
 import {
   forgetAll,
   type Keeping,
@@ -53,6 +41,17 @@ import {
   tellOfEdits,
   withoutIdle,
 } from "./keeping.ts";
+import {
+  adjustTap,
+  bringUp,
+  createBridges,
+  leaveBridges,
+  type Own,
+  removeIdleBridges,
+  removeTaps,
+  type TapLink,
+  unqueue,
+} from "./links.ts";
 import { isAnew, type Live, LiveNetworks } from "./live.ts";
 import type {
   AgentEvent,

@@ -20,13 +20,12 @@ import {
   stableMac,
 } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
+import { type Link, type Listener, linksByName, listeners } from "./host.ts";
+import type { HeldNamespace } from "./namespace.ts";
+import type { NetworkStatus } from "./operations.ts";
 import {
   addressInside,
-  type Link,
-  type Listener,
   linkInside,
-  linksByName,
-  listeners,
   noteAlias,
   pair,
   plug,
@@ -34,9 +33,7 @@ import {
   type RouteInside,
   unplug,
   unplugDirect,
-} from "./host.ts";
-import type { HeldNamespace } from "./namespace.ts";
-import type { NetworkStatus } from "./operations.ts";
+} from "./plug.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
 
 /** What an interface of a container is to be. */

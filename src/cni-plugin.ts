@@ -26,8 +26,9 @@ import {
   type Route,
   type RouteNumber,
 } from "./cni.ts";
-import { linkInside, linksByName, routesInside } from "./host.ts";
+import { linksByName } from "./host.ts";
 import { HeldNamespace, namespaceId } from "./namespace.ts";
+import { linkInside, routesInside } from "./plug.ts";
 
 /** Before an ADD, CHECK or STATUS gives up. */
 const PATIENCE_MS = 10_000;

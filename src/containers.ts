@@ -8,7 +8,8 @@
 import { type Attachment, attachmentOf, attachmentsAmong } from "./attachments.ts";
 import type { Entries } from "./entries.ts";
 import type { Gateways } from "./gateways.ts";
-import { type Link, linksByName, movePorts } from "./host.ts";
+import { type Link, linksByName } from "./host.ts";
+import { movePorts } from "./links.ts";
 import type { LiveNetworks } from "./live.ts";
 import type { Snapshot } from "./snapshot.ts";
 

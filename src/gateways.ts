@@ -16,13 +16,8 @@ import { type Attachment, stableMac } from "./attachments.ts";
 import { command, type Ended } from "./command.ts";
 import type { NetworkConfig } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import {
-  advertised,
-  type GatewayLink,
-  type Link,
-  setUpGateways,
-  tearDownGateways,
-} from "./host.ts";
+import { advertised, type Link } from "./host.ts";
+import { type GatewayLink, setUpGateways, tearDownGateways } from "./links.ts";
 import { natTable, type Publication } from "./nat.ts";
 import { formatMac } from "./wire/ethernet.ts";
 

@@ -8,7 +8,7 @@ import { writeStaticRoutes } from "./control/static.ts";
 import { VtepError } from "./errors.ts";
 import { NETWORKS } from "./fdb.ts";
 import { GATEWAY_MAC } from "./gateways.ts";
-import type { TapLink } from "./host.ts";
+import type { TapLink } from "./links.ts";
 import type { Remotes } from "./remotes.ts";
 import type { NetworkPlan, Plan } from "./vtep.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
