@@ -105,3 +105,9 @@ function toText(number: bigint, isV6: boolean): string {
   const hex = number.toString(16).padStart(isV6 ? 32 : 8, "0");
   return ipaddr.fromByteArray([...Buffer.from(hex, "hex")]).toString();
 }
+
+/** Needs an interface beside it; IPv4's link-local addresses are routed like any other. */
+export function isScoped(text: string): boolean {
+  const parsed = ipaddr.process(text);
+  return parsed.kind() === "ipv6" && parsed.range() === "linkLocal";
+}

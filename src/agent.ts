@@ -19,7 +19,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import type { Attachment } from "./attachments.ts";
 import { Captures } from "./captures.ts";
-import { asWritten, type Config, collisions, type FdbEntry, type NetworkConfig } from "./config.ts";
+import { asWritten, type Config, collisions, type NetworkConfig } from "./config.ts";
 import { Containers } from "./containers.ts";
 import { Counters, Traffic } from "./counters.ts";
 import { Entries, keyOf, macOf } from "./entries.ts";
@@ -65,6 +65,7 @@ import type {
   RemoteStatus,
 } from "./operations.ts";
 import { addressWords, canonicalAddress, Remotes } from "./remotes.ts";
+import type { FdbEntry } from "./schema.ts";
 import { type Survey, survey } from "./survey.ts";
 import { Telling } from "./telling.ts";
 import { type Plan, tapDescriptor } from "./vtep.ts";

@@ -13,20 +13,15 @@ import {
   type Config,
   type Conflict,
   conflicts,
-  type EndpointKey,
   type Fault,
-  flags,
   includeFault,
-  isMapping,
-  keys,
-  type NetworkKey,
-  NOT_A_LIST,
-  ONE_PLACE,
   type Path,
   parse,
   placeOf,
 } from "./config.ts";
 import { VtepError } from "./errors.ts";
+import { flags, keys } from "./keys.ts";
+import { type EndpointKey, isMapping, type NetworkKey, NOT_A_LIST, ONE_PLACE } from "./schema.ts";
 
 /** What `vtep run` reads when it is told of no other file and of no network. */
 export const DEFAULT_FILE = "/etc/vtep/vtep.yaml";

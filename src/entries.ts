@@ -4,7 +4,7 @@
  * What frames teach, the forwarding threads enter. Here is entered what they cannot know: what the
  * configuration says, what is attached to this host, and what was learned before they began.
  */
-import type { FdbEntry } from "./config.ts";
+
 import { writeStaticRoutes } from "./control/static.ts";
 import { VtepError } from "./errors.ts";
 import { CONTROL, type Fdb, type FdbRow, LEARNED, ORIGIN_NAMES, STATIC } from "./fdb.ts";
@@ -12,6 +12,7 @@ import type { Seen } from "./interim.ts";
 import type { Live, LiveNetworks } from "./live.ts";
 import type { FdbEntryStatus, FdbFilter } from "./operations.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
+import type { FdbEntry } from "./schema.ts";
 import type { Snapshot } from "./snapshot.ts";
 import { monotonicSeconds, type NetworkPlan } from "./vtep.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";

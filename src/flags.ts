@@ -1,8 +1,8 @@
 /** The keys of the configuration as flags of a command: they come from the schema. */
 import { type Command, Option } from "commander";
-import { flags } from "./config.ts";
 import type { FlagValues } from "./config-file.ts";
 import { VtepError } from "./errors.ts";
+import { flags } from "./keys.ts";
 
 /** Gives a command a flag for every key, or for those of one kind. */
 export function addFlags(command: Command, of?: "network" | "endpoint"): Command {

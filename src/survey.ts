@@ -3,7 +3,9 @@
  * and whether the names asked for are free. It changes nothing, and refuses what could not work
  * with one sentence that says what to do.
  */
-import { type Config, isScoped, type NetworkConfig, reached } from "./config.ts";
+
+import { isScoped } from "./addresses.ts";
+import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
 import { type Link, type Route, type Surroundings, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";

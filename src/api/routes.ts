@@ -14,7 +14,7 @@ import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { describeRoute, generateSpecs, resolver, validator } from "hono-openapi";
 import type { Logger } from "pino";
 import * as v from "valibot";
-import { isMapping, nearest, networkConfig } from "../config.ts";
+import { networkConfig } from "../config.ts";
 import { type ErrorCode, VtepError } from "../errors.ts";
 import type {
   CaptureStream,
@@ -23,6 +23,7 @@ import type {
   NetworkStatus,
   Operations,
 } from "../operations.ts";
+import { isMapping, nearest } from "../schema.ts";
 import type { ApiStatus } from "./client.ts";
 import { eventStream } from "./feed.ts";
 import * as schemas from "./schemas.ts";

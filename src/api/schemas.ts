@@ -6,7 +6,6 @@
 import * as v from "valibot";
 import type { Attachment } from "../attachments.ts";
 import { WHOLE } from "../capture.ts";
-import { address, LOG_LEVELS, networkEntries } from "../config.ts";
 import { Counter, Drop } from "../counters.ts";
 import { OFFLOADS } from "../device.ts";
 import { ORIGIN_NAMES } from "../fdb.ts";
@@ -18,6 +17,7 @@ import type {
   NetworkStatus,
   RemoteStatus,
 } from "../operations.ts";
+import { address, LOG_LEVELS, networkEntries } from "../schema.ts";
 import { formatMac, isMulticast, isZero, parseMac } from "../wire/ethernet.ts";
 import type { ApiStatus } from "./client.ts";
 

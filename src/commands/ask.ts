@@ -1,8 +1,8 @@
 /** What all commands have that ask a running agent: its socket, JSON for programs, text for people. */
 import type { Command } from "commander";
 import { Client } from "../api/client.ts";
-import { keys } from "../config.ts";
 import { VtepError } from "../errors.ts";
+import { keys } from "../keys.ts";
 
 /** An answer for programs, and the same for people. */
 export interface Answer {

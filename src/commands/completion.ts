@@ -13,8 +13,8 @@
 import { ShellCompDirective, script } from "@bomb.sh/tab";
 import { type Argument, type Command, type Option, Argument as Place } from "commander";
 import { Client } from "../api/client.ts";
-import { LOG_LEVELS } from "../config.ts";
 import { OFFLOADS } from "../device.ts";
+import { LOG_LEVELS } from "../schema.ts";
 import { DEFAULT_SOCKET } from "./ask.ts";
 
 /** A shell that waits is worse than one that completes nothing. */

@@ -1,7 +1,7 @@
 /** `vtep config`: checks, shows and explains configurations, without running anything. */
 import type { Command } from "commander";
 import { stringify } from "yaml";
-import { asWritten, type Key, keys, networkAsWritten } from "../config.ts";
+import { asWritten, networkAsWritten } from "../config.ts";
 import {
   check,
   DEFAULT_FILE,
@@ -15,6 +15,7 @@ import {
 import { wrapped } from "../doctor/report.ts";
 import { EXIT_USAGE } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
+import { type Key, keys } from "../keys.ts";
 
 const FILE = [
   "[FILE]",

@@ -1,5 +1,5 @@
 /** What a VTEP needs of its own host: privileges, the TUN device, an address, buffers. */
-import { isScoped } from "../config.ts";
+import { isScoped } from "../addresses.ts";
 import { isOurs } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, isUnseen, runs } from "./facts.ts";

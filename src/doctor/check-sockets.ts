@@ -1,5 +1,6 @@
 /** What a VTEP opens: its port, source ports, the socket of its API, and where it serves metrics. */
-import { isScoped, reached } from "../config.ts";
+import { isScoped } from "../addresses.ts";
+import { reached } from "../config.ts";
 import { addressFamily } from "../remotes.ts";
 import { isOurs } from "../survey.ts";
 import { type Facts, isUnseen, type PortRange, runs, type SocketFacts } from "./facts.ts";

@@ -5,9 +5,10 @@ import { dirname, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
 import { parse as parseYaml } from "yaml";
 import { example, reference, shown } from "../../src/commands/config.ts";
-import { checkConfig, keys, networkConfig } from "../../src/config.ts";
+import { checkConfig, networkConfig } from "../../src/config.ts";
 import { check, type FlagValues, load, sourceText } from "../../src/config-file.ts";
 import { VtepError } from "../../src/errors.ts";
+import { keys } from "../../src/keys.ts";
 
 let root: string;
 beforeEach(() => {

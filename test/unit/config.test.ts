@@ -2,10 +2,11 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Config, flags, reached } from "../../src/config.ts";
+import { type Config, reached } from "../../src/config.ts";
 import { type FlagValues, load } from "../../src/config-file.ts";
 import type { Offloads } from "../../src/device.ts";
 import { EXIT_USAGE, exitCode, VtepError } from "../../src/errors.ts";
+import { flags } from "../../src/keys.ts";
 
 let directory: string;
 beforeAll(() => {

@@ -79,7 +79,12 @@ const LAYERS: readonly Layer[] = [
   { name: "dataplane", files: /^dataplane\.ts$/, mutual: false, outside: NOTHING },
   { name: "explanation", files: /^explain\.ts$/, mutual: false, outside: NOTHING },
   // The shape of a configuration is known to those who act on it.
-  { name: "configuration", files: /^config(-file)?\.ts$/, mutual: true, outside: ANYTHING },
+  {
+    name: "configuration",
+    files: /^(config(-file)?|schema|keys)\.ts$/,
+    mutual: true,
+    outside: ANYTHING,
+  },
   { name: "addresses", files: /^addresses\.ts$/, mutual: false, outside: /^ipaddr\.js$/ },
   {
     name: "memory and contracts",
