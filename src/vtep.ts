@@ -351,6 +351,12 @@ function settingsOf({ vlan, clampMss, mtu, ...plan }: NetworkPlan): Settings {
   return { vlan, clampMtu: clampMss ? mtu : 0, ageSeconds, flood, allowed };
 }
 
+/** Sending sockets of a thread, so that the first ones of a narrow range leave the others theirs. */
+function fanOf({ sourcePorts: [low, high], port, workers }: Plan): number {
+  const ports = high - low + 1 - (low <= port && port <= high ? 1 : 0);
+  return Math.max(1, Math.min(FAN, Math.floor(ports / workers)));
+}
+
 async function openUnderlay(
   plan: Plan,
   worker: number,
@@ -362,6 +368,7 @@ async function openUnderlay(
     port: plan.port,
     remotes,
     sourcePorts: plan.sourcePorts,
+    fan: fanOf(plan),
     df: plan.df,
     offloads: plan.offloads,
     busyPollUs: plan.busyPollUs,

@@ -50,6 +50,8 @@ export interface NativeUnderlayOptions {
   remotes: Remotes;
   /** Source ports are free ones of this range, both ends included; RFC 7348: 49152 to 65535. */
   sourcePorts?: readonly [low: number, high: number];
+  /** Sending sockets wanted of each family; there are fewer if the range has fewer free ports. By default FAN. */
+  fan?: number;
   /** Bytes of the longest UDP payload to receive whole where no trains are; where they are, every one is. */
   largestDatagram: number;
   /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
@@ -108,7 +110,7 @@ export class NativeUnderlay implements Underlay {
         fd: -1,
         sharer: options.sharer ?? -1,
         sourcePorts,
-        fan: FAN,
+        fan: options.fan ?? FAN,
         slotBytes: Math.min(largestDatagram, LARGEST_SLOT),
         receiveBuffer: BUFFER_BYTES,
         sendBuffer: BUFFER_BYTES,
@@ -252,7 +254,9 @@ function explain(error: unknown, socket: UdpFamilyOptions): unknown {
   switch (isOfPlace ? error.code : undefined) {
     case "EADDRINUSE": {
       if (forSource) {
-        const sentence = `no UDP port from ${low} to ${high} is free on ${address}`;
+        const sharing =
+          socket.sharer > 0 ? " for one more worker, each of which needs its own" : "";
+        const sentence = `no UDP port from ${low} to ${high} is free on ${address}${sharing}`;
         return new VtepError("PORT_IN_USE", `${sentence}: choose another range`, error);
       }
       const sentence = `UDP port ${port} of ${address} is held by another program or a kernel device`;

@@ -94,6 +94,25 @@ describe("several workers", () => {
   });
 });
 
+test.each(["50000-50002", "4788-4791"])(
+  "of a range of few source ports, %s, each worker has one",
+  async (range) => {
+    const vtep = await lab
+      .host(1)
+      .vtep(...args, ...several, "--source-ports", range)
+      .ready();
+    expect(await vtep.stop()).toMatchObject({ code: 0 });
+  },
+);
+
+test("more workers than source ports are refused, and it is said why", async () => {
+  const vtep = lab.host(1).vtep(...args, ...several, "--source-ports", "50000-50001");
+  expect(await vtep.exited).toBe(1);
+  expect(vtep.stderr).toBe(
+    "vtep: no UDP port from 50000 to 50001 is free on 10.0.0.1 for one more worker, each of which needs its own: choose another range\n",
+  );
+});
+
 test("one worker keeps the order of a flow of which only some datagrams are fragmented", async () => {
   await using _ = await lab.host(2).kernelVxlan({ vni: 42, peers: [lab.host(1).address] });
   await using __ = await lab
