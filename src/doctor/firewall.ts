@@ -147,7 +147,7 @@ class Walk {
       if (end.ends === "chain") break;
     }
     if (chain.base?.policy === "drop") this.#meet("drop", reached && !escapes, chain, undefined);
-    return { ends: chain.base === undefined ? "not" : "hook", escapes };
+    return { ends: "not", escapes };
   }
 
   #obey(chain: Chain, rule: Rule, reached: boolean): End {
