@@ -166,8 +166,7 @@ function byName(networks: readonly NetworkConfig[]): Map<string, NetworkConfig> 
 }
 
 function isSame(one: NetworkConfig | undefined, other: NetworkConfig | undefined): boolean {
-  if (one === other || one === undefined || other === undefined) return one === other;
-  return JSON.stringify(writtenOf(one)) === JSON.stringify(writtenOf(other));
+  return one === other || JSON.stringify(writtenOf(one)) === JSON.stringify(writtenOf(other));
 }
 
 function writtenOf(network: NetworkConfig | undefined): unknown {
