@@ -167,15 +167,14 @@ describe("a capture", () => {
     expect((await stream.next()).done).toBe(true);
   });
 
-  it("shows a sign of life when nothing comes for long", async () => {
-    const { capture: own } = capture();
-    const stream = own.stream([], new AbortController().signal, 50);
-    await stream.next();
-    const next = stream.next();
-    expect(cut((await next).value as Buffer).blocks.map(({ type }) => type)).toEqual([
-      "interface",
-      "statistics",
-    ]);
+  it("shows a sign of life when nothing comes for long, and then what comes", async () => {
+    const { vtep, capture: own } = capture();
+    const stream = own.stream([1], new AbortController().signal, 50);
+    const read = async () => cut((await stream.next()).value as Buffer).blocks.map((b) => b.type);
+    await read();
+    expect(await read()).toEqual(["statistics"]);
+    vtep.encap([frame(C, A)]);
+    expect(await read()).toEqual(["packet"]);
   });
 
   it("is cut into blocks wherever its stream was broken", () => {

@@ -136,6 +136,17 @@ describe("several forwarding threads", () => {
     expect(traffic.get(65_535, TO_REMOTE)).toEqual({ frames: 0, bytes: 0 });
   });
 
+  it("start a network's row anew together, all of it and no other", () => {
+    const memory = Counters.allocate(3, 2);
+    new BigInt64Array(memory).fill(-1n);
+    new Counters(memory, 2).clear(2);
+    const isClear = Array.from(new BigInt64Array(memory), (word) => word === 0n);
+    const row = isClear.length / 8;
+    const ofRows = Array.from({ length: 8 }, (_, at) => isClear.slice(at * row, (at + 1) * row));
+    const wanted = [0, 0, 1, 0, 0, 0, 1, 0].map((clear) => Array(row).fill(clear === 1));
+    expect(ofRows).toEqual(wanted);
+  });
+
   it("are late each for itself, by class, the bounds included", () => {
     const memory = Counters.allocate(1, 2);
     const second = new Counters(memory, 2, 1);

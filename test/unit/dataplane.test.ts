@@ -2,7 +2,7 @@ import { constants } from "node:os";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { OUT_ROWS, TRUNCATED, VNET_GSO_UDP_L4 } from "../../src/batch.ts";
-import { type DropReason, FROM_REMOTE, TO_REMOTE } from "../../src/counters.ts";
+import { Counter, type DropReason, FROM_REMOTE, TO_REMOTE } from "../../src/counters.ts";
 import { STATIC } from "../../src/fdb.ts";
 import {
   address,
@@ -772,7 +772,8 @@ describe("a frame that cannot be passed on", () => {
     vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: STRANGER });
     expectDropped(vtep, "VXLAN_REMOTE_NOT_ALLOWED", true);
     expect(vtep.counters.stranger(1)).toBe(STRANGER);
-    vtep.decap({ bytes: vxlan(VNI, frame(A, B)), from: "2001:db8::9" });
+    const datagram = vxlan(VNI, frame(A, B));
+    vtep.decap({ bytes: datagram, from: PEER }, { bytes: datagram, from: "2001:db8::9" });
     expect(vtep.counters.stranger(1)).toBe("2001:db8::9");
   });
 
@@ -823,6 +824,15 @@ describe("a frame that cannot be passed on", () => {
       vtep.dataplane.tick(4);
     }
     expect(vtep.drops()).toEqual({ SOCKET_RCVBUFF: 2 ** 32 + 1 });
+  });
+
+  it("because a remote refused it is counted when the clock ticks, once", () => {
+    const vtep = script([ONE_PEER]);
+    for (const [at, total] of [7, 7, 9].entries()) {
+      vtep.underlay.refused = total;
+      vtep.dataplane.tick(at);
+    }
+    expect(vtep.counters.get(0, Counter.refused)).toBe(9);
   });
 
   it("because queues are full is counted at both ends of the wire", () => {

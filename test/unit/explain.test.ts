@@ -118,9 +118,10 @@ const short = { to: B, by: A, length: 60, tags: [], from: undefined };
 const WAYS: [way: string, given: Setting, question: Question][] = [
   ["sent ", ONE, short],
   ["sent PKT_TOO_BIG", narrow, { ...short, length: 1450 }],
+  ["sent ", { ...narrow, peers: [PEER] }, { ...short, length: 1364 }],
+  ["dropped PKT_TOO_BIG", { ...narrow, peers: [PEER] }, { ...short, length: 1365 }],
   ["delivered ", ONE, { ...short, from: PEER }],
   ["dropped PKT_TOO_SMALL", ONE, { ...short, length: 13 }],
-  ["dropped PKT_TOO_BIG", { ...narrow, peers: [PEER] }, { ...short, length: 1450 }],
   ["dropped MAC_INVALID_SOURCE", ONE, { ...short, by: MULTICAST }],
   ["dropped LOCAL_MAC", ONE, { ...short, by: TAP, from: PEER }],
   ["dropped VXLAN_NO_REMOTE", { ...ONE, peers: [] }, short],
@@ -237,6 +238,24 @@ describe("an explanation", () => {
       drops: [{ reason: "PKT_TOO_BIG", remote: PEER }],
       sentence: `Flooded to ${OTHER_PEER}, with VNI 100; 1 copy dropped as PKT_TOO_BIG.`,
     });
+  });
+
+  it.each([
+    ["02:00:ff:ff:ff:ff", "is unknown"],
+    [MULTICAST, "is multicast"],
+    [A, "is on the host's side too"],
+  ])("says why a frame is flooded: to %s, which %s", (to, words) => {
+    const entry = { mac: A, remote: "local", origin: LEARNED, seenAt: NOW } as const;
+    const { steps } = explain(stage({ ...ONE, entries: [entry] }).scene, asked(frame(to, A)));
+    expect(steps[2]).toContain(`${to} ${words}`);
+  });
+
+  it("warns of a frame that is longer than the host takes", () => {
+    const of = (length: number) => {
+      return explain(stage(ONE).scene, asked(frame(A, B, { length }), PEER)).steps;
+    };
+    expect(of(1465).at(-1)).toContain("longer than the MTU of vtep100, 1450");
+    expect(of(1464)).toHaveLength(of(1465).length - 1);
   });
 
   it("of MACs alone says from which length on a path is too narrow", () => {

@@ -79,6 +79,14 @@ describe("a mirror", () => {
     expect(vtep.taps[0]!.written.map(({ bytes }) => bytes)).toEqual(inner);
   });
 
+  it("shows every datagram, however many are read at once", () => {
+    const vtep = captured();
+    const datagram = vxlan(VNI, frame(A, B));
+    const train = bytes(...Array(100).fill(datagram));
+    vtep.decap(...Array(30).fill({ bytes: train, from: PEER, segment: datagram.length }));
+    expect(vtep.read()).toHaveLength(3000);
+  });
+
   it("shows what belongs to no network with its VXLAN header", () => {
     const vtep = captured();
     const foreign = vxlan(VNI + 1, frame(A, B));

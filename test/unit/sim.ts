@@ -454,6 +454,7 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
     cutsSuperFrames: false,
   };
   overflowed = 0;
+  refused = 0;
 
   receive(batch: Batch): number {
     return this.fill(batch);
@@ -468,7 +469,7 @@ export class ScriptedUnderlay extends ScriptedDevice implements Underlay {
   }
 
   refusals(): number {
-    return 0;
+    return this.refused;
   }
 
   watch(_watch: Watch): void {}

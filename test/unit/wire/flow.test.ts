@@ -319,6 +319,7 @@ describe("fragments of one datagram", () => {
       hash4({ protocol: UDP, id, fragment, payload }, [], flows);
     const [one, other] = [1, 2].map((id) => packet(id, 0x2000, ports(id, id)));
     expect(one).not.toBe(other);
+    packet(1, 0x4000, ports(3, 3)); // of a whole one it means nothing (RFC 6864)
     expect([packet(1, 3, bytes(9)), packet(2, 3, bytes(9))]).toEqual([one, other]);
   });
 

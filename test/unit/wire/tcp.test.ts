@@ -103,7 +103,7 @@ describe("the MSS of a SYN", () => {
     for (const options of [
       [],
       [1, 1, 1, 1],
-      [0, ...mss(1460)],
+      [0, 2, ...mss(1460)],
       [3, 0, ...mss(1460)],
       [3, 1, ...mss(1460)],
       [2, 3, 0xff, 0],
