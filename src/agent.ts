@@ -745,9 +745,13 @@ export class Agent implements Operations {
     if (networks.length === 0) return;
     const again: Live[] = [];
     undo.push(() => this.#setUp(again.map(({ link }) => link)));
-    // One that cannot be had again keeps no other from it.
+    // One that cannot be had again keeps no other from it, nor is what has its name by then set up.
     for (const { config, plan } of networks) {
-      undo.push(() => this.#openTap({ config, mtu: plan.mtu }, again));
+      undo.push(async () => {
+        const opened: Live[] = [];
+        await this.#openTap({ config, mtu: plan.mtu }, opened);
+        again.push(...opened);
+      });
     }
     await this.#takeOut(networks);
   }

@@ -299,6 +299,39 @@ printf '%s\\n' "$input" | ${real} "$@"
   await reach(here, there.address);
 }, 30_000);
 
+test.each([
+  ["is another link's by then, which is left alone", ":", false],
+  ["is nobody's any more", "real link del vtep1001 2>&-", undefined],
+])("networks come back without one whose name %s", async (_, then, another) => {
+  await vtep[Symbol.asyncDispose]();
+  const bin = await mkdtemp(join(directory, "bin-"));
+  const script = `#!/bin/sh
+real() { ${(await ours.run("which", "ip")).trim()} "$@"; }
+input=$(cat)
+case "$input" in
+*"vtep1100 up"*) real link add vtep1001 type veth peer name other; echo refused >&2; exit 2 ;;
+*"vtep1000 up"*) [ -e ${bin}/ready ] && ${then} ;;
+esac
+printf '%s\\n' "$input" | real "$@"
+`;
+  await writeFile(join(bin, "ip"), script, { mode: 0o755 });
+  const names = ["vtep1000", "vtep1001", "vtep1002"];
+  await write(RED, ...[1000, 1001, 1002].map((vni) => ({ vni, peers: [theirs.address] })));
+  const path = `PATH=${bin}:${process.env.PATH}`;
+  vtep = await ours.vtepBy(["env", path], "--config", file).ready();
+  await writeFile(join(bin, "ready"), "");
+  await write(RED, { vni: 1100, peers: [theirs.address] });
+  expect(await reload()).toMatchObject({ msg: "nothing was changed" });
+  const shown: { ifname: string; flags: string[] }[] = JSON.parse(
+    await ours.run("ip", "-json", "link", "show"),
+  );
+  await ours.finish(["ip", "link", "del", "vtep1001"]);
+  const isUp = new Map(shown.map(({ ifname, flags }) => [ifname, flags.includes("UP")]));
+  expect(names.map((name) => isUp.get(name))).toEqual([true, another, true]);
+  const left = vtep.log.filter(({ msg }) => msg === "cannot be taken back");
+  expect(left).toMatchObject([{ reason: expect.stringContaining("vtep1001") }]);
+});
+
 test("without a file there is nothing to read again", async () => {
   await vtep.stop();
   vtep = await ours.vtep("--vni", "42", "--peer", theirs.address, "--bridge", "br0").ready();
