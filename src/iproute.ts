@@ -1,6 +1,6 @@
 /**
- * The command ip, run: what it is asked, and changes that it makes. `host.ts`, `links.ts` and `plug.ts` are who does
- * that, and runs tc and ss: nothing else in this program asks the kernel about links, addresses and routes, or changes
+ * The command ip, run: what it is asked, and changes that it makes, by `host.ts`, `links.ts` and `plug.ts`, which run
+ * tc and ss besides. Nothing else in this program asks the kernel about links, addresses and routes, or changes
  * them.
  *
  * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing.
