@@ -24,7 +24,9 @@ static constexpr int32_t FRAME_ROOM = 65536 + 64;
 // (tun_not_capable of drivers/net/tun.c): read its frames, and send others.
 static int make_ours(int fd, const char **syscall) {
   *syscall = "ioctl(TUNSETOWNER)";
-  return ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(geteuid())) < 0 ? -errno : 0;
+  int result = ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(geteuid()));
+  bool has_no_name = result < 0 && errno == EINVAL;  // of a user namespace in which this user is not mapped
+  return result < 0 && !has_no_name ? -errno : 0;
 }
 
 static int configure(tap *t, const char *name, int flags, const char **syscall) {
