@@ -307,6 +307,14 @@ describe("the flags", () => {
     [{ mtu: "big" }, `--mtu ${MTU}`],
     [{ mtu: "67" }, `--mtu ${MTU}`],
     [{ mtu: "65522" }, `--mtu ${MTU}`],
+    [
+      { socket: `/${"a".repeat(107)}` },
+      `--socket "/${"a".repeat(107)}" cannot be the path of a socket: absolute, and at most 107 bytes`,
+    ],
+    [
+      { name: "a".repeat(64) },
+      `--name "${"a".repeat(64)}" cannot name a network: at most 63 letters, digits, "-", "_" and ".", a letter or digit first`,
+    ],
     [{ workers: "0" }, "--workers must be auto or a whole number from 1 to 64"],
     [{ port: "0" }, "--port must be a whole number from 1 to 65535"],
     [{ port: "65536" }, "--port must be a whole number from 1 to 65535"],
@@ -613,6 +621,14 @@ describe("a file", () => {
     [
       "networks: [{vni: 1, peers: [192.0.2.2], bridge: a, gateway: [10.9.0.1/24]}, {vni: 2, peers: [192.0.2.2], bridge: b, gateway: [10.9.0.2/24]}]",
       "FILE: the gateway's subnet 10.9.0.0/24 is given to two networks, here and at FILE:1:61: each needs its own",
+    ],
+    [
+      'networks: [{vni: 1, peers: [192.0.2.2], bridge: a, gateway: ["fe80::1/64"]}, {vni: 2, peers: [192.0.2.2], bridge: b, gateway: ["fe80::1/64"]}]',
+      "FILE: the gateway fe80::1 is given to two networks, here and at FILE:1:61: each needs its own",
+    ],
+    [
+      "networks: [{vni: 1, peers: [192.0.2.2], bridge: a, vlan: 7}, {vni: 2, peers: [192.0.2.2], bridge: a, vlan: 7}]",
+      "FILE: VLAN 7 of a is given to two networks, here and at FILE:1:58: each needs its own",
     ],
     [
       "networks: [{vni: 1, tap: br0, peers: [192.0.2.2]}, {vni: 2, bridge: br0, peers: [192.0.2.2]}]",
