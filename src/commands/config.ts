@@ -205,7 +205,8 @@ Keys at the top of a file that are no flag:
 ${table("file")}
 ${row(["`networks`", "[NETWORK, ...]", "required", "The networks."])}
 
-Keys of a network, of which flags of \`vtep run\` give one (\`peers\` is \`--peer\` there):
+Keys of a network, of which flags of \`vtep run\` give one (\`peers\` is \`--peer\` there,
+\`ranges\` is \`--range\`):
 
 ${table("network")}
 `;

@@ -8,7 +8,7 @@ import { example, reference, shown } from "../../src/commands/config.ts";
 import { checkConfig, networkConfig } from "../../src/config.ts";
 import { check, type FlagValues, load, sourceText } from "../../src/config-file.ts";
 import { VtepError } from "../../src/errors.ts";
-import { keys } from "../../src/keys.ts";
+import { flags, keys } from "../../src/keys.ts";
 
 let root: string;
 beforeEach(() => {
@@ -434,5 +434,12 @@ describe("the reference", () => {
       expect(row.match(/(?<!\\)\|/g), row).toHaveLength(5);
     }
     expect(rows).toHaveLength(keys().length + 1); // `networks`
+  });
+
+  it("names every flag that is called otherwise than its key", () => {
+    const renamed = flags().filter(({ key, syntax }) => syntax.split(" ")[0] !== `--${key}`);
+    expect(renamed.map(({ key }) => key)).toEqual(["peers", "ranges"]);
+    for (const { key, syntax } of renamed)
+      expect(reference()).toContain(`\`${key}\` is \`${syntax.split(" ")[0]}\``);
   });
 });
