@@ -361,16 +361,15 @@ export class Agent implements Operations {
     return this.#asked(async () => {
       const before = this.#config.networks;
       const renamed = this.#live.rename(config.networks);
-      const wanted = new Set(config.networks.map(({ name }) => name));
-      const removed = [...this.#live]
-        .map(({ config }) => config.name)
-        .filter((name) => !wanted.has(name));
+      const names = (networks: readonly NetworkConfig[]) => networks.map(({ name }) => name);
+      const wanted = new Set(names(config.networks));
+      const removed = names(this.#live.configs()).filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
         return !isDeepStrictEqual(this.#live.get(network.name)?.config, network);
       });
-      const names = different.map(({ name }) => name);
-      const added = names.filter((name) => !this.#live.has(name));
-      const changed = [...new Set([...renamed, ...names.filter((name) => this.#live.has(name))])];
+      const added = names(different).filter((name) => !this.#live.has(name));
+      const altered = names(different).filter((name) => this.#live.has(name));
+      const changed = [...new Set([...renamed, ...altered])];
       await this.#apply(different, removed).catch((error: unknown) => {
         this.#live.rename(before);
         throw error;

@@ -151,6 +151,7 @@ export async function surveyEdited(
   const asLeft = attempt(edited.networks);
   if (!(asLeft instanceof VtepError)) return { ...asLeft, refused: new Map() };
 
+  // Those that are refused by themselves are left out, at sockets that are where they will be,
   const asWritten = attempt(given.networks);
   const bound = asWritten instanceof VtepError ? undefined : asWritten.found;
   const left = new Map(edited.networks.map((network) => [network.name, network]));
@@ -160,19 +161,18 @@ export async function surveyEdited(
     const alone = refusable(() => judge({ ...given, networks }, around, own, bound));
     if (alone instanceof VtepError) refused.set(name, alone.message);
   }
+  // and the others are done together: all of them, or none.
   const others = edited.kept.filter((name) => !refused.has(name));
   const rest = merge(given.networks, new Map(others.map((name) => [name, left.get(name)])));
-  const without = attempt(rest.networks);
-  const isDone = !(without instanceof VtepError);
-  const done = isDone ? without : asWritten;
-  if (done instanceof VtepError) throw done;
-  const why = isDone
-    ? "what is as configured instead has its VNI, TAP, VLAN or gateway"
-    : without.message;
-  for (const name of others) {
-    if (!isDone || !rest.kept.includes(name)) refused.set(name, why);
+  const together = attempt(rest.networks);
+  if (!(together instanceof VtepError)) {
+    const why = "what is as configured instead has its VNI, TAP, VLAN or gateway";
+    for (const name of others) if (!rest.kept.includes(name)) refused.set(name, why);
+    return { ...together, refused };
   }
-  return { ...done, refused };
+  if (asWritten instanceof VtepError) throw asWritten;
+  for (const name of others) refused.set(name, together.message);
+  return { ...asWritten, refused };
 }
 
 function refusable<T>(attempt: () => T): T | VtepError {
