@@ -1,5 +1,6 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Container } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
@@ -39,9 +40,15 @@ export async function javaScriptShare(
   using scratch = Scratch.folder("perf");
   const before = process.env.NODE_OPTIONS;
   process.env.NODE_OPTIONS = `${before ?? ""} --perf-basic-prof`;
-  const maps: Scratch[] = [];
+  const written: Scratch[] = [];
   // Of whatever has these options: not only of the agents, and not only when they come to be measured.
-  for (const host of lab.hosts) host.onSpawn = ({ pid }) => maps.push(new Scratch(mapOf(pid!)));
+  const profiled = new Set<string>();
+  for (const host of lab.hosts) {
+    host.onSpawn = ({ pid }) => {
+      profiled.add(`${pid}`);
+      written.push(new Scratch(mapOf(pid!)));
+    };
+  }
   try {
     await using tunnel = await subject.start(lab).finally(() => {
       if (before === undefined) delete process.env.NODE_OPTIONS;
@@ -61,7 +68,13 @@ export async function javaScriptShare(
     };
   } finally {
     for (const host of lab.hosts) host.onSpawn = () => {};
-    for (const map of maps) map[Symbol.dispose]();
+    // V8 begins a log of its own, too, where it was started, and nothing that NODE_OPTIONS may say keeps it from that.
+    const logs = readdirSync(".").filter((name) => {
+      return profiled.has(/^isolate-.*-(\d+)-v8\.log$/.exec(name)?.[1] ?? "");
+    });
+    for (const each of [...written, ...logs.map((name) => new Scratch(name))]) {
+      each[Symbol.dispose]();
+    }
   }
 }
 

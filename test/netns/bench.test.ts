@@ -74,14 +74,14 @@ async function brokenRun(): Promise<void> {
     writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   install("fastd", "exit 1");
   install("perf", "[ $1 = record ]");
-  const before = perfMaps();
+  const before = [...perfMaps(), ...v8Logs()];
   const html = join(folder, "broken.html");
   const files = ["--json", "/dev/full", "--html", html];
   const few = ["--pairs", "2", "--measure", "footprint", ...files];
   const { npm, closed } = bench("--tunnel", "direct", "fastd", ...few);
   npm.stdout.destroy();
   broken.stderr = await text(npm.stderr);
-  broken.maps = perfMaps().filter((name) => !before.includes(name));
+  broken.maps = [...perfMaps(), ...v8Logs()].filter((name) => !before.includes(name));
   broken.closed = await closed;
   broken.page = readFileSync(html, "utf8");
 }
@@ -90,6 +90,11 @@ async function brokenRun(): Promise<void> {
 function perfMaps(): string[] {
   const all = readdirSync("/tmp").filter((name) => /^perf-\d+\.map$/.test(name));
   return all.filter((name) => readFileSync(join("/tmp", name), "utf8").includes(ROOT));
+}
+
+/** What V8 logs beside that, of any process of this checkout's. */
+function v8Logs(): string[] {
+  return readdirSync(ROOT).filter((name) => /^isolate-.*-v8\.log$/.test(name));
 }
 
 // At once, as nobody judges their figures: one after the other they take 10 s more.
