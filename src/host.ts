@@ -106,14 +106,18 @@ function lasting(source: string, links: Surroundings["links"]): string {
     const chosen = addr_info.find(({ local }) => local === source);
     if (!chosen?.temporary) continue;
     const other = addr_info.find((address) => {
-      const { local, temporary, deprecated, tentative, optimistic } = address;
-      if (local === undefined || temporary || deprecated || (tentative && !optimistic))
-        return false;
+      const { local, temporary, deprecated } = address;
+      if (local === undefined || temporary || deprecated || !isUsable(address)) return false;
       return isIn(local, `${source}/${chosen.prefixlen}`);
     });
     if (other !== undefined) return other.local!;
   }
   return source;
+}
+
+/** Whether the kernel lets anybody send from it already. */
+export function isUsable({ tentative = false, optimistic = false }: LinkAddress): boolean {
+  return !tentative || optimistic;
 }
 
 function addressesOf(links: Surroundings["links"]): string[] {

@@ -7,7 +7,7 @@
 import { isScoped } from "./addresses.ts";
 import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, type Route, type Surroundings, surroundings } from "./host.ts";
+import { isUsable, type Link, type Route, type Surroundings, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
 
 export interface Survey {
@@ -145,7 +145,7 @@ function checkDetected(local: string | undefined, links: Links): void {
   if (local === undefined) return;
   const addresses = [...links.values()].flatMap(({ addr_info = [] }) => addr_info);
   const found = addresses.filter((address) => address.local === local);
-  if (found.some(({ tentative, optimistic }) => !tentative || optimistic)) return;
+  if (found.some(isUsable)) return;
   throw new VtepError(
     "ADDRESS",
     found.some(({ dadfailed }) => dadfailed)
