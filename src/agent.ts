@@ -8,8 +8,7 @@
  * all the same, because a TAP that closes takes the kernel some 20 ms, and a hundred removed together
  * no longer than two.
  *
- * Changes go one after the other, and each is whole or not at all: what the host would refuse is
- * asked before (`survey`), and steps that were done when one fails are taken back.
+ * Changes (`changing.ts`) go one after the other.
  */
 import { randomInt } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -18,17 +17,19 @@ import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import type { Attachment } from "./attachments.ts";
+import { Bridges } from "./bridges.ts";
 import { Captures } from "./captures.ts";
-import { asWritten, type Config, collisions, type NetworkConfig } from "./config.ts";
+import { Changing, Undo } from "./changing.ts";
+import { asWritten, type Config, type NetworkConfig } from "./config.ts";
 import { Containers } from "./containers.ts";
 import { Counters, Traffic } from "./counters.ts";
 import { Entries, keyOf, macOf } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import type { Explanation, Question } from "./explain.ts";
 import { Fdb, NETWORKS } from "./fdb.ts";
-import { beDeafTo, Gateways } from "./gateways.ts";
+import { Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
-import { linksByName, vxlanDeviceOn } from "./host.ts";
+import { vxlanDeviceOn } from "./host.ts";
 import {
   forgetAll,
   type Keeping,
@@ -41,18 +42,8 @@ import {
   tellOfEdits,
   withoutIdle,
 } from "./keeping.ts";
-import {
-  adjustTap,
-  bringUp,
-  createBridges,
-  leaveBridges,
-  type Own,
-  removeIdleBridges,
-  removeTaps,
-  type TapLink,
-  unqueue,
-} from "./links.ts";
-import { isAnew, type Live, LiveNetworks } from "./live.ts";
+import { bringUp, leaveBridges, type Own, type TapLink } from "./links.ts";
+import { type Live, LiveNetworks } from "./live.ts";
 import type {
   AgentEvent,
   AgentStatus,
@@ -66,7 +57,7 @@ import type {
 } from "./operations.ts";
 import { addressWords, canonicalAddress, Remotes } from "./remotes.ts";
 import type { FdbEntry } from "./schema.ts";
-import { type Survey, survey } from "./survey.ts";
+import type { Survey } from "./survey.ts";
 import { Telling } from "./telling.ts";
 import { type Plan, tapDescriptor } from "./vtep.ts";
 import { type Thread, Workers } from "./workers.ts";
@@ -85,31 +76,6 @@ const HANDOVER_MS = 10;
 const DRAINED_MS = 2000;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
-
-/** What was done, last first, and how to take it back. */
-class Undo {
-  readonly #steps: (() => void | Promise<void>)[] = [];
-
-  push(step: () => void | Promise<void>): void {
-    this.#steps.push(step);
-  }
-
-  async all(onError: (error: Error) => void): Promise<void> {
-    for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
-      try {
-        await step();
-      } catch (error) {
-        onError(error as Error);
-      }
-    }
-  }
-}
-
-/** A network as it is to be. */
-interface Wanted {
-  readonly config: NetworkConfig;
-  readonly mtu: number;
-}
 
 interface Beginnings {
   readonly given: Config;
@@ -138,14 +104,12 @@ export class Agent implements Operations {
   readonly #live: LiveNetworks;
   /** TAPs that somebody deleted. */
   readonly #renewing = new WeakSet<Live["opened"]>();
-  /** Peers of which was told already that they may know another address of this VTEP. */
-  readonly #astray = new Set<string>();
-  /** Bridges that were made here. */
-  readonly #bridges = new Set<string>();
+  readonly #bridges: Bridges;
   readonly #containers: Containers;
   readonly #telling: Telling;
+  readonly #changing: Changing;
   /** The change that is under way, and whatever waits for its end. */
-  #changing: Promise<unknown> = Promise.resolve();
+  #turn: Promise<unknown> = Promise.resolve();
   readonly #keeping: Keeping | undefined;
   readonly #notes: Notes;
   readonly #queues: ParkedQueues;
@@ -221,7 +185,7 @@ export class Agent implements Operations {
       kept: before.kept,
       keptOnly: false,
     };
-    for (const bridge of before.snapshot?.bridges ?? []) this.#bridges.add(bridge);
+    this.#bridges = new Bridges(before.snapshot?.bridges ?? [], keeping !== undefined, log);
     this.#queues = new ParkedQueues(before.snapshot?.queues);
     this.#portsBefore = before.snapshot?.ports ?? {};
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
@@ -249,7 +213,7 @@ export class Agent implements Operations {
       plan: () => ({ ...this.#plan, networks: this.#live.plans() }),
       snapshot: () => ({
         workers,
-        bridges: [...this.#bridges],
+        bridges: this.#bridges.names,
         ports: Object.fromEntries(
           this.#live
             .rows()
@@ -267,6 +231,17 @@ export class Agent implements Operations {
     this.#captures = new Captures(this.#workers, () => this.#live.called());
     const parts = { networks: this.#live, entries: this.#entries, workers: this.#workers };
     this.#telling = new Telling({ plan: this.#plan, fdb, remotes, ...parts }, log);
+    this.#changing = new Changing(
+      {
+        ...parts,
+        plan: this.#plan,
+        containers: this.#containers,
+        bridges: this.#bridges,
+        notes: this.#notes,
+        telling: this.#telling,
+      },
+      log,
+    );
     this.#undo.push(() => this.#telling.stop());
     this.lost = this.#workers.lost;
   }
@@ -288,8 +263,7 @@ export class Agent implements Operations {
   putNetwork(network: NetworkConfig): Promise<boolean> {
     return this.#asked(async () => {
       const isNew = !this.#live.has(network.name);
-      await this.#apply([network], []);
-      this.#notes.rememberEdits();
+      await this.#change([network], []);
       this.#log.info({ network: network.name }, isNew ? "network added" : "network changed");
       return isNew;
     });
@@ -298,8 +272,7 @@ export class Agent implements Operations {
   removeNetwork(name: string): Promise<boolean> {
     return this.#asked(async () => {
       if (!this.#live.has(name)) return false;
-      await this.#apply([], [name]);
-      this.#notes.rememberEdits();
+      await this.#change([], [name]);
       this.#log.info({ network: name }, "network removed");
       return true;
     });
@@ -374,6 +347,7 @@ export class Agent implements Operations {
         this.#live.rename(before);
         throw error;
       });
+      this.#config = { ...this.#config, networks: config.networks };
       this.#notes.configuredAnew(config.networks);
       await this.#containers.renew();
       this.setLogLevel(config.logLevel);
@@ -453,13 +427,13 @@ export class Agent implements Operations {
     this.#undo.push(() => this.#containers.unroute(stays));
     this.#undo.push(() => this.#notes.leavePlan());
     this.#undo.push(() => this.#notes.remember());
-    this.#undo.push(() => this.#removeBridges([...this.#bridges], stays ? this.#own() : undefined));
-    this.#tellOfAstray(found);
-    await this.#makeBridges(found.missingBridges);
+    this.#undo.push(() => this.#bridges.removeIdle(new Set(), stays ? this.#own() : undefined));
+    this.#telling.noteAstray(found.astray);
+    await this.#bridges.make(found.missingBridges);
     this.#unwanted.throwIfAborted();
     if (!stays) {
       this.#undo.push(() => this.#workers.end());
-      this.#undo.push(() => this.#removeTaps(this.#links()));
+      this.#undo.push(() => this.#changing.removeTaps(this.#links()));
     }
     const interim = this.#keeping?.interim;
     if (interim?.fits(this.#plan) === false) interim.end();
@@ -475,7 +449,7 @@ export class Agent implements Operations {
     if (!areReady) {
       // No bridge is to get a TAP that is forwarded for another one's network still.
       interim?.end();
-      await this.#unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
+      await this.#changing.unqueue(this.#links().filter(({ name }) => !found.links.has(name)));
       await leaveBridges(misplaced);
       await bringUp(this.#links());
       await this.#containers.route(found.links);
@@ -530,20 +504,6 @@ export class Agent implements Operations {
     });
   }
 
-  /** Those that may have many queues; with one there is little to be spared. */
-  async #unqueue(links: readonly TapLink[]): Promise<void> {
-    const several = new Set<string>();
-    for (const { plan } of this.#live) {
-      if (this.#plan.workers > 1 || plan.furtherQueues > 0) several.add(plan.tap);
-    }
-    const names = links.map(({ name }) => name).filter((name) => several.has(name));
-    if (names.length === 0) return;
-    await unqueue(names).catch(({ message }: Error) => {
-      const what = "TAPs keep their queueing disciplines: a restart will take longer, and memory";
-      this.#log.warn({ reason: message }, what);
-    });
-  }
-
   /** Those that are on this host. */
   #links(): TapLink[] {
     const here = [...this.#live].filter(({ plan }) => !this.#containers.hasTap(plan.index));
@@ -557,14 +517,6 @@ export class Agent implements Operations {
     this.#telling.noteOpened(opened);
   }
 
-  async #makeBridges(names: readonly string[]): Promise<void> {
-    await createBridges(names);
-    for (const name of names) {
-      this.#bridges.add(name);
-      beDeafTo(name, this.#log);
-    }
-  }
-
   /** What of bridges the next agent would give them again, but no address of anybody else's. */
   #own(): Own {
     const addresses = this.#containers.traces.gateways?.addresses ?? [];
@@ -574,23 +526,12 @@ export class Agent implements Operations {
     };
   }
 
-  /** Those that nobody else uses: see `removeIdleBridges`. */
-  async #removeBridges(names: readonly string[], own?: Own): Promise<void> {
-    if (names.length === 0) return;
-    const left = await removeIdleBridges(names, own);
-    for (const name of names) if (!left.includes(name)) this.#bridges.delete(name);
-    if (this.#keeping !== undefined) return; // they are kept like all else
-    for (const bridge of left) {
-      this.#log.warn({ bridge }, "leaving the bridge in place: other ports are joined to it");
-    }
-  }
-
   // changing
 
   /** One after the other; a change that was refused keeps nobody waiting. */
   #exclusively<T>(change: () => Promise<T>): Promise<T> {
-    const done = this.#changing.then(change);
-    this.#changing = done.catch(() => undefined);
+    const done = this.#turn.then(change);
+    this.#turn = done.catch(() => undefined);
     return done;
   }
 
@@ -607,188 +548,26 @@ export class Agent implements Operations {
       const before = this.#live.named(name).config;
       const after = change(before);
       if (after === before) return;
-      await this.#apply([after], []);
-      this.#notes.rememberEdits();
+      await this.#change([after], []);
       this.#log.info({ network: name }, "network changed");
     });
   }
 
-  /** Makes networks be as they are given, and others not be; all of it, or nothing and throws. */
-  async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
-    const config = { ...this.#config, networks };
-    const found =
-      networks.length === 0 ? undefined : await survey(config, this.#live.taps(), this.#plan);
-    this.#check(networks, removed, found);
-    this.#notes.withdrawPlan(); // until it is as it says again
-    const undo = new Undo();
-    undo.push(async () => this.#containers.route(await linksByName())); // for the networks as they were
-    try {
-      // All that are made anew go before any comes: it may want the VNI or the TAP of another.
-      const anew = networks.flatMap((network) => {
-        const before = this.#live.get(network.name);
-        return before !== undefined && isAnew(before.config, network) ? [before] : [];
-      });
-      await this.#remove([...removed.map((name) => this.#live.named(name)), ...anew], undo);
-      await this.#makeBridges(found?.missingBridges ?? []);
-      const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
-      const isThere = ({ config }: Wanted) => this.#live.has(config.name);
-      const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
-      for (const each of there) await this.#alter(each, undo);
-      await this.#add(fresh, undo);
-      const links = await linksByName();
-      await this.#containers.route(links); // networks made anew have forgotten what is attached
-    } catch (error) {
-      await undo.all(({ message }) => this.#log.error({ reason: message }, "cannot be taken back"));
-      throw error;
-    } finally {
-      await this.#removeUnusedBridges();
-      this.#notes.leavePlan();
-    }
-    this.#config = { ...this.#config, networks: this.#live.configs() };
-    if (found !== undefined) this.#tellOfAstray(found);
+  /** What the API changes: until the next reload, and over restarts. */
+  async #change(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
+    await this.#apply(networks, removed);
+    const touched = new Set([...removed, ...networks.map(({ name }) => name)]);
+    // Not those that are live: one that was lost in a change that failed is had again by the next agent.
+    const others = this.#config.networks.filter(({ name }) => !touched.has(name));
+    this.#config = { ...this.#config, networks: [...others, ...networks] };
+    this.#notes.rememberEdits();
   }
 
-  #tellOfAstray({ astray }: Survey): void {
-    for (const { peer, local, source } of astray) {
-      if (this.#astray.has(peer)) continue;
-      this.#astray.add(peer);
-      this.#log.warn(
-        { peer, local, source },
-        "the route to a peer begins at another address than this VTEP's, which is the one that peer has to name: say with --local which it is",
-      );
-    }
+  #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
+    return this.#changing.apply({ ...this.#config, networks }, removed);
   }
 
-  /** What the sockets that are open cannot do, and what two networks cannot both have. */
-  #check(
-    networks: readonly NetworkConfig[],
-    removed: readonly string[],
-    found: Survey | undefined,
-  ): void {
-    const { largestMtu } = this.#telling;
-    for (const family of [6, 4] as const) {
-      const local = `local${family}` as const;
-      if (found?.[local] === undefined || this.#plan[local] !== undefined) continue;
-      throw new VtepError(
-        "ADDRESS",
-        `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
-      );
-    }
-    const stay = this.#live
-      .configs()
-      .filter(({ name }) => !removed.includes(name) && !networks.some((put) => put.name === name));
-    for (const [at, network] of networks.entries()) {
-      for (const other of [...stay, ...networks.slice(0, at)]) {
-        for (const key of ["vni", "tap"] as const) {
-          if (network[key] !== other[key]) continue;
-          const what = key === "vni" ? `VNI ${network.vni}` : `TAP ${network.tap}`;
-          throw new VtepError("CONFLICT", `${what} is network ${other.name}'s: choose another`);
-        }
-      }
-      const before = this.#live.get(network.name);
-      const owner = before && this.#containers.ownerOf(before.plan.index, before.plan.tap);
-      const isSame = before?.plan.mtu === found!.mtus[at]! && network.bridge === undefined;
-      if (owner !== undefined && !isSame) {
-        const { ifname, target } = owner;
-        throw new VtepError(
-          "CONFLICT",
-          `network ${network.name}: the TAP is ${ifname} of ${target}, and can have neither another MTU nor a bridge: detach it first`,
-        );
-      }
-      if (found!.mtus[at]! > largestMtu) {
-        throw new VtepError(
-          "MTU",
-          `network ${network.name}: MTU ${found!.mtus[at]} is more than the ${largestMtu} that the sockets were opened for: restart the agent, or use --mtu ${largestMtu}`,
-        );
-      }
-    }
-    const [collision] = collisions([...stay, ...networks]);
-    if (collision === undefined) return;
-    const { message, remedy = "choose another" } = collision;
-    throw new VtepError("CONFLICT", `${message}: ${remedy}`);
-  }
-
-  async #alter({ config, mtu }: Wanted, undo: Undo): Promise<void> {
-    const before = this.#live.named(config.name);
-    const { opened } = before;
-    const after = { ...this.#live.planned(config, before.plan.index, mtu), opened };
-    undo.push(() => this.#change(after, before));
-    return this.#change(before, after);
-  }
-
-  /** All at once: for each of a thousand, programs of the host's would be started in turn. */
-  async #add(networks: readonly Wanted[], undo: Undo): Promise<void> {
-    if (networks.length === 0) return;
-    const opened: Live[] = [];
-    undo.push(() => this.#takeOut(opened));
-    for (const each of networks) await this.#openTap(each, opened);
-    await this.#setUp(opened.map(({ link }) => link));
-  }
-
-  /** Notes among `opened` what the threads are to have, before they have it. */
-  async #openTap({ config, mtu }: Wanted, opened: Live[]): Promise<void> {
-    const live = this.#live.planned(config, this.#live.freeIndex(), mtu);
-    this.#telling.countAnew(live.plan.index);
-    this.#live.put(live);
-    opened.push(live);
-    this.#entries.configure(live);
-    await this.#workers.add(live.plan);
-  }
-
-  async #setUp(links: readonly TapLink[]): Promise<void> {
-    await this.#unqueue(links);
-    await bringUp(links);
-  }
-
-  async #remove(networks: readonly Live[], undo: Undo): Promise<void> {
-    if (networks.length === 0) return;
-    const again: Live[] = [];
-    undo.push(() => this.#setUp(again.map(({ link }) => link)));
-    // One that cannot be had again keeps no other from it, nor is what has its name by then set up.
-    for (const { config, plan } of networks) {
-      undo.push(async () => {
-        const opened: Live[] = [];
-        await this.#openTap({ config, mtu: plan.mtu }, opened);
-        again.push(...opened);
-      });
-    }
-    await this.#takeOut(networks);
-  }
-
-  /** TAPs are deleted before they are closed: that takes the threads no time. */
-  async #takeOut(networks: readonly Live[]): Promise<void> {
-    for (const { plan } of networks) await this.#workers.retire(plan.index);
-    await this.#removeTaps(networks.map(({ link }) => link));
-    for (const live of networks) {
-      await this.#workers.discard(live.plan.index);
-      this.#containers.forget(live.plan.index);
-      this.#telling.noteLeaving();
-      this.#entries.clear(live);
-      this.#live.remove(live.config.name);
-    }
-  }
-
-  /** What is left goes when it is closed. */
-  async #removeTaps(links: readonly TapLink[]): Promise<void> {
-    const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
-    await removeTaps(links).catch(kept);
-  }
-
-  async #change(before: Live, after: Live): Promise<void> {
-    this.#live.put(after);
-    this.#entries.configure(after);
-    await this.#workers.change(after.plan);
-    this.#entries.restrict(after);
-    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(before.link, after.link);
-    const { bridge } = after.link;
-    if (bridge === undefined || bridge === before.link.bridge) return;
-    await this.#containers.follow(after.config.name, bridge);
-  }
-
-  /**
-   * Makes a TAP anew that somebody deleted, and gives its network up to the others: what they forward goes
-   * on. Where that cannot be, forwarding has broken down.
-   */
+  /** Where a TAP that somebody deleted cannot be had again, forwarding has broken down. */
   #renew(index: number, { message }: VtepError): void {
     const lost = [...this.#live].find(({ plan }) => plan.index === index);
     if (lost === undefined || this.isStopping) return; // it was removed here
@@ -799,31 +578,13 @@ export class Agent implements Operations {
     const level = this.#containers.hasTap(index) ? "info" : "error"; // its container has ended
     this.#log[level]({ network, reason: message }, "the TAP is made anew");
     void this.#exclusively(async () => {
-      // Its settings may have changed meanwhile, or it was removed.
-      const now = [...this.#live].find((live) => live.opened === opened);
-      if (now === undefined) return;
-      await this.#takeOut([now]);
-      await this.#openTap({ config: now.config, mtu: now.plan.mtu }, []);
-      try {
-        await this.#setUp([now.link]);
-      } catch (error) {
-        if ((await linksByName()).has(now.link.name)) throw error;
-        return; // deleted again: the threads tell of that, too
-      }
-      await this.#containers.look();
-      this.#log.info({ network }, "the TAP is there again");
+      if (await this.#changing.renew(opened)) this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {
       this.#log.error({ network, reason: (error as Error).message }, "the TAP is gone");
       this.#workers.giveUp(
         new VtepError("LOST", `network ${network}: ${message}; start again`, error),
       );
     });
-  }
-
-  async #removeUnusedBridges(): Promise<void> {
-    const used = new Set([...this.#live].map(({ link }) => link.bridge));
-    const idle = [...this.#bridges].filter((bridge) => !used.has(bridge));
-    if (idle.length > 0) await this.#removeBridges(idle);
   }
 }
 

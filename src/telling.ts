@@ -14,7 +14,7 @@ import type { Live, LiveNetworks } from "./live.ts";
 import type { Metrics } from "./metrics.ts";
 import type { AgentEvent, AgentStatus, NetworkStatus, RemoteStatus } from "./operations.ts";
 import type { Remotes } from "./remotes.ts";
-import { LARGEST_MTU } from "./survey.ts";
+import { type Astray, LARGEST_MTU } from "./survey.ts";
 import { version } from "./version.ts";
 import { largestFrame, monotonicSeconds, type Opened, type Plan } from "./vtep.ts";
 import { Growth, Watch } from "./watch.ts";
@@ -52,6 +52,8 @@ export class Telling {
   readonly #logged = new Growth();
   /** Those in use; before it is known, those wanted. */
   #offloads: Offloads;
+  /** Peers that may know another address of this VTEP, which was told. */
+  readonly #astray = new Set<string>();
 
   constructor(from: Sources, log: Logger) {
     const { plan, fdb, remotes, networks } = from;
@@ -118,6 +120,18 @@ export class Telling {
     const doneWithout = this.#opened?.underlay === "native" ? refused : []; // dgram has few
     if (doneWithout.length > 0) this.#log.warn({ offloads: doneWithout }, "offloads were refused");
     for (const offload of doneWithout) this.#watch.tell({ event: "offload-demoted", offload });
+  }
+
+  /** Where routes to peers begin at another address than this VTEP's. */
+  noteAstray(routes: readonly Astray[]): void {
+    for (const { peer, local, source } of routes) {
+      if (this.#astray.has(peer)) continue;
+      this.#astray.add(peer);
+      this.#log.warn(
+        { peer, local, source },
+        "the route to a peer begins at another address than this VTEP's, which is the one that peer has to name: say with --local which it is",
+      );
+    }
   }
 
   /** A network that has this row from now on counts from zero. */

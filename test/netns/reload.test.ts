@@ -330,6 +330,9 @@ printf '%s\\n' "$input" | real "$@"
   expect(names.map((name) => isUp.get(name))).toEqual([true, another, true]);
   const left = vtep.log.filter(({ msg }) => msg === "cannot be taken back");
   expect(left).toMatchObject([{ reason: expect.stringContaining("vtep1001") }]);
+  await write(RED, ...[1000, 1001, 1002].map((vni) => ({ vni, peers: [theirs.address] })));
+  expect(await reload()).toMatchObject({ msg: "reloaded", added: ["vtep1001"], changed: [] });
+  expect(await ours.run("ip", "link", "show", "vtep1001")).toContain("UP");
 });
 
 test("without a file there is nothing to read again", async () => {

@@ -35,14 +35,14 @@ const LAYERS: readonly Layer[] = [
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   {
     name: "agent",
-    files: /^(agent|workers|worker|captures|keeping)\.ts$/,
+    files: /^(agent|changing|workers|worker|captures|keeping)\.ts$/,
     mutual: true,
     outside: ANYTHING,
   },
   // What the agent is made of: none of it knows the agent, nor its threads.
   {
     name: "agent's parts",
-    files: /^(live|entries|containers|telling)\.ts$/,
+    files: /^(live|bridges|entries|containers|telling)\.ts$/,
     mutual: true,
     outside: /^pino$/,
   },

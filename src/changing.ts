@@ -1,0 +1,276 @@
+/**
+ * Changes to the networks of a running agent, while the others go on.
+ *
+ * Each is whole or not at all: what the host would refuse is asked before (`survey`), and steps that were
+ * done when one fails are taken back.
+ */
+import { isDeepStrictEqual } from "node:util";
+import type { Logger } from "pino";
+import type { Bridges } from "./bridges.ts";
+import { type Config, collisions, type NetworkConfig } from "./config.ts";
+import type { Containers } from "./containers.ts";
+import type { Entries } from "./entries.ts";
+import { VtepError } from "./errors.ts";
+import { linksByName } from "./host.ts";
+import type { Notes } from "./keeping.ts";
+import { adjustTap, bringUp, removeTaps, type TapLink, unqueue } from "./links.ts";
+import { isAnew, type Live, type LiveNetworks } from "./live.ts";
+import { type Survey, survey } from "./survey.ts";
+import type { Telling } from "./telling.ts";
+import type { Plan } from "./vtep.ts";
+import type { Workers } from "./workers.ts";
+
+/** What was done, last first, and how to take it back. */
+export class Undo {
+  readonly #steps: (() => void | Promise<void>)[] = [];
+
+  push(step: () => void | Promise<void>): void {
+    this.#steps.push(step);
+  }
+
+  async all(onError: (error: Error) => void): Promise<void> {
+    for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
+      try {
+        await step();
+      } catch (error) {
+        onError(error as Error);
+      }
+    }
+  }
+}
+
+/** A network as it is to be. */
+interface Wanted {
+  readonly config: NetworkConfig;
+  readonly mtu: number;
+}
+
+/** What a change concerns. */
+interface Parts {
+  readonly plan: Plan;
+  readonly networks: LiveNetworks;
+  readonly entries: Entries;
+  readonly workers: Workers;
+  readonly containers: Containers;
+  readonly bridges: Bridges;
+  readonly notes: Notes;
+  readonly telling: Telling;
+}
+
+export class Changing {
+  readonly #of: Parts;
+  readonly #log: Logger;
+
+  constructor(of: Parts, log: Logger) {
+    this.#of = of;
+    this.#log = log;
+  }
+
+  /**
+   * Makes networks be as `config` gives them, and those of these names not be; all of it, or nothing and throws
+   * VtepError. Others stay as they are.
+   */
+  async apply(config: Config, removed: readonly string[]): Promise<void> {
+    const { networks } = config;
+    const { networks: live, bridges, containers, notes, plan, telling } = this.#of;
+    const found = networks.length === 0 ? undefined : await survey(config, live.taps(), plan);
+    this.#check(networks, removed, found);
+    notes.withdrawPlan(); // until it is as it says again
+    const undo = new Undo();
+    undo.push(async () => containers.route(await linksByName())); // for the networks as they were
+    try {
+      // All that are made anew go before any comes: it may want the VNI or the TAP of another.
+      const anew = networks.flatMap((network) => {
+        const before = live.get(network.name);
+        return before !== undefined && isAnew(before.config, network) ? [before] : [];
+      });
+      await this.#remove([...removed.map((name) => live.named(name)), ...anew], undo);
+      await bridges.make(found?.missingBridges ?? []);
+      const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
+      const isThere = ({ config }: Wanted) => live.has(config.name);
+      const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
+      for (const each of there) await this.#alter(each, undo);
+      await this.#add(fresh, undo);
+      await containers.route(await linksByName()); // networks made anew have forgotten what is attached
+    } catch (error) {
+      await undo.all(this.#tellOfFault);
+      throw error;
+    } finally {
+      await bridges.removeIdle(new Set(live.configs().map(({ bridge }) => bridge)));
+      notes.leavePlan();
+    }
+    if (found !== undefined) telling.noteAstray(found.astray);
+  }
+
+  /**
+   * Makes a TAP anew that somebody deleted, and gives its network up to the others. Returns whether it is there:
+   * its network may have been removed meanwhile, or the TAP deleted again. Throws VtepError.
+   */
+  async renew(opened: Live["opened"]): Promise<boolean> {
+    const { networks, containers } = this.#of;
+    const now = [...networks].find((live) => live.opened === opened);
+    if (now === undefined) return false;
+    await this.#takeOut([now]);
+    const { link } = await this.#openTap({ config: now.config, mtu: now.plan.mtu });
+    try {
+      await this.#setUp([link]);
+    } catch (error) {
+      if ((await linksByName()).has(link.name)) throw error;
+      return false; // the threads tell of that, too
+    }
+    await containers.look();
+    return true;
+  }
+
+  /** Takes the queueing discipline from TAPs that may have many queues; with one there is little to be spared. */
+  async unqueue(links: readonly TapLink[]): Promise<void> {
+    const { networks, plan: endpoint } = this.#of;
+    const several = new Set<string>();
+    for (const { plan } of networks) {
+      if (endpoint.workers > 1 || plan.furtherQueues > 0) several.add(plan.tap);
+    }
+    const names = links.map(({ name }) => name).filter((name) => several.has(name));
+    if (names.length === 0) return;
+    await unqueue(names).catch(({ message }: Error) => {
+      const what = "TAPs keep their queueing disciplines: a restart will take longer, and memory";
+      this.#log.warn({ reason: message }, what);
+    });
+  }
+
+  /** Deletes TAPs before they are closed, which takes the threads no time then. What is left goes when it is. */
+  async removeTaps(links: readonly TapLink[]): Promise<void> {
+    const kept = (error: Error) => this.#log.debug({ reason: error.message }, "TAPs go singly");
+    await removeTaps(links).catch(kept);
+  }
+
+  readonly #tellOfFault = ({ message }: Error) => {
+    this.#log.error({ reason: message }, "cannot be taken back");
+  };
+
+  /** What the sockets that are open cannot do, and what two networks cannot both have. */
+  #check(
+    networks: readonly NetworkConfig[],
+    removed: readonly string[],
+    found: Survey | undefined,
+  ): void {
+    const { plan, networks: live, containers, telling } = this.#of;
+    const { largestMtu } = telling;
+    for (const family of [6, 4] as const) {
+      const local = `local${family}` as const;
+      if (found?.[local] === undefined || plan[local] !== undefined) continue;
+      throw new VtepError(
+        "ADDRESS",
+        `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
+      );
+    }
+    const stay = live
+      .configs()
+      .filter(({ name }) => !removed.includes(name) && !networks.some((put) => put.name === name));
+    for (const [at, network] of networks.entries()) {
+      for (const other of [...stay, ...networks.slice(0, at)]) {
+        for (const key of ["vni", "tap"] as const) {
+          if (network[key] !== other[key]) continue;
+          const what = key === "vni" ? `VNI ${network.vni}` : `TAP ${network.tap}`;
+          throw new VtepError("CONFLICT", `${what} is network ${other.name}'s: choose another`);
+        }
+      }
+      const before = live.get(network.name);
+      const owner = before && containers.ownerOf(before.plan.index, before.plan.tap);
+      const isSame = before?.plan.mtu === found!.mtus[at]! && network.bridge === undefined;
+      if (owner !== undefined && !isSame) {
+        const { ifname, target } = owner;
+        throw new VtepError(
+          "CONFLICT",
+          `network ${network.name}: the TAP is ${ifname} of ${target}, and can have neither another MTU nor a bridge: detach it first`,
+        );
+      }
+      if (found!.mtus[at]! > largestMtu) {
+        throw new VtepError(
+          "MTU",
+          `network ${network.name}: MTU ${found!.mtus[at]} is more than the ${largestMtu} that the sockets were opened for: restart the agent, or use --mtu ${largestMtu}`,
+        );
+      }
+    }
+    const [collision] = collisions([...stay, ...networks]);
+    if (collision === undefined) return;
+    const { message, remedy = "choose another" } = collision;
+    throw new VtepError("CONFLICT", `${message}: ${remedy}`);
+  }
+
+  async #alter({ config, mtu }: Wanted, undo: Undo): Promise<void> {
+    const { networks } = this.#of;
+    const before = networks.named(config.name);
+    const { opened } = before;
+    const after = { ...networks.planned(config, before.plan.index, mtu), opened };
+    undo.push(() => this.#change(after, before));
+    return this.#change(before, after);
+  }
+
+  async #change(before: Live, after: Live): Promise<void> {
+    const { networks, entries, workers, containers } = this.#of;
+    networks.put(after);
+    entries.configure(after);
+    await workers.change(after.plan);
+    entries.restrict(after);
+    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(before.link, after.link);
+    const { bridge } = after.link;
+    if (bridge === undefined || bridge === before.link.bridge) return;
+    await containers.follow(after.config.name, bridge);
+  }
+
+  /** All at once: for each of a thousand, programs of the host's would be started in turn. */
+  async #add(networks: readonly Wanted[], undo: Undo): Promise<void> {
+    if (networks.length === 0) return;
+    const opened: Live[] = [];
+    undo.push(() => this.#takeOut(opened));
+    for (const each of networks) opened.push(await this.#openTap(each));
+    await this.#setUp(opened.map(({ link }) => link));
+  }
+
+  async #remove(networks: readonly Live[], undo: Undo): Promise<void> {
+    if (networks.length === 0) return;
+    const again: Live[] = [];
+    undo.push(() => this.#setUp(again.map(({ link }) => link)));
+    // One that cannot be had again keeps no other from it, nor is what has its name by then set up.
+    for (const { config, plan } of networks) {
+      undo.push(async () => {
+        again.push(await this.#openTap({ config, mtu: plan.mtu }));
+      });
+    }
+    await this.#takeOut(networks);
+  }
+
+  /** A network that the threads will not have is none. */
+  async #openTap({ config, mtu }: Wanted): Promise<Live> {
+    const { networks, entries, workers, telling } = this.#of;
+    const live = networks.planned(config, networks.freeIndex(), mtu);
+    telling.countAnew(live.plan.index);
+    networks.put(live);
+    entries.configure(live);
+    try {
+      await workers.add(live.plan);
+    } catch (error) {
+      await this.#takeOut([live]).catch(this.#tellOfFault);
+      throw error;
+    }
+    return live;
+  }
+
+  async #setUp(links: readonly TapLink[]): Promise<void> {
+    await this.unqueue(links);
+    await bringUp(links);
+  }
+
+  async #takeOut(networks: readonly Live[]): Promise<void> {
+    const { networks: live, entries, workers, containers, telling } = this.#of;
+    for (const { plan } of networks) await workers.retire(plan.index);
+    await this.removeTaps(networks.map(({ link }) => link));
+    for (const network of networks) {
+      await workers.discard(network.plan.index);
+      containers.forget(network.plan.index);
+      telling.noteLeaving();
+      entries.clear(network);
+      live.remove(network.config.name);
+    }
+  }
+}
