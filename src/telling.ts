@@ -191,21 +191,29 @@ export class Telling {
     };
   }
 
+  /** Those that networks name now, in the order in which they came to be known. */
   remotes(): RemoteStatus[] {
-    const { remotes } = this.#from;
-    return Array.from({ length: remotes.count }, (_, at) => {
-      const to = this.#traffic.get(at + 1, TO_REMOTE);
-      const from = this.#traffic.get(at + 1, FROM_REMOTE);
-      return {
-        address: remotes.address(at + 1),
-        toFrames: to.frames,
-        toBytes: to.bytes,
-        fromFrames: from.frames,
-        fromBytes: from.bytes,
-        refused: remotes.refused(at + 1),
-        state: this.#watch.stateOf(at + 1),
-      };
-    });
+    const { remotes, networks } = this.#from;
+    const named = new Set<number>();
+    for (const { plan } of networks) {
+      for (const remote of plan.flood) named.add(remote);
+      for (const remote of plan.allowed) named.add(remote);
+    }
+    return [...named]
+      .sort((one, other) => one - other)
+      .map((remote) => {
+        const to = this.#traffic.get(remote, TO_REMOTE);
+        const from = this.#traffic.get(remote, FROM_REMOTE);
+        return {
+          address: remotes.address(remote),
+          toFrames: to.frames,
+          toBytes: to.bytes,
+          fromFrames: from.frames,
+          fromBytes: from.bytes,
+          refused: remotes.refused(remote),
+          state: this.#watch.stateOf(remote),
+        };
+      });
   }
 
   /** Of a network whose frames the sockets that are open take whole: where they take trains, of any. */

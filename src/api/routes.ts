@@ -74,9 +74,12 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
 
   app.get(
     "/v1/remotes",
-    describe("what crossed between here and each remote, in all networks", {
-      200: v.array(schemas.remoteStatus),
-    }),
+    describe(
+      "each remote that a network names, and what crossed between here and there in all networks",
+      {
+        200: v.array(schemas.remoteStatus),
+      },
+    ),
     query(schemas.nothing),
     (c) => c.json(operations.remotes()),
   );

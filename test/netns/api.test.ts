@@ -234,6 +234,9 @@ PATH=\${PATH#*:} exec ip "$@"`;
     await send(theirs, { address: ours.address, port: 4789 }, [vxlan(43, frame)]);
     await told("dropped", { drops: { VXLAN_VNI_NOT_FOUND: 1 } });
 
+    await client.putPeer("blue", "10.0.0.9");
+    await client.removePeer("blue", remote);
+    expect(await client.remotes()).toMatchObject([{ address: "10.0.0.9", state: "silent" }]);
     await vtep.stop();
     await expect(listening).rejects.toMatchObject({ code: "UNREACHABLE" });
   });
