@@ -1,5 +1,5 @@
 import { existsSync, statSync } from "node:fs";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -9,6 +9,7 @@ import type { AgentEvent } from "../../src/operations.ts";
 import { broadcast, ethernet, vxlan } from "../lab/frame.ts";
 import { Lab } from "../lab/lab.ts";
 import { learnMacs, misuse } from "../lab/misuse.ts";
+import { shim } from "../lab/shim.ts";
 import { iperf3, isSilent, ping, reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
@@ -93,20 +94,17 @@ describe("what is asked of an agent happens", () => {
   });
 
   test("a network goes although nobody can remove its TAP", async () => {
-    const faulty = join(directory, "faulty");
-    await mkdir(faulty);
-    const script = `#!/bin/sh
-case "$*" in "-force -batch -") test -e ${faulty}/now && exit 1;; esac
-PATH=\${PATH#*:} exec ip "$@"`;
-    await writeFile(join(faulty, "ip"), script, { mode: 0o755 });
-    const way = ["env", `PATH=${faulty}:${process.env.PATH}`];
-    await using vtep = await ours.vtepBy(way, ...args, "--bridge", "br0").ready();
+    using faulty = shim(
+      'case "$*" in "-force -batch -") test -e $here/now && exit 1;; esac; real "$@"',
+    );
+    const now = join(faulty.directory, "now");
+    await using vtep = await ours.vtepBy(["env", faulty.path], ...args, "--bridge", "br0").ready();
     const client = new Client(vtep.socket);
-    await writeFile(join(faulty, "now"), "");
+    await writeFile(now, "");
     await client.removeNetwork("blue");
     expect(await client.networks()).toEqual([]);
     expect(await ours.links()).not.toContain("vtep42");
-    await rm(join(faulty, "now"));
+    await rm(now);
     await client.putNetwork("blue", { vni: 42, peers: [theirs.address], bridge: "br0" });
     expect(await ours.links()).toContain("vtep42");
   });

@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -7,6 +7,7 @@ import { Client } from "../../src/api/client.ts";
 import type { Attachment } from "../../src/attachments.ts";
 import { Lab } from "../lab/lab.ts";
 import { create, type Finished, Namespace } from "../lab/namespace.ts";
+import { shim } from "../lab/shim.ts";
 import { ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
@@ -59,14 +60,11 @@ async function known(): Promise<unknown[]> {
 
 /** Attaches by another `ip`, which is to end as that would. */
 function attachBy(script: string, target: string, ...options: string[]) {
-  const directory = mkdtempSync(join(tmpdir(), "vtep-ip-"));
-  onTestFinished(() => rmSync(directory, { recursive: true }));
-  const text = `#!/bin/sh\nbegan=${directory}/began PATH=\${PATH#*:}\n${script}`;
-  writeFileSync(join(directory, "ip"), text, { mode: 0o755 });
-  const path = `PATH=${directory}:${process.env.PATH}`;
+  const other = shim(`began=$here/began PATH=\${PATH#*:}\n${script}`);
+  onTestFinished(() => other[Symbol.dispose]());
   const words = ["attach", target, "--network", "blue", ...options, "--socket", vtep.socket];
-  const ended = ours.finish(["env", path, "node", cli, ...words]);
-  const began = until("it to begin", () => existsSync(join(directory, "began")));
+  const ended = ours.finish(["env", other.path, "node", cli, ...words]);
+  const began = until("it to begin", () => existsSync(join(other.directory, "began")));
   began.catch(() => undefined);
   return { ended, began };
 }

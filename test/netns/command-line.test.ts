@@ -8,6 +8,7 @@ import { OFFLOADS } from "../../src/device.ts";
 import { flags } from "../../src/keys.ts";
 import { Lab } from "../lab/lab.ts";
 import type { Finished } from "../lab/namespace.ts";
+import { shim } from "../lab/shim.ts";
 import { until } from "../lab/until.ts";
 import { cli } from "../lab/vtep.ts";
 
@@ -206,10 +207,8 @@ describe.concurrent("what the system refuses ends with 1", () => {
     ["BusyBox", 'exec busybox ip "$@"', ["ip is that of BusyBox"]],
     ["words for people", "echo 1: lo: mtu 65536", ["printed no JSON", '"1: lo: mtu']],
   ])("run where ip is another's: %s", async (_, script, words) => {
-    const path = await mkdtemp(join(directory, "path-"));
-    await writeFile(join(path, "ip"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
-    const wrapper = ["env", `PATH=${path}:${process.env.PATH}`, ...start()];
-    const refused = await host.finish(wrapper, { timeoutMs: 15_000 });
+    using other = shim(script);
+    const refused = await host.finish(["env", other.path, ...start()], { timeoutMs: 15_000 });
     expectRefused(refused, 1, [...words, "install iproute2"]);
   });
 

@@ -8,6 +8,7 @@ import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
+import { shim } from "../lab/shim.ts";
 import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, Vtep } from "../lab/vtep.ts";
@@ -263,10 +264,9 @@ describe("twenty networks with a bridge each", () => {
   test("of which one cannot be made leave none, and it is named", async () => {
     // Else the kernel makes what `survey` lets pass.
     const edit = 'sed "/add name br20/s/bridge$/none/"';
-    const { path } = await pathWithIp(
-      `if [ "$*" = "-batch -" ]; then ${edit} | real "$@"; else real "$@"; fi`,
-    );
-    const child = ours.spawn("env", path, "node", cli, "run", "--config", file, "--socket", socket);
+    using other = shim(`if [ "$*" = "-batch -" ]; then ${edit} | real "$@"; else real "$@"; fi`);
+    const words = ["run", "--config", file, "--socket", socket];
+    const child = ours.spawn("env", other.path, "node", cli, ...words);
     child.stdout.resume();
     const [[code], stderr] = await Promise.all([once(child, "close"), text(child.stderr)]);
     expect(stderr).toMatch(/^vtep: creating bridge br20 failed: [^\n]+\n$/);
@@ -275,23 +275,13 @@ describe("twenty networks with a bridge each", () => {
   });
 });
 
-/** A PATH on which a script is found as `ip`, which knows the true one as `real`. Its directory is `here` in it. */
-async function pathWithIp(script: string): Promise<{ path: string; directory: string }> {
-  const directory = await mkdtemp(join(tmpdir(), "vtep-ip-"));
-  onTestFinished(() => rm(directory, { recursive: true }));
-  const ip = (await ours.run("which", "ip")).trim();
-  const shell = `#!/bin/sh\nhere=${directory}\nreal() { ${ip} "$@"; }\n${script}\n`;
-  await writeFile(join(directory, "ip"), shell, { mode: 0o755 });
-  return { path: `PATH=${directory}:${process.env.PATH}`, directory };
-}
-
 test("a TAP that is deleted again while it is made anew is made anew again", async () => {
   // Gone when it is to be set up.
   const deletes = '[ -e "$here/armed" ] && real link del vtep42 2>/dev/null && rm "$here/armed"';
-  const { path, directory } = await pathWithIp(`${deletes}; real "$@"`);
-  await using vtep = await ours.vtepBy(["env", path], ...network).ready();
+  using other = shim(`${deletes}; real "$@"`);
+  await using vtep = await ours.vtepBy(["env", other.path], ...network).ready();
   const said = (what: string) => vtep.log.filter(({ msg }) => msg === what).length;
-  await writeFile(join(directory, "armed"), "");
+  await writeFile(join(other.directory, "armed"), "");
   await remove("vtep42");
   await until("a new TAP", () => said("the TAP is there again") > 0);
   expect(said("the TAP is made anew")).toBe(2);
@@ -335,10 +325,11 @@ test("a change is refused while the agent is at an address that the host has no 
 
 test("reloads that wait for their turn when it is told to stop are refused", async () => {
   const script = 'while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"';
-  const { path, directory } = await pathWithIp(script);
+  using slow = shim(script);
+  const { directory } = slow;
   const [file, held] = [join(directory, "vtep.json"), join(directory, "held")];
   await writeFile(file, JSON.stringify({ networks: [{ vni: 42, peers: [theirs.address] }] }));
-  await using vtep = await ours.vtepBy(["env", path], "--config", file).ready();
+  await using vtep = await ours.vtepBy(["env", slow.path], "--config", file).ready();
   await writeFile(held, "");
   const asked = 10;
   for (let at = 0; at < asked; at++) {
@@ -366,24 +357,14 @@ describe("an ip that fails while vtep stops", () => {
     ],
   ])("%s costs no bridge that has ports, and is logged", async (_, refuses, ports) => {
     const script = `if [ -e "$here/broken" ]; then ${refuses}; fi; real "$@"`;
-    const { path, directory } = await pathWithIp(script);
-    const child = ours.spawn(
-      "env",
-      path,
-      "node",
-      cli,
-      "run",
-      ...network,
-      "--bridge",
-      "br42",
-      "--socket",
-      socket,
-    );
+    using broken = shim(script);
+    const words = ["run", ...network, "--bridge", "br42", "--socket", socket];
+    const child = ours.spawn("env", broken.path, "node", cli, ...words);
     const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
     for (let line = ""; !line.includes('"ready"'); ) line = (await lines.next()).value;
     await ours.ip("link add port42 type veth peer name port43");
     await ours.ip(...ports.map((port) => `link set ${port} master br42`));
-    await writeFile(join(directory, "broken"), "");
+    await writeFile(join(broken.directory, "broken"), "");
     const ended = once(child, "close");
     child.kill();
     const log: string[] = [];

@@ -5,9 +5,10 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import type { KernelVxlan } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
+import { shim } from "../lab/shim.ts";
 import { isSilent, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import { type LogLine, Vtep } from "../lab/vtep.ts";
+import type { LogLine, Vtep } from "../lab/vtep.ts";
 
 const lab = await Lab.draw({ hosts: 2 });
 const directory = await mkdtemp(join(tmpdir(), "vtep-reload-"));
@@ -252,19 +253,14 @@ describe("a file that is read again", () => {
 
 test("replaces many networks by as many programs of the host's as a few, or none of them", async () => {
   await vtep[Symbol.asyncDispose]();
-  const bin = await mkdtemp(join(directory, "bin-"));
-  const [runs, refused] = [join(bin, "runs"), join(bin, "refused")];
-  await writeFile(refused, "nothing");
-  for (const program of ["ip", "tc"]) {
-    const real = (await ours.run("which", program)).trim();
-    const script = `#!/bin/sh
-echo ${program} >>${runs}
+  const script = `
+echo \${0##*/} >>$here/runs
 input=$(cat)
-case "$input" in *"$(cat ${refused})"*) echo refused >&2; exit 2 ;; esac
-printf '%s\\n' "$input" | ${real} "$@"
-`;
-    await writeFile(join(bin, program), script, { mode: 0o755 });
-  }
+case "$input" in *"$(cat $here/refused)"*) echo refused >&2; exit 2 ;; esac
+printf '%s\\n' "$input" | real "$@"`;
+  using watched = shim(script, ["ip", "tc"]);
+  const [runs, refused] = [join(watched.directory, "runs"), join(watched.directory, "refused")];
+  await writeFile(refused, "nothing");
   const some = (first: number, count: number) =>
     Array.from({ length: count }, (_, at) => ({ vni: first + at, peers: [theirs.address] }));
   const up = async () => {
@@ -273,11 +269,7 @@ printf '%s\\n' "$input" | ${real} "$@"
     return names.filter((name) => /^vtep[12]/.test(name)).sort();
   };
   await write(RED, ...some(1000, 3), ...some(2000, 30));
-  vtep = await new Vtep(
-    ours,
-    ["--config", file],
-    ["env", `PATH=${bin}:${process.env.PATH}`],
-  ).ready();
+  vtep = await ours.vtepBy(["env", watched.path], "--config", file).ready();
   const told = async (...networks: object[]) => {
     await write(RED, ...networks);
     await writeFile(runs, "");
@@ -304,22 +296,17 @@ test.each([
   ["is nobody's any more", "real link del vtep1001 2>&-", undefined],
 ])("networks come back without one whose name %s", async (_, then, another) => {
   await vtep[Symbol.asyncDispose]();
-  const bin = await mkdtemp(join(directory, "bin-"));
-  const script = `#!/bin/sh
-real() { ${(await ours.run("which", "ip")).trim()} "$@"; }
+  using other = shim(`
 input=$(cat)
 case "$input" in
 *"vtep1100 up"*) real link add vtep1001 type veth peer name other; echo refused >&2; exit 2 ;;
-*"vtep1000 up"*) [ -e ${bin}/ready ] && ${then} ;;
+*"vtep1000 up"*) [ -e $here/ready ] && ${then} ;;
 esac
-printf '%s\\n' "$input" | real "$@"
-`;
-  await writeFile(join(bin, "ip"), script, { mode: 0o755 });
+printf '%s\\n' "$input" | real "$@"`);
   const names = ["vtep1000", "vtep1001", "vtep1002"];
   await write(RED, ...[1000, 1001, 1002].map((vni) => ({ vni, peers: [theirs.address] })));
-  const path = `PATH=${bin}:${process.env.PATH}`;
-  vtep = await ours.vtepBy(["env", path], "--config", file).ready();
-  await writeFile(join(bin, "ready"), "");
+  vtep = await ours.vtepBy(["env", other.path], "--config", file).ready();
+  await writeFile(join(other.directory, "ready"), "");
   await write(RED, { vni: 1100, peers: [theirs.address] });
   expect(await reload()).toMatchObject({ msg: "nothing was changed" });
   const shown: { ifname: string; flags: string[] }[] = JSON.parse(
