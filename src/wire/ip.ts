@@ -176,6 +176,18 @@ export function upperLayer(view: DataView, ip: number, length: number): number {
   return isIpv6(view, ip, length) ? ipv6UpperLayer(view, ip, length) : NO_UPPER_LAYER;
 }
 
+/** Whether an authentication header is among those before `end`, which `ipv6UpperLayer` has walked. */
+export function ipv6IsAuthenticated(view: DataView, ip: number, end: number): boolean {
+  let protocol = ipv6NextHeader(view, ip);
+  for (let header = ip + IPV6_HEADER; header < end; ) {
+    if (protocol === AUTHENTICATION) return true;
+    const next = view.getUint8(header);
+    header += extensionLength(view, header, protocol);
+    protocol = next;
+  }
+  return false;
+}
+
 /** Protocol number in an answer of `ipv6UpperLayer`. */
 export function upperProtocol(upper: number): number {
   return upper & 0xff;

@@ -21,6 +21,7 @@ const OPTION_END = 0;
 const OPTION_NOTHING = 1;
 const OPTION_MSS = 2;
 const MSS_LENGTH = 4;
+const OPTION_AUTHENTICATION = 29;
 
 /** Bytes of the header at `tcp`, options included; 0 when it does not lie in `length` bytes. */
 export function headerLength(view: DataView, tcp: number, length: number): number {
@@ -32,7 +33,8 @@ export function headerLength(view: DataView, tcp: number, length: number): numbe
 /**
  * Lowers the size of segments that the frame in [frame, frame + length) asks for, if it is a SYN that
  * asks for more than fits into a packet of `mtu` bytes. Whether it did. A SYN that does not ask gets
- * segments of 536 bytes anyway (RFC 9293, 3.7.1), a fragment has no header that could be trusted.
+ * segments of 536 bytes anyway (RFC 9293, 3.7.1), a fragment has no header that could be trusted. One that
+ * is signed, options and all, would be refused: by TCP-AO (RFC 5925, 3.1) or behind IPv6's authentication header.
  *
  * The checksum follows by what has changed (RFC 1624), so that one that was wrong stays wrong. `partial`
  * says that the sender left it to us (VNET_NEEDS_CSUM): then it covers none of these bytes yet.
@@ -54,6 +56,7 @@ export function clampMss(
   const tcp = network + ip.upperOffset(upper);
   const header = headerLength(view, tcp, frame + length - tcp);
   if (header === 0 || (view.getUint8(tcp + FLAGS) & SYN) === 0) return false;
+  if (!isIpv4 && ip.ipv6IsAuthenticated(view, network, tcp)) return false;
   const at = mssOffset(view, tcp, header);
   const most = mtu - HEADER - (isIpv4 ? ip.IPV4_HEADER : ip.IPV6_HEADER);
   if (at === 0 || most <= 0 || view.getUint16(at) <= most) return false;
@@ -62,23 +65,28 @@ export function clampMss(
   return true;
 }
 
-/** Where the value of the option lies; 0 when there is none. */
+/** Where the value of the option lies; 0 when there is none, or it is signed. */
 function mssOffset(view: DataView, tcp: number, header: number): number {
   const end = tcp + header;
+  let found = 0;
   for (let at = tcp + HEADER; at < end; ) {
     const kind = view.getUint8(at);
-    if (kind === OPTION_END) return 0;
+    if (kind === OPTION_END) return found;
     if (kind === OPTION_NOTHING) {
       at++;
       continue;
     }
-    if (at + 2 > end) return 0;
+    if (at + 2 > end) return found;
     const length = view.getUint8(at + 1);
-    if (kind === OPTION_MSS) return length === MSS_LENGTH && at + length <= end ? at + 2 : 0;
-    if (length < 2) return 0;
+    if (kind === OPTION_AUTHENTICATION) return 0;
+    if (kind === OPTION_MSS && found === 0) {
+      if (length !== MSS_LENGTH || at + length > end) return 0;
+      found = at + 2;
+    }
+    if (length < 2) return found;
     at += length;
   }
-  return 0;
+  return found;
 }
 
 /** Where the value is not aligned, its bytes are halves of two words. */

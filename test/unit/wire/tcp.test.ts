@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import * as tcp from "../../../src/wire/tcp.ts";
 import {
   anyTags,
+  authenticationHeader,
   bytes,
   documentationIpv4,
   documentationIpv6,
@@ -157,6 +158,30 @@ describe("the MSS of a SYN", () => {
     expect(
       clamped(ethernetFrame({ type: 0x86dd, payload: ipv6Packet({ next: 60, payload }) }), 1400),
     ).toBeDefined();
+  });
+
+  it("stays as it was signed: by TCP-AO, or an authentication header", () => {
+    const signature = [29, 16, 1, 1, ...Array(12).fill(0xaa)];
+    for (const version of [4, 6] as const) {
+      for (const options of [
+        [...mss(1460), ...signature],
+        [...signature, ...mss(1460)],
+      ]) {
+        expect(clamped(segment({ version, options }), 1400)).toBeUndefined();
+      }
+    }
+    // MD5 leaves the options out (RFC 2385, 2.0).
+    const options = [...mss(1460), 19, 18, ...Array(16).fill(0xaa)];
+    expect(clamped(segment({ options }), 1400)).toBeDefined();
+    const behind = bytes(authenticationHeader(6), segment({ version: 6 }).subarray(54));
+    for (const [next, payload] of [
+      [51, behind],
+      [60, bytes(extensionHeader(51), behind)],
+      [51, bytes(authenticationHeader(60), extensionHeader(6), behind.subarray(24))],
+    ] as const) {
+      const packet = ipv6Packet({ next, payload });
+      expect(clamped(ethernetFrame({ type: 0x86dd, payload: packet }), 1400)).toBeUndefined();
+    }
   });
 
   it("leaves the checksum right, whatever else is there", () => {
