@@ -46,8 +46,9 @@ export interface Passage {
 }
 
 const HOOKS = { in: ["ingress", "prerouting", "input"], out: ["output", "postrouting", "egress"] };
-/** Where conntrack looks at packets first (NF_IP_PRI_CONNTRACK): before, they have no state. */
+/** Where conntrack looks at packets first, at these hooks (NF_IP_PRI_CONNTRACK). */
 const CONNTRACK = -200;
+const TRACKING = ["prerouting", "output"];
 
 /** Every obstacle is told of, also those behind one that drops for certain: all have to go. */
 export function pass(tables: readonly Table[], datagram: Datagram): Passage {
@@ -66,11 +67,13 @@ export function pass(tables: readonly Table[], datagram: Datagram): Passage {
       if (type === "nat" && tracked === "no") continue;
       const applies = both(table.active, isCalledFor(table, devices, datagram.device));
       if (applies === "no") continue;
-      const state = priority <= CONNTRACK ? undefined : stateOf(tracked);
+      const isEarly = hook === "ingress" || (TRACKING.includes(hook) && priority <= CONNTRACK);
+      const state = isEarly ? undefined : stateOf(tracked);
       const walk = new Walk(table, chain, datagram, hook, state);
       walk.from(chain, applies === "yes");
       obstacles.push(...walk.obstacles);
-      if (walk.untracked !== "no") tracked = walk.untracked === "yes" ? "no" : "maybe";
+      // What conntrack has seen stays tracked (nft_notrack_eval), and what is not tracked stays so.
+      if (isEarly) tracked = both(tracked, not(walk.untracked));
     }
   }
   return { obstacles, tracked };

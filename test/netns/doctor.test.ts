@@ -424,6 +424,22 @@ describe("packet filters", () => {
     expect((await judged())[0]?.finding).toMatch(/may be dropped by the policy of nft/);
   });
 
+  test.each<[string, Severity | undefined, ...[hook: string, priority: number, rule: string][]]>([
+    ["lets in", undefined, ["prerouting", -300, "notrack"]],
+    ["lets in", undefined, ["prerouting", -300, "notrack"], ["prerouting", -299, "mark 1 notrack"]],
+    ["keeps out", "error", ["prerouting", 0, "notrack"]],
+    ["keeps out", "error", ["input", -300, "notrack"]],
+  ])("that ask for what is not tracked: notrack %s: %s: %j", async (_, severity, ...chains) => {
+    const untracking = chains.map(([hook, priority, rule], at) => {
+      return `table inet t${at} {\nchain c {\ntype filter hook ${hook} priority ${priority}; ${rule}\n}\n}\n`;
+    });
+    const input = table("input", ["policy drop; ct state untracked accept"]);
+    const loaded = await here.finish(["nft", "-f", "-"], { input: untracking.join("") + input });
+    expect(loaded).toMatchObject({ code: 0, stderr: "" });
+    expect(await crossing()).toBe(severity === "error" ? 0 : 5);
+    expect((await judged())[0]?.severity).toBe(severity);
+  });
+
   test("are read by the command: nft's, and both kinds of iptables for both families", async () => {
     const rule = [
       "-A",
