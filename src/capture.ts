@@ -47,7 +47,7 @@ interface Interface {
   readonly number: number;
   readonly called: CapturedNetwork | undefined;
   captured: number;
-  /** As of the last statistics, and as of when it was described. */
+  /** As of the last statistics, and under the name that its network had before. */
   missed: number;
   readonly missedBefore: number;
 }
@@ -61,8 +61,8 @@ export class Capture {
   readonly #snaplen: number;
   /** By index of the network. */
   readonly #interfaces = new Map<number, Interface>();
-  /** Networks that were described, and how many interfaces that made. */
-  readonly #seen = new Set<number>();
+  /** Of networks that are to be described anew: what was missed under the name before. */
+  readonly #missedBefore = new Map<number, number>();
   #described = 0;
   #written: Buffer[] = [];
 
@@ -111,6 +111,8 @@ export class Capture {
       const called = this.#called.get(network);
       if (called === undefined) continue;
       if (called.name !== own.called?.name || called.vni !== own.called.vni) {
+        if (this.#missed(network) !== own.missed) this.#writeStatistics(network, own);
+        this.#missedBefore.set(network, own.missed);
         this.#interfaces.delete(network);
       }
     }
@@ -181,9 +183,7 @@ export class Capture {
     const known = this.#interfaces.get(network);
     if (known !== undefined) return known;
     const called = this.#called.get(network);
-    // The first description of a network is of all that was missed in it.
-    const missed = this.#seen.has(network) ? this.#missed(network) : 0;
-    this.#seen.add(network);
+    const missed = this.#missedBefore.get(network) ?? 0;
     const own = { number: this.#described++, called, captured: 0, missed, missedBefore: missed };
     this.#interfaces.set(network, own);
     this.#written.push(
@@ -233,7 +233,7 @@ function comment(frame: Mirrored): string {
   const { direction, reason, copies, failed, segment, partialChecksum } = frame;
   const address = frame.address.some((word) => word !== 0) ? formatAddress(frame.address, 0) : "";
   const parts: string[] = [];
-  if (direction === "decap" && address !== "") parts.push(`from ${address}`);
+  if (direction === "decap") parts.push(`from ${address}`);
   if (direction === "encap" && copies === 1) parts.push(`to ${address}`);
   if (copies > 1) parts.push(`flooded to ${copies} remotes, ${address} among them`);
   if (reason !== 0) {

@@ -1,12 +1,13 @@
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
+import { VNET_GSO_UDP_L4 } from "../../src/batch.ts";
 import { Capture, WHOLE } from "../../src/capture.ts";
 import { Mirror, type MirrorFilter } from "../../src/mirror.ts";
 import { cut } from "../../src/wire/pcapng.ts";
-import { address, BROADCAST, frame, mac, script, vxlan } from "./sim.ts";
+import { address, BROADCAST, frame, mac, script, vxlan, World } from "./sim.ts";
 import { ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
 
 const A = mac(0x0a);
@@ -25,7 +26,7 @@ const NAMES = new Map([
 const T0 = 1_700_000_000_000;
 
 /** A dataplane with a mirror for each of some threads, of which the first one is its own. */
-function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE } = {}) {
+function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE, names = NAMES } = {}) {
   const vtep = script(NETWORKS);
   const filter: MirrorFilter = { vni: undefined, mac: undefined, remote: undefined, snaplen };
   const rings = Array.from({ length: threads }, () => Mirror.allocate(ring));
@@ -34,7 +35,7 @@ function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE } = {}) {
     return new Mirror(memory, filter, vtep.remotes, () => clock.now);
   });
   vtep.dataplane.mirrorTo(mirrors[0]!);
-  const capture = new Capture(rings, () => NAMES, snaplen);
+  const capture = new Capture(rings, () => names, snaplen);
   return { vtep, capture, mirrors, clock };
 }
 
@@ -88,6 +89,30 @@ describe("a capture, as Wireshark reads it,", { timeout: 30_000 }, () => {
     expect(tshark(file, "frame.interface_name", "vxlan.vni", "eth.src", "frame.comment")).toEqual([
       ["underlay", "703710", B, `from ${PEER}; dropped: VXLAN_VNI_NOT_FOUND`],
     ]);
+    const [[kept, length]] = tshark(file, "frame.cap_len", "frame.len") as [string[]];
+    expect(kept).toBe(length);
+  });
+
+  it("says which copies were dropped, and what is still to be done to a frame", () => {
+    const { vtep, capture: own, mirrors } = capture();
+    const head = own.begin([1]);
+    vtep.underlay.errnoOf = (nth) => (nth === 1 ? constants.errno.EAGAIN : 0);
+    vtep.encap([frame(BROADCAST, A)]);
+    const made = new World();
+    const [host] = made.mesh(2);
+    host!.dataplane.mirrorTo(mirrors[0]!);
+    const payload = ports(40_000, 443, 3000);
+    const whole = ethernetFrame({ type: 0x0800, payload: ipv4Packet({ protocol: 17, payload }) });
+    const offload = { flags: 1, csumStart: 34, csumOffset: 6 };
+    host!
+      .tap()
+      .transmit(whole, { ...offload, gsoType: VNET_GSO_UDP_L4, gsoSize: 1000, hdrLen: 42 });
+    made.run();
+    const file = Buffer.concat([head, own.end()]);
+    expect(tshark(file, "frame.comment")).toEqual([
+      [`flooded to 2 remotes, ${PEER} among them; 1 copies dropped: FULL_RING`],
+      [`to ${PEER}; super-frame, to be cut into segments of 1000 bytes; checksum left to the VTEP`],
+    ]);
   });
 
   it("has the beginning of what was longer than is kept", () => {
@@ -120,6 +145,59 @@ describe("a capture", () => {
       [0, 20 - captured],
       [1, 0],
     ]);
+  });
+
+  it("describes a network anew that has another name or VNI, and tells of each what was missed", () => {
+    const names = new Map(NAMES);
+    const { vtep, capture: own } = capture({ ring: 1024, names });
+    const seen = (file: Buffer) =>
+      cut(file).blocks.flatMap(({ type, interface: at, missed }): unknown[] => {
+        return type === "statistics" ? [[at, missed]] : type === "interface" ? ["new"] : [];
+      });
+    const send = (count: number) => vtep.encap(Array.from({ length: count }, () => frame(C, A)));
+    const room = 1024 / 128;
+    own.begin([1]);
+    send(room + 5);
+    expect(seen(own.take())).toEqual([[0, 5]]);
+    names.delete(1);
+    send(room + 1);
+    expect(seen(own.take())).toEqual([[0, 6]]);
+    send(room + 2);
+    names.set(1, { name: "blue", vni: 101 });
+    expect(seen(own.take())).toEqual([[0, 8], "new"]);
+    send(room + 3);
+    expect(seen(own.take())).toEqual([[1, 3]]);
+    names.set(1, { name: "green", vni: 101 });
+    send(1);
+    expect(seen(own.end())).toEqual(["new", [2, 0]]);
+  });
+
+  it("says what was missed of no network, though all of it was", () => {
+    const { vtep, capture: own } = capture({ ring: 1024 });
+    own.begin([]);
+    vtep.encap(Array.from({ length: 20 }, () => frame(C, A)));
+    vtep.decap({ bytes: vxlan(0xabcde, frame(A, B)), from: PEER });
+    const found = cut(own.take()).blocks.filter(({ type }) => type === "statistics");
+    expect(found.map(({ missed }) => missed)).toEqual([12, 1]);
+  });
+
+  it("of no network has statistics nevertheless, lest it be taken for dead", () => {
+    const { capture: own } = capture();
+    own.begin([]);
+    expect(cut(own.end()).blocks.map(({ type }) => type)).toEqual(["interface", "statistics"]);
+  });
+
+  it("takes a part of what waits at once, and all when it ends", () => {
+    const { vtep, capture: own } = capture();
+    own.begin([1]);
+    const count = 600;
+    for (let sent = 0; sent < count; sent += 50) {
+      vtep.encap(Array.from({ length: 50 }, () => frame(C, A, { length: 1400 })));
+    }
+    const packets = (file: Buffer) => cut(file).blocks.filter(({ type }) => type === "packet");
+    const first = own.take();
+    expect(first.length).toBeLessThan(300 * 1024);
+    expect(packets(first).length + packets(own.end()).length).toBe(count);
   });
 
   it("describes a network that is added meanwhile, and one that it does not know", () => {
