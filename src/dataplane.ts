@@ -686,9 +686,6 @@ export class Dataplane {
       }
       offset += segment;
     } while (offset < begin + all);
-    inOffset[row] = begin;
-    inLength[row] = all;
-    inSegment[row] = segment;
   }
 }
 
