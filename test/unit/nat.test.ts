@@ -46,14 +46,20 @@ it("takes ports of the host to containers, from elsewhere, from here and from th
       to: "2001:db8:2::7",
       toPort: 5353,
     },
+    { protocol: "udp" as const, port: 53, to: "192.0.2.7", toPort: 53 },
+    { protocol: "tcp" as const, port: 443, to: "2001:db8:2::7", toPort: 443 },
   ];
   const rules = [
     "ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 8080 dnat ip to 192.0.2.7:80",
     "ip6 daddr 2001:db8::1 udp dport 53 dnat ip6 to [2001:db8:2::7]:5353",
+    "ip daddr != 127.0.0.0/8 fib daddr type local udp dport 53 dnat ip to 192.0.2.7:53",
+    "ip6 daddr != ::1 fib daddr type local tcp dport 443 dnat ip6 to [2001:db8:2::7]:443",
   ].join("\n    ");
   const zones = [
     "ip6 daddr 2001:db8::1 udp dport 53 ct original zone set 27482",
     "ip6 daddr 2001:db8::1 meta l4proto icmpv6 @th,112,8 17 @th,384,16 53 ct original zone set 27482",
+    "ip daddr != 127.0.0.0/8 fib daddr type local udp dport 53 ct original zone set 14523",
+    "ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto icmp @th,136,8 17 @th,224,16 53 ct original zone set 14523",
   ].join("\n    ");
   expect(natTable("vtep_4789", routed, publications)).toBe(`${HEAD}table inet vtep_4789 {
   chain filter-prerouting {

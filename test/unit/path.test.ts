@@ -1,4 +1,5 @@
 /** Paths that carry less than the TAP's MTU, and frames that are too big for them. */
+import { constants } from "node:os";
 import { describe, expect, it } from "vitest";
 import {
   Batch,
@@ -8,7 +9,7 @@ import {
   VNET_GSO_UDP_L4,
 } from "../../src/batch.ts";
 import { Remotes } from "../../src/remotes.ts";
-import { address, BROADCAST, frame, type Host, mac, World } from "./sim.ts";
+import { address, BROADCAST, frame, type Host, mac, script, World } from "./sim.ts";
 import {
   bytes,
   CUSTOMER_TAG,
@@ -136,6 +137,24 @@ describe("a frame that the path to its remote does not carry", () => {
     expect(first!.tap().received).toEqual([]);
     expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1 });
     expect(first!.events()).toMatchObject({ toldTooBig: 0 });
+  });
+
+  it("is answered where it was refused for that, and no other of its burst", () => {
+    const made = script([{ vni: 100, peers: [address(2)] }]);
+    made.underlay.errnoOf = () => constants.errno.EMSGSIZE;
+    made.encap([udp4(1500)]); // of a path that is not known
+    expect(made.events().toldTooBig).toBe(0);
+    let nth = 0;
+    made.underlay.errnoOf = () => {
+      if (nth++ === 0) return 0; // it left before the path was learned
+      made.remotes.learnPathMtu(1, 1340);
+      return nth === 2 ? constants.errno.EAGAIN : constants.errno.EMSGSIZE;
+    };
+    made.encap([udp4(1500), udp4(1501), udp4(1502), udp4(1304)]);
+    const { PKT_TOO_BIG, FULL_RING } = made.drops();
+    expect([PKT_TOO_BIG, FULL_RING, made.events().toldTooBig]).toEqual([3, 1, 1]);
+    const [answer] = made.taps[0]!.written;
+    expect(answer!.bytes.subarray(14 + 20 + 8 + 2, 14 + 20 + 8 + 4)).toEqual(bytes(u16(1488)));
   });
 
   it("is tried again ten minutes after the path was learned", () => {

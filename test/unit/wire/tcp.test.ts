@@ -217,10 +217,15 @@ describe("the MSS of a SYN", () => {
   });
 
   it("is read and written within the frame only", () => {
-    const frame = segment({ options: [...NOTHING, ...mss(1460)] });
-    for (let length = 0; length <= frame.length; length++) {
-      const cut = frame.slice(0, length);
-      tcp.clampMss(fence(cut), 0, length, 1400, false); // the fence throws
+    for (const options of [
+      [...NOTHING, ...mss(1460)],
+      [1, 1, 1, 2],
+    ]) {
+      const frame = segment({ options });
+      for (let length = 0; length <= frame.length; length++) {
+        const cut = frame.slice(0, length);
+        tcp.clampMss(fence(cut), 0, length, 1400, false); // the fence throws
+      }
     }
   });
 });
