@@ -229,6 +229,29 @@ describe("a mirror", () => {
     expect([unicast.read().length, unicast.reader.missed(1)]).toEqual([0, 0]);
   });
 
+  it("looks for a VNI or a MAC where there is one only", () => {
+    const vni = captured({ vni: VNI });
+    const whole = vxlan(VNI, frame(A, B));
+    vni.decap({ bytes: vxlan(VNI, frame(A, B), 0), from: PEER });
+    vni.decap({ bytes: whole.subarray(0, 7), from: PEER });
+    expect(vni.read()).toEqual([]);
+    const macs = captured({ mac: parseMac(A)! });
+    macs.encap([frame(C, A).subarray(0, 13)]);
+    macs.decap({ bytes: whole.subarray(0, 8 + 13), from: PEER });
+    expect(macs.read()).toEqual([]);
+  });
+
+  it("says of no frame what was so of another, of its row or of its place in the ring", () => {
+    const vtep = captured({ mac: parseMac(A)! }, 256);
+    vtep.underlay.errnoOf = (nth) => (nth < 4 ? constants.errno.EAGAIN : 0);
+    const other = { direction: "encap", network: 1, reason: 0, copies: 1, failed: 0 };
+    vtep.encap([frame(BROADCAST, A), frame(BROADCAST, A)]);
+    const refused = { ...other, reason: Drop.FULL_RING, copies: 2, failed: 2 };
+    expect(vtep.read().map(outcome)).toEqual([refused, refused]);
+    vtep.encap([frame(C, B), frame(C, A)]);
+    expect(vtep.read().map(outcome)).toEqual([other]);
+  });
+
   it("keeps whole what is copied lap after lap, whatever the lengths", () => {
     fc.assert(
       fc.property(
