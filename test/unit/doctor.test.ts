@@ -548,11 +548,12 @@ describe("source ports", () => {
     ["just as many as are used", "50000-50015", {}, {}, [/^ok 16 /]],
     ["fewer", "50000-50014", {}, {}, [/^warning 15 .*less than the 16/]],
     ["fewer for several threads", "50000-50031", {}, { workers: "3" }, [/^warning 32 /]],
+    ["as many as threads", "50000-50002", {}, { workers: "3" }, [/^warning 3 /]],
     ["fewer than threads", "50000-50002", {}, { workers: "4" }, [/^error 3 .*needs one/]],
     ["held by others", "50000-50019", free(50_000, 50_004), {}, [/^warning 15 /]],
     ["all held by others", "50000-50004", free(50_000, 50_004), {}, [/^error 0 /]],
     ["held by the agent", "50000-50019", free(50_000, 50_015, { isAgent: true }), {}, [/^ok/]],
-    ["held elsewhere", "50000-50019", { sourceSockets: [held("127.0.0.1", 50_000)] }, {}, [/^ok/]],
+    ["held elsewhere", "50000-50015", { sourceSockets: [held("127.0.0.1", 50_000)] }, {}, [/^ok/]],
     ["not looked at", "50000-50019", { sourceSockets: silent }, {}, [/^ok/]],
     ["with the VXLAN port", "4000-4999", {}, {}, [/^note .*include the VXLAN port 4789/]],
     ["the VXLAN port alone", "4789-4789", {}, {}, [/^note/, /^error 0 /]],
@@ -578,6 +579,14 @@ describe("source ports", () => {
     const config = configured({ "source-ports": "50000-50020" });
     const [narrow] = of("source-ports", { reservedPorts, config });
     expect(narrow?.remedy).toBe("choose a range beside them with --source-ports");
+    const beside = (ports: string, first: number, last: number) => {
+      const given = { config: configured({ "source-ports": ports }) };
+      const found = of("source-ports", { ...given, reservedPorts: [[first, last]] });
+      return found.find(({ severity }) => severity === "warning")?.remedy?.split(", such as ")[1];
+    };
+    expect(beside("50000-50020", 50_016, 50_020)).toBe("50000-50015");
+    expect(beside("4000-5000", 4000, 4100)).toBe("4101-4788"); // VXLAN's is none of them
+    expect(beside("4000-5000", 4000, 4800)).toBe("4801-5000");
   });
 
   test("are not used by node:dgram", () => {
