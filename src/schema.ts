@@ -20,6 +20,9 @@ export const UNDERLAYS = ["auto", "native", "dgram"] as const;
 /** Of what ip-link(8) knows of a kernel's VXLAN device; "inherit" would find a narrow path by some frames only. */
 export const DF = ["set", "unset"] as const;
 
+/** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
+export const LARGEST_MTU = 65_485;
+
 /** What a key needs besides its schema to be a flag, and to be shown. */
 export interface Traits {
   /** Placeholder of its value in `--help`, with dots where several may follow; absent: a switch. */
@@ -308,7 +311,7 @@ export const networkEntries = {
   mtu: key(
     "MTU of the TAP; auto: what the paths to all peers carry",
     { value: "N|auto" },
-    v.optional(wordOr("auto", 68, 65_521), "auto"),
+    v.optional(wordOr("auto", 68, LARGEST_MTU), "auto"),
   ),
   "clamp-mss": key(
     "lower the segment size that TCP connections ask for to what the MTU, or a narrower path, carries",

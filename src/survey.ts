@@ -9,6 +9,9 @@ import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { VtepError } from "./errors.ts";
 import { isUsable, type Link, type Route, type Surroundings, surroundings } from "./host.ts";
 import { addressFamily, overheadTo } from "./remotes.ts";
+import { LARGEST_MTU } from "./schema.ts";
+
+export { LARGEST_MTU };
 
 export interface Survey {
   /** Every interface of this host. */
@@ -37,8 +40,6 @@ type Routes = ReadonlyMap<string, Route>;
 
 /** IPv4's least (RFC 791), which is a TAP's least too (drivers/net/tun.c). */
 const SMALLEST_MTU = 68;
-/** With the headers of Ethernet and VXLAN just the largest payload of UDP over IPv4, 65,507. */
-export const LARGEST_MTU = 65_485;
 
 /** `own` are names of TAPs that are there because they are ours; `bound` is where sockets are open already. */
 export async function survey(

@@ -168,7 +168,7 @@ describe("faults of one file", () => {
     expect(faults({ f: text.join("\n") }).map((each) => each.split(/: known|: did/)[0])).toEqual([
       'f:3:24: networks[0].peers[1] "host" is not an IPv4 or IPv6 address',
       "f:3:30: networks[0].peers[2] 224.0.0.1 is a multicast group, which no VTEP joins here: name each VTEP that is in it",
-      "f:4:10: networks[0].mtu must be auto or a whole number from 68 to 65521",
+      "f:4:10: networks[0].mtu must be auto or a whole number from 68 to 65485",
       "f:5:5: networks[0].tpa is no key of a network",
       "f:6:5: networks[0].pears is no key of a network",
       "f:7:5: networks[1].vnj is no key of a network",
