@@ -133,12 +133,18 @@ function checkLocals(
       `the agent's sockets are at ${wrong}, which is an address of no interface here any more: give one that address again, or restart the agent`,
     );
   }
+  const choice = inPlaceOf(wrong, ours);
+  const remedy = choice.length === 0 ? "give it to one" : `use one of ${choice.join(", ")}`;
+  throw new VtepError("ADDRESS", `${wrong} is an address of no interface here: ${remedy}`);
+}
+
+/** Addresses that a VTEP may be at instead of this one. From those of the loopback nothing leaves this host. */
+export function inPlaceOf(wrong: string, ours: readonly string[]): string[] {
   const family = addressFamily(wrong);
-  const choice = ours.filter((address) => addressFamily(address) === family && !isScoped(address));
-  throw new VtepError(
-    "ADDRESS",
-    `${wrong} is an address of no interface here: use one of ${choice.join(", ") || "none yet"}`,
-  );
+  return ours.filter((address) => {
+    const isLoopback = address === "::1" || address.startsWith("127.");
+    return addressFamily(address) === family && !isLoopback && !isScoped(address);
+  });
 }
 
 /** The kernel lets nobody have an IPv6 address that another host may have. */

@@ -1,6 +1,5 @@
 /** What a VTEP needs of its own host: privileges, the TUN device, an address, buffers. */
-import { isScoped } from "../addresses.ts";
-import { isOurs } from "../survey.ts";
+import { inPlaceOf, isOurs } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, isUnseen, runs } from "./facts.ts";
 import { counted, type Finding, inTwo, listed, unseenFinding } from "./finding.ts";
@@ -90,12 +89,10 @@ function checkLocal(facts: Facts): Finding[] {
   const gone = localAddresses(facts).filter((local) => !isOurs(local, addresses));
   return gone.map((local) => {
     const about = { check: "local-address", severity: "error" } as const;
-    const family = addresses.filter((address) => {
-      return address.includes(":") === local.includes(":") && !isScoped(address);
-    });
-    const choice = listed(family, 5);
+    const choice = listed(inPlaceOf(local, addresses), 5);
     if (local === config.local) {
-      const remedy = `use one of ${choice || "another family"} as --local, or leave it out`;
+      const instead = choice === "" ? "give it to one" : `use one of ${choice} as --local`;
+      const remedy = `${instead}, or leave it out`;
       return { ...about, finding: `${local} is an address of no interface here`, remedy };
     }
     const finding = `the agent is at ${local}, which is an address of no interface here any more: nothing gets to it`;

@@ -692,6 +692,7 @@ describe("a peer", () => {
       severity: "error",
       remedy: expect.stringContaining(here.address),
     });
+    expect(finding!.remedy).not.toContain("127.0.0.1"); // from where no peer is reached
   });
 });
 
