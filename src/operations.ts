@@ -130,7 +130,7 @@ export type AgentEvent =
   | { readonly event: "missed"; readonly count: number };
 
 export interface Operations {
-  /** Containers' interfaces on the bridges of networks, as the host has them now. */
+  /** Containers' interfaces in networks, as the host has them now. */
   attachments(): Promise<readonly Attachment[]>;
   status(): AgentStatus;
   /** All that were ever known, in the order in which they became so. */

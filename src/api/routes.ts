@@ -86,7 +86,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
 
   app.get(
     "/v1/attachments",
-    describe("containers' interfaces on the bridges of networks, as the host has them now", {
+    describe("containers' interfaces in networks, as the host has them now", {
       200: v.array(schemas.attachment),
     }),
     query(schemas.nothing),

@@ -109,7 +109,7 @@ export const remoteStatus = named(
 
 export const attachment = named(
   "Attachment",
-  "an interface of a container on the bridge of a network",
+  "a container's interface in a network: on its bridge, or its TAP itself",
   v.object({
     network: v.string(),
     target: v.string(),
