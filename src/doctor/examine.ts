@@ -9,7 +9,7 @@ import { basename } from "node:path";
 import { promisify } from "node:util";
 import { type Config, reached } from "../config.ts";
 import { surroundings } from "../host.ts";
-import { survey } from "../survey.ts";
+import { isOurs, survey } from "../survey.ts";
 import type { Facts, Features, PortRange, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
@@ -39,7 +39,7 @@ export async function examine(
   const targets = peers.flatMap((address) => {
     const route = routes.get(address);
     if (route === undefined) return [];
-    return [{ address, source: sourceFor(config, address), upper: route.mtu }];
+    return [{ address, source: sourceFor(config, address, addresses), upper: route.mtu }];
   });
   const devices = [...new Set([...routes.values()].map(({ device }) => device))];
   const [low, high] = config.sourcePorts;
@@ -86,8 +86,14 @@ export async function examine(
   };
 }
 
-function sourceFor({ local }: Config, peer: string): string | undefined {
-  return local?.includes(":") === peer.includes(":") ? local : undefined;
+/** The kernel sends from any; what is answered to one that is not ours goes elsewhere. */
+function sourceFor(
+  { local }: Config,
+  peer: string,
+  addresses: readonly string[],
+): string | undefined {
+  if (local === undefined || !isOurs(local, addresses)) return undefined;
+  return local.includes(":") === peer.includes(":") ? local : undefined;
 }
 
 // ---- The process

@@ -687,7 +687,10 @@ describe("a peer", () => {
   });
 
   test("whose local address is none of ours is said so", async () => {
-    const [finding] = await complaints("local-address", "--local", "192.0.2.1");
+    const { of } = await doctor("--local", "192.0.2.1");
+    const [finding] = of("local-address");
+    const answers = { severity: "ok", finding: `${there.address} answers` };
+    expect(of("reachability")).toContainEqual(expect.objectContaining(answers));
     expect(finding).toMatchObject({
       severity: "error",
       remedy: expect.stringContaining(here.address),
