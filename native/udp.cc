@@ -113,6 +113,9 @@ static int adopt(udp *u, int fd, const udp_name *wanted, socklen_t length, const
               found.v4.sin_port == wanted->v4.sin_port;
   same = same && (u->family == 4 ? found.v4.sin_addr.s_addr == wanted->v4.sin_addr.s_addr
                                  : memcmp(&found.v6.sin6_addr, &wanted->v6.sin6_addr, 16) == 0);
+  // A link-local one is bound to its interface, which may have been made anew.
+  bool near = u->family == 6 && IN6_IS_ADDR_LINKLOCAL(&wanted->v6.sin6_addr);
+  same = same && (!near || found.v6.sin6_scope_id == wanted->v6.sin6_scope_id);
   return same && type == SOCK_DGRAM ? 0 : -EADDRNOTAVAIL;
 }
 

@@ -780,6 +780,43 @@ describe("in a namespace of its own", () => {
     expect(output).toBe("0 0\n");
   });
 
+  it("a link-local socket that was kept is of no use once its interface was made anew", () => {
+    const { output } = moduleChild(
+      `import { execFileSync } from "node:child_process";
+       import { Batch } from "./src/batch.ts";
+       import { addon } from "./src/device/native.ts";
+       import { NativeUnderlay } from "./src/device/native-underlay.ts";
+       import { Remotes } from "./src/remotes.ts";
+       const ip = (...lines) => { for (const line of lines) execFileSync("ip", line.split(" ")); };
+       const makeLinks = () => ip("link add near type veth peer name far", "address add fe80::1/64 dev near nodad",
+         "address add fe80::2/64 dev far nodad", "link set near up", "link set far up");
+       const remotes = new Remotes();
+       const options = { port: 4789, remotes, largestDatagram: 1500 };
+       const near = (fd) => new NativeUnderlay({ ...options, local6: "fe80::1%near", fds: { 6: fd }, sourcePorts: [50000, 50010] });
+       makeLinks();
+       const former = near(undefined);
+       const fd = addon().duplicate(former.fds[6]);
+       former.close();
+       ip("link delete near");
+       makeLinks();
+       const [a, b] = [near(fd), new NativeUnderlay({ ...options, local6: "fe80::2%far" })];
+       const batch = new Batch();
+       batch.outLength[0] = 60;
+       batch.outRemote[0] = remotes.add("fe80::1", 4789);
+       const failed = b.send(batch, 1);
+       let received = 0;
+       for (let turn = 0; received === 0 && turn < 100; turn++) {
+         await new Promise((resolve) => setTimeout(resolve, 10));
+         received = a.receive(batch);
+       }
+       console.log(failed, received);
+       a.close();
+       b.close();`,
+      ["unshare", "--net"],
+    );
+    expect(output).toBe("0 1\n");
+  });
+
   it("a super-frame fails when any of its segments does, in whichever message", () => {
     // 1,025 segments take two messages' room; only the last, in the second one, passes the filter.
     const { output } = moduleChild(
