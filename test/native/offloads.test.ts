@@ -26,6 +26,8 @@ import {
 vi.setConfig({ testTimeout: 30_000 }); // thousands of frames of thousands of bytes, on a busy host
 
 const EINVAL = 22;
+const SERVICE_TAG = [0x88, 0xa8, 0, 10];
+
 function expectSame(got: readonly Uint8Array[], wanted: readonly Uint8Array[]): void {
   expect(got.length).toBe(wanted.length);
   for (const [at, frame] of got.entries()) expect(Buffer.compare(frame, wanted[at]!)).toBe(0);
@@ -73,7 +75,7 @@ describe("segmentation", () => {
     const flags = fc.constantFrom(ACK, ACK | PSH, ACK | FIN, ACK | CWR, ACK | ECE | PSH);
     const more = fc.record({
       flags,
-      tags: fc.constantFrom<number[][]>([], CUSTOMER_TAG),
+      tags: fc.constantFrom<number[][]>([], CUSTOMER_TAG, [...SERVICE_TAG, ...CUSTOMER_TAG]),
       ipOptions: fc.constantFrom<number[][]>([], [1, 1, 1, 0]),
       extension: fc.constantFrom(0, 8, 256, 2048),
       payload: payload(6000),
@@ -103,12 +105,31 @@ describe("segmentation", () => {
     ["IPv4 where IPv6 is said", (frame: Uint8Array) => frame, { 1: VNET_GSO_TCPV6 }],
     ["an unknown kind", (frame: Uint8Array) => frame, { 1: 3 }],
     ["segments of no size", (frame: Uint8Array) => frame, { 4: 0, 5: 0 }],
+    ["a TCP header of less than it has", (frame: Uint8Array) => frame.with(46, 0x40), {}],
     ["a checksum before the IP header ends", (frame: Uint8Array) => frame, { 6: 20, 7: 0 }],
     ["a checksum far behind the frame", (frame: Uint8Array) => frame, { 6: 0xff, 7: 0xff }],
   ])("refuses a super-frame with %s", (_, cut, changes) => {
     const vnet = vnetOf({}, 50);
     for (const [at, value] of Object.entries(changes)) vnet[Number(at)] = value;
     expect(addon().segment(cut(frameOf({}, "partial")), vnet)).toBe(-EINVAL);
+  });
+
+  it("never says that a datagram has no checksum", () => {
+    const zeroed = frameOf({ tcp: false, payload: new Uint8Array(2) });
+    // With its own checksum for payload the sum is 0xffff, of which the complement is zero.
+    const given = { tcp: false, payload: bytes(zeroed.subarray(40, 42), [1, 2]) };
+    const got = addon().segment(frameOf(given, "partial"), vnetOf(given, 2)) as Buffer[];
+    expect(got[0]!.readUInt16BE(40)).toBe(0xffff);
+    expectSame(got, segmentsOf(given, 2));
+  });
+
+  it("refuses to write more headers for every segment than any socket could ask for", () => {
+    const segments = (extension: number) => {
+      const given = { v6: true, extension };
+      return addon().segment(frameOf(given, "partial"), vnetOf(given, 50));
+    };
+    expect(segments(2224)).toHaveLength(2);
+    expect(segments(2232)).toBe(-EINVAL);
   });
 
   it("refuses to make more segments than any stack would ask for", () => {
@@ -262,7 +283,6 @@ describe("coalescing", () => {
     );
   });
 
-  const SERVICE_TAG = [0x88, 0xa8, 0, 10];
   const TWO_TAGS = [...CUSTOMER_TAG, ...CUSTOMER_TAG];
   const tail = PLAIN.payload.length;
   const next: Partial<Segment> = { sequence: PLAIN.sequence + tail, id: 1 };
@@ -412,6 +432,18 @@ describe("coalescing", () => {
     expect(rows).toEqual([0, 1, 2].map((flow) => [0, 3, 6, 9].map((row) => row + flow)));
   });
 
+  it("closes the oldest train for one more than there may be", () => {
+    const flows = Array.from({ length: 17 }, (_, port) =>
+      segmentsOf({ port, payload: new Uint8Array(200) }, 100),
+    );
+    const frames = [
+      ...flows.map(([first]) => first!),
+      ...flows.slice(1).map(([, second]) => second!),
+    ];
+    const rows = coalesce(frames).map((train) => train.rows);
+    expect(rows).toEqual([[0], ...Array.from({ length: 16 }, (_, at) => [1 + at, 17 + at])]);
+  });
+
   it("closes every train for a fragment, and none for ARP", () => {
     const [first, second] = segmentsOf({ payload: new Uint8Array(200) }, 100) as [
       Uint8Array,
@@ -431,6 +463,11 @@ describe("coalescing", () => {
     const large = coalesce(segmentsOf({ payload: new Uint8Array(70_000) }, 1400));
     expect(large.map(({ rows }) => rows.length)).toEqual([46, 4]);
     expect(large[0]!.frame.length).toBeLessThanOrEqual(14 + 65_535);
+    const [most, more] = [65_535 - 40, 65_536 - 40].map((length) => new Uint8Array(length));
+    const fitting = coalesce(segmentsOf({ payload: most! }, most!.length / 5));
+    expect(fitting.map(({ rows }) => rows.length)).toEqual([5]);
+    const exceeding = coalesce(segmentsOf({ payload: more! }, more!.length / 24));
+    expect(exceeding.map(({ rows }) => rows.length)).toEqual([23, 1]);
   });
 
   it("joins nothing of a kind that is switched off", () => {
