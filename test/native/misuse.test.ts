@@ -36,6 +36,8 @@ const throwing = (fields: object) => expect.objectContaining(fields);
 
 const NOT_NUMBERS = [undefined, null, "1", {}, [], true, 1n, Symbol("1"), () => 1];
 const NOT_COUNTS = [Number.NaN, Infinity, -Infinity, -1, 0.5, 2 ** 31, 2 ** 32, 2 ** 53, 1e300];
+/** Where −1 is for none. */
+const NOT_OR_NONE = [...NOT_COUNTS.filter((wrong) => wrong !== -1), -2];
 const NOT_OBJECTS = [undefined, null, 1, "1", true, Symbol("1")];
 
 let tap: TapQueue;
@@ -144,6 +146,8 @@ describe("constructors", () => {
   it.each([
     ["name", [undefined, 1, {}, null], INVALID],
     ["name", ["", "a".repeat(16), "a\0b", "é".repeat(8)], RANGE],
+    ["fd", NOT_NUMBERS, INVALID],
+    ["fd", NOT_OR_NONE, RANGE],
     ["multiQueue", [undefined, 1, 0, "true", null], INVALID],
     ["furtherQueues", NOT_NUMBERS, INVALID],
     ["furtherQueues", [...NOT_COUNTS, 256], RANGE],
@@ -160,7 +164,7 @@ describe("constructors", () => {
     expect(construct("Tap", { ...tapOptions, name: "a/b" })).toThrow(bad);
   });
 
-  const shortRemotes = new Int32Array(new SharedArrayBuffer(65_536 * 32 - 4));
+  const shortRemotes = new Int32Array(new SharedArrayBuffer(65_536 * 36 - 4));
   it.each([
     ["family", NOT_NUMBERS, INVALID],
     ["family", [...NOT_COUNTS, 5, 0], RANGE],
@@ -180,7 +184,9 @@ describe("constructors", () => {
       RANGE,
     ],
     ["sharer", NOT_NUMBERS, INVALID],
-    ["sharer", [...NOT_COUNTS.filter((wrong) => wrong !== -1), -2, 256], RANGE],
+    ["sharer", [...NOT_OR_NONE, 256], RANGE],
+    ["fd", NOT_NUMBERS, INVALID],
+    ["fd", NOT_OR_NONE, RANGE],
     ["fan", NOT_NUMBERS, INVALID],
     ["fan", [...NOT_COUNTS, 0, 65], RANGE],
     ["slotBytes", NOT_NUMBERS, INVALID],
@@ -261,6 +267,8 @@ describe("methods", () => {
       expect(() => taps.write(number, wrong)).toThrow(throwing(INVALID));
       expect(() => taps.add(wrong, tap)).toThrow(throwing(INVALID));
       expect(() => taps.remove(wrong)).toThrow(throwing(INVALID));
+      expect(() => taps.limit(wrong, 1)).toThrow(throwing(INVALID));
+      expect(() => taps.limit(ALONE, wrong)).toThrow(throwing(INVALID));
       expect(() => udp.send(number, wrong)).toThrow(throwing(INVALID));
     }
     for (const wrong of [...NOT_COUNTS, OUT_ROWS + 1]) {
@@ -270,6 +278,10 @@ describe("methods", () => {
     for (const wrong of [...NOT_COUNTS, 65_536]) {
       expect(() => taps.add(wrong, tap)).toThrow(throwing(RANGE));
       expect(() => taps.remove(wrong)).toThrow(throwing(RANGE));
+      expect(() => taps.limit(wrong, 1)).toThrow(throwing(RANGE));
+    }
+    for (const wrong of [...NOT_COUNTS, 0, IN_ROWS + 1]) {
+      expect(() => taps.limit(ALONE, wrong)).toThrow(throwing(RANGE));
     }
   });
 
@@ -348,11 +360,15 @@ describe("methods", () => {
     expect(() => closedTaps.write(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.add(0, tap)).toThrow(throwing(CLOSED));
     expect(() => closedTaps.remove(0)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.limit(0, 1)).toThrow(throwing(CLOSED));
+    expect(() => closedTaps.gather()).toThrow(throwing(CLOSED));
     expect(() => closedTap.setOffloads(0)).toThrow(throwing(CLOSED));
     expect(() => closedTap.coalesces()).toThrow(throwing(CLOSED));
     expect(() => closedUdp.receive(number)).toThrow(throwing(CLOSED));
     expect(() => closedUdp.send(number, 1)).toThrow(throwing(CLOSED));
     expect(() => closedUdp.overflows()).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.refusals()).toThrow(throwing(CLOSED));
+    expect(() => closedUdp.trains()).toThrow(throwing(CLOSED));
   });
 });
 
