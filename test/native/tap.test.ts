@@ -676,6 +676,42 @@ describe("the TAPs of a thread", () => {
     expect(last).toBeLessThan(4);
   });
 
+  it.each([0, 1])(
+    "are not woken for who has left and is open still: %i further queues",
+    async (furtherQueues) => {
+      const name = uniqueName();
+      const taps = new NativeTaps();
+      const tap = new NativeTap({ name, furtherQueues });
+      const fd = addon().duplicate(tap.fd);
+      taps.add(1, tap, () => {});
+      let calls = 0;
+      taps.watch(() => calls++);
+      if (furtherQueues > 0) taps.remove(1);
+      else tap.close();
+      const still = furtherQueues > 0 ? tap : new NativeTap({ name, fd });
+      onTestFinished(() => {
+        taps.close();
+        still.close();
+        if (furtherQueues > 0) closeSync(fd);
+      });
+      ip("link", "set", name, "up");
+      await until("what the kernel sends by itself", () => alone(still).read(batch) > 0);
+      expect(calls).toBe(0);
+    },
+  );
+
+  it("lose no frame that was read before it turned out that one of them is gone", async () => {
+    const { taps, lost, members } = open(3);
+    expect(ask(taps, [10, 30])).toBe(0);
+    ip("-netns", namespace, "link", "delete", members.get(20)!.name);
+    const got: number[] = [];
+    await until("the answers of the others", () => {
+      got.push(...answers(taps));
+      return got.length === 2 && lost.length === 1;
+    });
+    expect([...got].sort()).toEqual([10, 30]);
+  });
+
   it("go on when one of them is lost, or leaves", async () => {
     const { taps, lost, members } = open(4);
     ip("-netns", namespace, "link", "delete", members.get(20)!.name);
