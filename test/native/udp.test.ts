@@ -4,7 +4,15 @@ import type dgram from "node:dgram";
 import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { Batch, HEADROOM, IN_ROWS, SLAB_BYTES, TRUNCATED, VNET_WORDS } from "../../src/batch.ts";
+import {
+  Batch,
+  HEADROOM,
+  IN_ROWS,
+  SLAB_BYTES,
+  TRUNCATED,
+  VNET_GSO_NONE,
+  VNET_WORDS,
+} from "../../src/batch.ts";
 import { addon, numberOf, type UdpFamily, type UdpFamilyOptions } from "../../src/device/native.ts";
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import type { VtepError } from "../../src/errors.ts";
@@ -12,6 +20,7 @@ import { addressWords, REMOTE_WORDS, Remotes } from "../../src/remotes.ts";
 import { preload } from "../lab/preload.ts";
 import { until } from "../lab/until.ts";
 import {
+  descriptors,
   fillRows,
   freePort,
   moduleChild,
@@ -20,11 +29,12 @@ import {
   udpOptions,
   uniqueName,
 } from "./fixture.ts";
-import { frameOf, vnetOf } from "./segments.ts";
+import { frameOf, type Segment, vnetOf } from "./segments.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
 
 const EAGAIN = 11;
+const EINVAL = 22;
 const EMSGSIZE = 90;
 const ENOBUFS = 105;
 const EPERM = 1;
@@ -214,7 +224,7 @@ describe.each([
     ["of which each is longer than the one before leave apart", [10, 11, 12], [10, 11, 12]],
     ["that are empty leave apart", [0, 0, 7, 7], [0, 0, 14]],
     ["leave 64 at a time", new Array(150).fill(10), [640, 640, 220]],
-    ["leave 65,000 bytes at a time", new Array(50).fill(1400), [64_400, 5600]],
+    ["leave 65,000 bytes at a time", new Array(50).fill(1310), [64_190, 1310]],
   ])("datagrams %s", async (_, lengths, rows) => {
     const { udp, toItself } = await open(family);
     fillRows(batch, lengths, toItself());
@@ -224,6 +234,16 @@ describe.each([
     expect(arrived.every(({ payload }, at) => payload.every((byte) => byte === at))).toBe(true);
     const first = arrived.filter(({ row }, at) => row.offset !== arrived[at - 1]?.row.offset);
     expect(first.map(({ row }) => row.length)).toEqual(rows);
+  });
+
+  it("datagrams leave together with their TOS, and apart from those with another", async () => {
+    const { udp, toItself } = await open(family);
+    fillRows(batch, [500, 500, 500], toItself());
+    batch.outTos.set([0xb8, 0xb8, 0xba]);
+    expect(udp.send(numberOf(batch), 3)).toBe(3);
+    const arrived = await collect(udp, 3);
+    expect(arrived.map(({ row }) => row.length)).toEqual([1000, 1000, 500]);
+    expect(udp.trains().segment).toBe(true);
   });
 
   it("too long a datagram is the row's error, and the neighbours go out", async () => {
@@ -250,6 +270,24 @@ describe.each([
     const arrived = await collect(udp, 4);
     expect(arrived.map(({ row }) => row.length)).toEqual([1400, 1400, 1400, 900]);
     expect(arrived.map(({ flags }) => flags)).toEqual([0, 0, 0, 0]);
+  });
+
+  it("a socket that was kept is of no use for another port, address or family", async () => {
+    const { udp, port, address } = await open(family);
+    const adopt = (changes: Partial<UdpFamilyOptions>) => () => {
+      const fd = addon().duplicate(udp.fd());
+      return new (addon().Udp)(udpOptions(port, { ...family, fd, ...changes }));
+    };
+    const others: Partial<UdpFamilyOptions>[] = [
+      { port: await freePort(address) },
+      { address: family === IPV6 ? "::" : "127.0.0.2" },
+      family === IPV6 ? { family: 4, address: "127.0.0.1" } : IPV6,
+    ];
+    const before = descriptors();
+    for (const changes of others) {
+      expect(adopt(changes)).toThrow(expect.objectContaining({ code: "EADDRNOTAVAIL" }));
+    }
+    expect(descriptors()).toBe(before);
   });
 
   it("an outer checksum of zero is accepted", async () => {
@@ -320,11 +358,15 @@ describe("super-frames", () => {
 
   /** Fills a row in and a row out with a frame of TCP in so many segments of MSS and a rest. */
   function fillSuperFrame(row: number, segments: number, rest: number, remote: number) {
-    const given = { payload: new Uint8Array(segments * MSS + rest).fill(row + 1) };
+    return fill(row, { payload: new Uint8Array(segments * MSS + rest).fill(row + 1) }, MSS, remote);
+  }
+
+  /** Returns its segments. */
+  function fill(row: number, given: Partial<Segment>, size: number, remote: number): Buffer[] {
     const frame = frameOf(given, "partial");
     const offset = row === 0 ? HEADROOM : batch.inOffset[row - 1]! + batch.inLength[row - 1]! + 64;
     batch.slab.set(frame, offset);
-    const vnet = vnetOf(given, MSS);
+    const vnet = vnetOf(given, size);
     for (const [at, byte] of vnet.entries()) batch.inVnet.setUint8(row * VNET_WORDS * 4 + at, byte);
     batch.inOffset[row] = offset;
     batch.inLength[row] = frame.length;
@@ -375,6 +417,54 @@ describe("super-frames", () => {
     expect(trainsOf(arrived)).toEqual(expected);
   });
 
+  it("leave whole, however many headers are to be written for them", async () => {
+    const { udp, toItself } = await open();
+    const given = { v6: true, extension: 2048, payload: new Uint8Array(60_000).fill(1) };
+    const segments = fill(0, given, 500, toItself());
+    expect(udp.send(numberOf(batch), 1)).toBe(1);
+    const arrived = await collect(udp, 120);
+    expect(arrived.map(({ payload }) => payload.subarray(8))).toEqual(
+      segments.map((s) => new Uint8Array(s)),
+    );
+  });
+
+  it.each([true, false])("leave whole, however many they are, trains: %s", async (segment) => {
+    const { udp, toItself } = await open({ segment, receiveBuffer: 1 << 22 });
+    const remote = toItself();
+    const segments = fill(0, { payload: new Uint8Array(1800).fill(1) }, 1, remote);
+    setRow(batch, 2, { offset: batch.outOffset[0]!, length: batch.outLength[0]!, remote });
+    for (const row of [0, 1]) setRow(batch, row, { offset: 0, length: 1, remote, inRow: 1 });
+    expect(udp.send(numberOf(batch), 3)).toBe(3);
+    const arrived = await collect(udp, 1802);
+    expect(arrived.slice(2).map(({ payload }) => payload.subarray(8))).toEqual(
+      segments.map((s) => new Uint8Array(s)),
+    );
+  });
+
+  it("share no train with a frame that is none", async () => {
+    const { udp, toItself } = await open();
+    const remote = toItself();
+    fillSuperFrame(0, 45, 0, remote); // two trains, and room for one more in the second
+    setRow(batch, 1, { offset: 0, length: 100, remote, inRow: 1 });
+    expect(udp.send(numberOf(batch), 2)).toBe(2);
+    expect(trainsOf(await collect(udp, 46))).toEqual([23, 22, 1]);
+  });
+
+  it("are refused with more in front of them than a batch has room for", async () => {
+    const { udp, toItself } = await open();
+    const remote = toItself();
+    for (const row of [0, 1, 2]) fillSuperFrame(row, 2, 0, remote);
+    for (const [row, more] of [
+      [1, HEADROOM - 8],
+      [2, HEADROOM - 7],
+    ] as const) {
+      batch.outOffset[row]! -= more;
+      batch.outLength[row]! += more;
+    }
+    expect(udp.send(numberOf(batch), 3)).toBe(2);
+    expect([...batch.outError.subarray(0, 3)]).toEqual([0, 0, EINVAL]);
+  });
+
   it("to several remotes leave in trains of each", async () => {
     const { udp, toItself } = await open();
     const other = await listener("127.0.0.2"); // an address has one port
@@ -387,6 +477,20 @@ describe("super-frames", () => {
     expect(trainsOf(arrived)).toEqual([4, 4]);
     await until("what went to the other", () => other.got.length >= 4);
   });
+});
+
+it("completes a checksum once, however many remotes its frame goes to", async () => {
+  const { udp, toItself } = await open();
+  const frame = frameOf({}, "partial");
+  batch.slab.set(frame, HEADROOM);
+  batch.inOffset[0] = HEADROOM;
+  batch.inLength[0] = frame.length;
+  for (const [at, byte] of vnetOf({}, 0).entries()) batch.inVnet.setUint8(at, byte);
+  batch.inVnet.setUint8(1, VNET_GSO_NONE);
+  const remote = toItself();
+  for (const row of [0, 1]) setRow(batch, row, { offset: 2, length: frame.length + 8, remote });
+  expect(udp.send(numberOf(batch), 2)).toBe(2);
+  for (const { payload } of await collect(udp, 2)) expect(payload.subarray(8)).toEqual(frameOf({}));
 });
 
 describe("slots", () => {
@@ -706,6 +810,26 @@ describe("in a namespace of its own", () => {
     );
     const apart = { sent: 60, errors: [0], lengths: new Array(60).fill(14 + 20 + 8 + 1000) };
     expect(JSON.parse(output)).toEqual([apart, apart]);
+  });
+
+  it("sends again what was not for what ICMP had told of others, whatever that was", () => {
+    const told =
+      "EMSGSIZE, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPROTO, EACCES";
+    using telling = preload(`#include <sys/socket.h>
+      static const int told[] = {${told}};
+      static unsigned calls = 0;
+      extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
+        unsigned call = calls++;
+        if (call % 2 == 0) return errno = told[call / 2], -1;
+        return next(sendmmsg, "sendmmsg")(fd, messages, count, flags);
+      }`);
+    const count = told.split(",").length;
+    const { output } = moduleChild(
+      `${trains} console.log(JSON.stringify(Array.from({ length: ${count} }, () => send(1000))));`,
+      ["unshare", "--net", ...telling.way],
+    );
+    const train = { sent: 60, errors: [0], lengths: [14 + 20 + 8 + 60_000] };
+    expect(JSON.parse(output)).toEqual(new Array(count).fill(train));
   });
 
   it("a train of datagrams that the path does not carry fails row by row, and others go on", () => {
