@@ -1,5 +1,6 @@
 /** What the host's packet filters and conntrack do to VXLAN. */
 import { reached } from "../config.ts";
+import { localAddresses } from "./check-sockets.ts";
 import { type Facts, isUnseen } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
 import { type Datagram, type Obstacle, type Passage, pass } from "./firewall.ts";
@@ -8,7 +9,7 @@ import type { Table, Tool } from "./ruleset.ts";
 /** Peers whose datagrams are judged: rules times peers is a long time on large hosts. */
 const MOST_PEERS = 64;
 
-type FilterFacts = Pick<Facts, "config" | "routes" | "filters" | "conntrack">;
+type FilterFacts = Pick<Facts, "config" | "agent" | "routes" | "filters" | "conntrack">;
 
 export function checkFilters(facts: FilterFacts): Finding[] {
   const { filters } = facts;
@@ -22,13 +23,14 @@ export function checkFilters(facts: FilterFacts): Finding[] {
 
 type Judged = Passage & { readonly datagram: Datagram };
 
-function datagramsOf({ config, routes }: FilterFacts): Datagram[] {
+function datagramsOf(facts: FilterFacts): Datagram[] {
+  const { config, routes } = facts;
   const { port, underlay } = config;
+  const locals = localAddresses(facts);
   const peers = [...new Set(config.networks.flatMap(reached))].filter((peer) => routes.has(peer));
   return peers.slice(0, MOST_PEERS).flatMap((peer): Datagram[] => {
     const { device, source } = routes.get(peer)!;
-    const sameFamily = config.local?.includes(":") === peer.includes(":");
-    const local = sameFamily ? config.local! : source;
+    const local = locals.find((each) => each.includes(":") === peer.includes(":")) ?? source;
     return [
       { direction: "in", source: peer, destination: local, sourcePorts: [1, 65_535], device, port },
       {

@@ -92,7 +92,11 @@ function holder(
 }
 
 /** The addresses that a VTEP is bound to, one of each family in use: the agent's, or as `survey.ts` finds them. */
-export function localAddresses({ config: { local, networks }, routes, agent }: Facts): string[] {
+export function localAddresses({
+  config: { local, networks },
+  routes,
+  agent,
+}: Pick<Facts, "config" | "routes" | "agent">): string[] {
   return ([4, 6] as const).flatMap((family) => {
     if (local !== undefined && addressFamily(local) === family) return local;
     const bound = isUnseen(agent) ? [] : agent.local;

@@ -342,6 +342,7 @@ describe("packet filters", () => {
         peers: [there.address, there.address6],
         port: "4790",
       }).config,
+      agent: { unseen: "there is none", remedy: "" },
       routes: new Map(
         [here, there].flatMap(({ address, address6 }) => {
           const way = { device: "eth0", mtu: 1500 };

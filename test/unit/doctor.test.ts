@@ -162,6 +162,30 @@ describe("conntrack", () => {
   });
 });
 
+test("packet filters are judged by where this VTEP is, not by where a route begins", () => {
+  const [first, second] = ["192.0.2.2", "198.51.100.2"];
+  const { config } = load(undefined, { vni: "42", peers: [first, second] });
+  const routes = new Map([
+    [first, { device: "eth0", source: "192.0.2.1", mtu: 1500 }],
+    [second, { device: "eth1", source: "198.51.100.1", mtu: 1500 }],
+  ]);
+  const drops = (own: string) => {
+    const left = { payload: { protocol: "ip", field: "saddr" } };
+    const expr = [{ match: { op: "==", left, right: own } }, { drop: null }];
+    const chain = { family: "inet", table: "f", name: "out", hook: "output", type: "filter" };
+    const nftables = [
+      { table: { family: "inet", name: "f" } },
+      { chain },
+      { rule: { family: "inet", table: "f", chain: "out", handle: 3, expr } },
+    ];
+    const filters = readRuleset(JSON.stringify({ nftables }), "");
+    const found = of("firewall", { config, agent: silent, routes, filters });
+    return found.map(({ severity, finding }) => [severity, finding.split(" is ")[0]]);
+  };
+  expect(drops("192.0.2.1")).toEqual([["error", `VXLAN to ${first} and ${second}`]]);
+  expect(drops("198.51.100.1")).toMatchObject([["ok", expect.anything()]]);
+});
+
 describe("a ruleset whose nft tells less than it should", () => {
   const drop = (table: object, chain: object) =>
     readRuleset(
