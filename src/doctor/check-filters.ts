@@ -1,5 +1,5 @@
 /** What the host's packet filters and conntrack do to VXLAN. */
-import { reached } from "../config.ts";
+import { peersOf } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, isUnseen } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
@@ -27,7 +27,7 @@ function datagramsOf(facts: FilterFacts): Datagram[] {
   const { config, routes } = facts;
   const { port, underlay } = config;
   const locals = localAddresses(facts);
-  const peers = [...new Set(config.networks.flatMap(reached))].filter((peer) => routes.has(peer));
+  const peers = peersOf(config).filter((peer) => routes.has(peer));
   return peers.slice(0, MOST_PEERS).flatMap((peer): Datagram[] => {
     const { device, source } = routes.get(peer)!;
     const local = locals.find((each) => each.includes(":") === peer.includes(":")) ?? source;

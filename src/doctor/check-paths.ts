@@ -2,18 +2,17 @@
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
 import { addressFamily, overheadTo } from "../remotes.ts";
-import { astrayOf, isOurs, LARGEST_MTU } from "../survey.ts";
+import { astrayOf, isOurs, LARGEST_MTU, peersOf } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkPaths(facts: Facts): Finding[] {
   const { config, routes, paths } = facts;
-  const peers = [...new Set(config.networks.flatMap(reached))];
   const unmeasured = isUnseen(paths) ? [unseenFinding("path-mtu", "paths were", paths)] : [];
   return [
     ...unmeasured,
-    ...peers.flatMap((peer) => {
+    ...peersOf(config).flatMap((peer) => {
       if (!routes.has(peer)) return [noRoute(peer)];
       const loop = checkSelfRoute(facts, peer);
       if (loop !== undefined) return [loop];

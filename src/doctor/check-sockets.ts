@@ -1,8 +1,7 @@
 /** What a VTEP opens: its port, source ports, the socket of its API, and where it serves metrics. */
 import { isScoped } from "../addresses.ts";
-import { reached } from "../config.ts";
 import { addressFamily } from "../remotes.ts";
-import { isOurs } from "../survey.ts";
+import { isOurs, peersOf } from "../survey.ts";
 import { type Facts, isUnseen, type PortRange, runs, type SocketFacts } from "./facts.ts";
 import { type Check, counted, type Finding, inTwo, listed, unseenFinding } from "./finding.ts";
 
@@ -93,17 +92,15 @@ function holder(
 
 /** The addresses that a VTEP is bound to, one of each family in use: the agent's, or as `survey.ts` finds them. */
 export function localAddresses({
-  config: { local, networks },
+  config,
   routes,
   agent,
 }: Pick<Facts, "config" | "routes" | "agent">): string[] {
+  const known = [config.local ?? [], isUnseen(agent) ? [] : agent.local].flat();
   return ([4, 6] as const).flatMap((family) => {
-    if (local !== undefined && addressFamily(local) === family) return local;
-    const bound = isUnseen(agent) ? [] : agent.local;
-    const since = bound.find((each) => addressFamily(each) === family);
-    if (since !== undefined) return since;
-    const peer = networks.flatMap(reached).find((each) => addressFamily(each) === family);
-    return peer === undefined ? [] : (routes.get(peer)?.source ?? []);
+    const isOf = (address: string) => addressFamily(address) === family;
+    const peer = peersOf(config).find(isOf) ?? "";
+    return known.find(isOf) ?? routes.get(peer)?.source ?? [];
   });
 }
 

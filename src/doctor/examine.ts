@@ -7,9 +7,9 @@ import { execFile } from "node:child_process";
 import { closeSync, constants, openSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { basename } from "node:path";
 import { promisify } from "node:util";
-import { type Config, reached } from "../config.ts";
+import type { Config } from "../config.ts";
 import { surroundings } from "../host.ts";
-import { isOurs, survey } from "../survey.ts";
+import { isOurs, peersOf, survey } from "../survey.ts";
 import type { Facts, Features, PortRange, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
@@ -29,7 +29,7 @@ export async function examine(
   config: Config,
   { agent, socketRefusal }: Pick<Facts, "agent" | "socketRefusal">,
 ): Promise<Facts> {
-  const peers = [...new Set(config.networks.flatMap(reached))];
+  const peers = peersOf(config);
   const { links, addresses, routes } = await surroundings(peers, config);
   const taps = [...links.values()].filter(({ linkinfo }) => linkinfo?.info_kind === "tun");
   const refusal = survey(config, new Set(taps.map(({ ifname }) => ifname))).then(
