@@ -6,7 +6,7 @@ import type { Config } from "../config.ts";
 import { DEFAULT_FILE, defaultFile, load } from "../config-file.ts";
 import { diagnose } from "../doctor/diagnose.ts";
 import { examine } from "../doctor/examine.ts";
-import type { Seen, Snapshot } from "../doctor/facts.ts";
+import type { AgentFacts, Seen } from "../doctor/facts.ts";
 import { type Severity, worstOf } from "../doctor/finding.ts";
 import { report } from "../doctor/report.ts";
 import { sentenceOf, VtepError } from "../errors.ts";
@@ -68,7 +68,7 @@ export function addDoctorCommand(vtep: Command): void {
 }
 
 /** What an agent on this host says of itself, or why none does. */
-async function runningAgent({ socket }: Config): Promise<Seen<Snapshot>> {
+async function runningAgent({ socket }: Config): Promise<Seen<AgentFacts>> {
   if (socket === "") {
     return { unseen: "no agent can be asked without a socket", remedy: "give one with --socket" };
   }

@@ -1,7 +1,7 @@
 /** Bridges, MAC addresses, and what a running agent has seen of the traffic. */
 
 import { overlayDevices } from "./check-paths.ts";
-import { type Facts, isUnseen, runningNetworks, type Snapshot } from "./facts.ts";
+import { type AgentFacts, type Facts, isUnseen, runningNetworks } from "./facts.ts";
 import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkOverlay(facts: Facts): Finding[] {
@@ -26,7 +26,7 @@ function checkTaps(facts: Facts): Finding[] {
 }
 
 function changesOf(
-  { vni, tap, bridge, mtu }: Snapshot["networks"][0],
+  { vni, tap, bridge, mtu }: AgentFacts["networks"][0],
   links: Facts["links"],
 ): Finding[] {
   const here = links.get(tap)!;
@@ -160,7 +160,7 @@ function checkTraffic({ agent, config: { port } }: Facts): Finding[] {
   return [{ check, severity: "ok", finding }];
 }
 
-function checkForeign(agent: Snapshot, port: number): Finding[] {
+function checkForeign(agent: AgentFacts, port: number): Finding[] {
   const check = "traffic";
   const foreign = agent.drops.VXLAN_VNI_NOT_FOUND ?? 0;
   const broken = agent.drops.VXLAN_INVALID_HDR ?? 0;
@@ -197,7 +197,7 @@ function checkForeign(agent: Snapshot, port: number): Finding[] {
   ];
 }
 
-function checkReserved({ networks }: Snapshot): Finding[] {
+function checkReserved({ networks }: AgentFacts): Finding[] {
   return networks
     .filter(({ counters }) => counters.reservedBits > 0)
     .map(({ vni, counters }) => ({
@@ -211,7 +211,7 @@ function checkReserved({ networks }: Snapshot): Finding[] {
 }
 
 /** What the agent has had to do without. */
-function checkAgent({ offloads, paths }: Snapshot): Finding[] {
+function checkAgent({ offloads, paths }: AgentFacts): Finding[] {
   const off = Object.entries(offloads).filter(([, inUse]) => !inUse);
   const demoted: Finding[] =
     off.length === 0

@@ -10,7 +10,15 @@ import { promisify } from "node:util";
 import type { Config } from "../config.ts";
 import { surroundings } from "../host.ts";
 import { isOurs, peersOf, survey } from "../survey.ts";
-import type { Facts, Features, PortRange, Seen, Snapshot, SocketFacts, TunFacts } from "./facts.ts";
+import type {
+  AgentFacts,
+  Facts,
+  Features,
+  PortRange,
+  Seen,
+  SocketFacts,
+  TunFacts,
+} from "./facts.ts";
 import { isUnseen } from "./facts.ts";
 import { readSave } from "./iptables.ts";
 import { askPorts, measurePaths } from "./probe.ts";
@@ -135,7 +143,7 @@ function tunDevice(): TunFacts {
 async function socketsOn(
   kind: "-uanpm" | "-tlnpm",
   ports: string,
-  agent: Seen<Snapshot>,
+  agent: Seen<AgentFacts>,
 ): Promise<Seen<readonly SocketFacts[]>> {
   const listing = await output("ss", ["-H", "-O", kind, ports], "iproute2");
   if (typeof listing !== "string") return listing;
@@ -158,7 +166,7 @@ async function socketsOn(
   });
 }
 
-function ownerOf(pid: number, agent: Seen<Snapshot>) {
+function ownerOf(pid: number, agent: Seen<AgentFacts>) {
   const words = (read(`/proc/${pid}/cmdline`) ?? "").split("\0").filter((word) => word !== "");
   const name = (read(`/proc/${pid}/comm`) ?? "").trim();
   const program = [words[0], words[1]].map((word) => basename(word ?? ""));

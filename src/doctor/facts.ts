@@ -20,7 +20,7 @@ export function isUnseen(seen: unknown): seen is Unseen {
 }
 
 /** What a running agent says of itself, as far as it matters here. */
-export type Snapshot = Pick<AgentStatus, "pid" | "local" | "drops" | "paths" | "offloads"> & {
+export type AgentFacts = Pick<AgentStatus, "pid" | "local" | "drops" | "paths" | "offloads"> & {
   readonly networks: readonly Pick<
     NetworkStatus,
     "vni" | "tap" | "bridge" | "mac" | "mtu" | "counters" | "drops"
@@ -29,7 +29,7 @@ export type Snapshot = Pick<AgentStatus, "pid" | "local" | "drops" | "paths" | "
 
 export interface Facts {
   readonly config: Config;
-  readonly agent: Seen<Snapshot>;
+  readonly agent: Seen<AgentFacts>;
   /** Why `vtep run` would not start with this configuration, in its words. */
   readonly refusal: string | undefined;
   /** Why an agent could not be asked at the path that is configured, in the words of vtep run. */
@@ -112,7 +112,7 @@ export type Features = Readonly<
 >;
 
 /** The networks of the agent, if one answers. */
-export function runningNetworks({ agent }: Pick<Facts, "agent">): Snapshot["networks"] {
+export function runningNetworks({ agent }: Pick<Facts, "agent">): AgentFacts["networks"] {
   return isUnseen(agent) ? [] : agent.networks;
 }
 

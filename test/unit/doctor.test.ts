@@ -3,7 +3,7 @@ import { load } from "../../src/config-file.ts";
 import { Counter, type DropReason } from "../../src/counters.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
 import { diagnose } from "../../src/doctor/diagnose.ts";
-import type { Facts, PathFacts, Snapshot } from "../../src/doctor/facts.ts";
+import type { AgentFacts, Facts, PathFacts } from "../../src/doctor/facts.ts";
 import { type Check, type Finding, worstOf } from "../../src/doctor/finding.ts";
 import { report } from "../../src/doctor/report.ts";
 import { readRuleset } from "../../src/doctor/ruleset.ts";
@@ -20,7 +20,7 @@ interface Seen {
   counters?: Partial<Record<keyof typeof Counter, number>>;
 }
 
-function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Snapshot {
+function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): AgentFacts {
   return {
     pid: 7,
     local: ["192.0.2.1"],
@@ -32,7 +32,7 @@ function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Sn
         vni: 42,
         tap: "vtep42",
         mtu: 1450,
-        counters: { ...ZERO, ...counters } as Snapshot["networks"][0]["counters"],
+        counters: { ...ZERO, ...counters } as AgentFacts["networks"][0]["counters"],
         drops,
         bridge: undefined,
         mac: "02:00:5e:00:53:01",
@@ -98,7 +98,7 @@ test("a host on which all is well has nothing but ok", () => {
 });
 
 test("what a running agent says of itself is understood", () => {
-  expectTypeOf<AgentStatus>().toExtend<Snapshot>();
+  expectTypeOf<AgentStatus>().toExtend<AgentFacts>();
 });
 
 test("where metrics cannot be had, no address is offered where they cannot be had either", () => {
