@@ -212,6 +212,22 @@ export function sumOfDrops(
   return sum;
 }
 
+/** What was added to each reason; those that nothing was added to are left out. */
+export function growthOfDrops(
+  now: Readonly<Record<string, number>>,
+  before: Readonly<Record<string, number>>,
+): Record<string, number> {
+  const grown = Object.entries(now).map(([reason, count]) => {
+    return [reason, count - (before[reason] ?? 0)] as const;
+  });
+  return Object.fromEntries(grown.filter(([, count]) => count > 0));
+}
+
+/** Of all reasons together. */
+export function totalDrops(drops: Readonly<Record<string, number>>): number {
+  return Object.values(drops).reduce((sum, count) => sum + count, 0);
+}
+
 /** Columns of a remote's row; each has the bytes behind the frames. */
 export const TO_REMOTE = 0;
 export const FROM_REMOTE = 2;

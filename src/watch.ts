@@ -11,7 +11,7 @@
  * neither, and silence takes nobody down: VXLAN has no keepalive, and a VTEP whose stations have nothing
  * to say sends nothing. The kernel tells of ICMP errors only the native underlay.
  */
-import { type Counters, FROM_REMOTE, type Traffic } from "./counters.ts";
+import { type Counters, FROM_REMOTE, growthOfDrops, type Traffic } from "./counters.ts";
 import {
   ADDED,
   AGED,
@@ -184,15 +184,8 @@ export class Growth {
       const now = counters.drops(index);
       const before = this.#known.get(index) ?? {};
       this.#known.set(index, now);
-      const drops = growth(now, before);
+      const drops = growthOfDrops(now, before);
       if (Object.keys(drops).length > 0) yield { network, drops };
     }
   }
-}
-
-function growth(now: Drops, before: Drops): Drops {
-  const grown = Object.entries(now).map(([reason, count]) => {
-    return [reason, count - (before[reason as keyof Drops] ?? 0)] as const;
-  });
-  return Object.fromEntries(grown.filter(([, count]) => count > 0));
 }

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 import type { ApiStatus, Client } from "../api/client.ts";
 import { load, networkOf } from "../config-file.ts";
+import { totalDrops } from "../counters.ts";
 import { VtepError } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 import type { Drops, NetworkStatus } from "../operations.ts";
@@ -62,10 +63,6 @@ function dropsText(drops: Drops): string {
     .join(", ");
 }
 
-function total(drops: Drops): number {
-  return Object.values(drops).reduce((sum, count) => sum + count, 0);
-}
-
 function trafficTable(networks: readonly NetworkStatus[]): string {
   const columns = [
     { title: "NETWORK", shrinks: true },
@@ -78,7 +75,7 @@ function trafficTable(networks: readonly NetworkStatus[]): string {
     { title: "DROPPED", isNumeric: true },
   ];
   const rows = networks.map(({ name, vni, bridge, peers, fdb, counters, drops }) => {
-    const numbers = [counters.encapFrames, counters.decapFrames, total(drops)].map(brief);
+    const numbers = [counters.encapFrames, counters.decapFrames, totalDrops(drops)].map(brief);
     const entries = fdb.learned + fdb.control + fdb.static;
     return [name, `${vni}`, bridge ?? "-", `${peers.length}`, brief(entries), ...numbers];
   });

@@ -6,7 +6,7 @@
  * restarted, a network was made anew) there is no rate until the next one.
  */
 import { stripVTControlCharacters, styleText } from "node:util";
-import { sumOfDrops } from "../counters.ts";
+import { growthOfDrops, sumOfDrops, totalDrops } from "../counters.ts";
 import { wrapped } from "../doctor/report.ts";
 import type { AgentStatus, Drops, NetworkStatus, RemoteStatus } from "../operations.ts";
 import { scaled } from "./table.ts";
@@ -56,7 +56,7 @@ export class History {
   add(status: Status, nowMs: number): void {
     const reasons = reasonsOf(status);
     const isFirst = Number.isNaN(this.#atMs.before) && this.#atMs.now === 0;
-    this.drops = isFirst ? {} : growth(reasons, reasonsOf(this.status));
+    this.drops = isFirst ? {} : growthOfDrops(reasons, reasonsOf(this.status));
     this.#atMs.before = isFirst ? Number.NaN : this.#atMs.now;
     this.#atMs.now = nowMs;
     this.status = status;
@@ -66,7 +66,7 @@ export class History {
     for (const remote of status.remotes) all.set(remoteKey(remote), remoteCounts(remote));
     all.set(
       TOTAL,
-      sum([...status.networks.map(countsOf), { ...NOTHING, drops: total(status.drops) }]),
+      sum([...status.networks.map(countsOf), { ...NOTHING, drops: totalDrops(status.drops) }]),
     );
     for (const [key, counts] of all) this.#note(key, counts);
     for (const key of this.#before.keys()) {
@@ -131,7 +131,7 @@ function countsOf({ counters, drops }: NetworkStatus): Counts {
     toBytes: counters.encapBytes,
     fromFrames: counters.decapFrames,
     fromBytes: counters.decapBytes,
-    drops: total(drops),
+    drops: totalDrops(drops),
   };
 }
 
@@ -147,20 +147,9 @@ function sum(all: readonly Counts[]): Counts {
   }, NOTHING);
 }
 
-function total(drops: Drops): number {
-  return Object.values(drops).reduce((all, count) => all + count, 0);
-}
-
 /** Drops by reason, of all networks and of none. */
 function reasonsOf({ drops, networks }: Status): Record<string, number> {
   return sumOfDrops([drops, ...networks.map((network) => network.drops)]);
-}
-
-function growth(now: Record<string, number>, before: Record<string, number>): Drops {
-  const grown = Object.entries(now).map(([reason, count]) => {
-    return [reason, count - (before[reason] ?? 0)] as const;
-  });
-  return Object.fromEntries(grown.filter(([, count]) => count > 0));
 }
 
 // ---- what is looked at, and what keys do to that
