@@ -9,7 +9,7 @@
 import { closest, distance } from "fastest-levenshtein";
 import ipaddr from "ipaddr.js";
 import * as v from "valibot";
-import { isScoped, parseRange, type Range, stationPrefix } from "./addresses.ts";
+import { isScoped, parseRange, stationPrefix } from "./addresses.ts";
 import { ALL_OFFLOADS, OFFLOADS, type Offloads } from "./device.ts";
 import { canonicalAddress } from "./remotes.ts";
 import { formatMac, isMulticast, parseMac } from "./wire/ethernet.ts";
@@ -224,29 +224,28 @@ const fdb = v.pipe(
   v.title("{ MAC: ADDR, ... }"),
 );
 
+/** A text that means something; undefined: it does not, and is not `what`. */
+function meaning<Meaning>(mean: (text: string) => Meaning | undefined, what: string) {
+  return v.rawTransform<string, Meaning>(({ dataset, addIssue, NEVER }) => {
+    const meant = mean(dataset.value);
+    if (meant !== undefined) return meant;
+    addIssue({ message: `${JSON.stringify(dataset.value)} is not ${what}` });
+    return NEVER;
+  });
+}
+
 const station = v.pipe(
   v.string("must be an address with its prefix length"),
-  v.rawTransform(({ dataset, addIssue, NEVER }): string => {
-    const prefix = stationPrefix(dataset.value);
-    if (prefix !== undefined) return prefix;
-    addIssue({
-      message: `${JSON.stringify(dataset.value)} is not the address of a station with its prefix length (192.0.2.1/24)`,
-    });
-    return NEVER;
-  }),
+  meaning(stationPrefix, "the address of a station with its prefix length (192.0.2.1/24)"),
   v.title("ADDR/LENGTH"),
 );
 
 const addressRange = v.pipe(
   v.string("must be LOW-HIGH/LENGTH"),
-  v.rawTransform(({ dataset, addIssue, NEVER }): Range => {
-    const range = parseRange(dataset.value);
-    if (range !== undefined) return range;
-    addIssue({
-      message: `${JSON.stringify(dataset.value)} is not LOW-HIGH/LENGTH, two addresses of stations in one subnet (192.0.2.64-192.0.2.127/24)`,
-    });
-    return NEVER;
-  }),
+  meaning(
+    parseRange,
+    "LOW-HIGH/LENGTH, two addresses of stations in one subnet (192.0.2.64-192.0.2.127/24)",
+  ),
   v.title("LOW-HIGH/LENGTH"),
 );
 
