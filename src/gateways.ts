@@ -134,16 +134,16 @@ export class Gateways {
     if (code === 0) return;
     this.#log.warn({ table: this.#table, reason: refusal }, "the rules of gateways were gone");
     this.#natTable = UNKNOWN;
-    await this.#filter();
+    await this.#setTable();
   }
 
   /** Takes ports of this host to containers, and no others. Throws VtepError. */
   async publish(attached: readonly Attachment[]): Promise<void> {
     this.#publications = attached.flatMap(publicationsOf);
-    await this.#filter();
+    await this.#setTable();
   }
 
-  async #filter(): Promise<void> {
+  async #setTable(): Promise<void> {
     const routed = this.#gateways.map(({ bridge, addresses, masquerade }) => {
       return { bridge, subnets: addresses.map(subnetOf), masquerade };
     });
