@@ -4,25 +4,12 @@
  *
  * Attaching is idempotent, and whole or not at all.
  */
-import { randomInt } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
-import ipaddr from "ipaddr.js";
-import { bare, freeIn, isIn, parseRange, stationPrefix } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
-import {
-  type Attachment,
-  aliasOf,
-  attachmentOf,
-  formatPublished,
-  linkName,
-  type Published,
-  peerName,
-  stableMac,
-} from "./attachments.ts";
+import { type Attachment, aliasOf, attachmentOf, type Published, peerName } from "./attachments.ts";
+import { attachedHere, checkAlone, checkPorts, conflictOf, freeAddresses } from "./conflicts.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, type Listener, linksByName, listeners } from "./host.ts";
-import type { HeldNamespace } from "./namespace.ts";
-import type { NetworkStatus } from "./operations.ts";
+import { type Link, linksByName } from "./host.ts";
 import {
   addressInside,
   linkInside,
@@ -30,35 +17,19 @@ import {
   pair,
   plug,
   plugDirect,
-  type RouteInside,
   unplug,
   unplugDirect,
 } from "./plug.ts";
-import { formatMac, isMulticast, isZero, parseMac } from "./wire/ethernet.ts";
-
-/** What an interface of a container is to be. */
-export interface Wanted {
-  readonly network: string;
-  /** Path of its network namespace, for people. */
-  readonly target: string;
-  /** Where that is found, whatever the path leads to meanwhile. */
-  readonly namespace: HeldNamespace;
-  /** Whose it is: what it is detached by. */
-  readonly owner: string;
-  /** As of `Attachment`. */
-  readonly by: string;
-  readonly ifname: string;
-  /** With prefix lengths; "auto": of each of the network's ranges one that is free on this host. */
-  readonly addresses: readonly string[] | "auto";
-  /** Where what is for elsewhere goes; undefined: the network's gateways in the subnets of its addresses. */
-  readonly gateways: readonly string[] | undefined;
-  readonly published: readonly Published[];
-  readonly routes: readonly RouteInside[];
-  /** Unless told, one that stays the same for the same owner, interface and host. */
-  readonly mac: string | undefined;
-  /** Unless told, the network's. */
-  readonly mtu: number | undefined;
-}
+import {
+  bridgeOf,
+  checkDirect,
+  checkedPrefix,
+  checkRoutes,
+  checkSubnets,
+  fitted,
+  routesOf,
+  type Wanted,
+} from "./wanted.ts";
 
 /** What was attached, with what follows from the network. */
 export interface Attached extends Attachment {
@@ -163,52 +134,6 @@ async function settled(
 
 /** So often an address is chosen that somebody else chose at the same time. */
 const AUTO_TURNS = 10;
-
-/** Of each range one that no container here has: the lowest, or any when others are choosing as well. */
-function freeAddresses(
-  { name, bridge, ranges }: NetworkStatus,
-  links: ReadonlyMap<string, Link>,
-  turn: number,
-): string[] {
-  if (ranges.length === 0) {
-    throw new VtepError(
-      "USAGE",
-      `network ${name} has no range of addresses to choose from: give it one (ranges:), or an address with --ip`,
-    );
-  }
-  const here = attachedHere({ name, bridge }, links).filter((each) => each.network === name);
-  const used = new Set(here.flatMap(({ addresses }) => addresses.map(bare)));
-  return ranges.map((text) => {
-    const range = parseRange(text)!;
-    const free = freeIn(range, used);
-    const skipped = turn === 1 ? 0 : randomInt(4 ** turn);
-    let chosen = free.next().value as string | undefined;
-    for (let at = 0; at < skipped && chosen !== undefined; at++) {
-      chosen = (free.next().value as string | undefined) ?? chosen;
-    }
-    if (chosen !== undefined) return chosen;
-    throw new VtepError(
-      "CONFLICT",
-      `every address of ${text} is used: detach something, or widen it`,
-    );
-  });
-}
-
-/** Those to what is near first, for others may lead through it. */
-function routesOf(
-  { routes, gateways }: Pick<Wanted, "routes" | "gateways">,
-  addresses: readonly string[],
-  network: NetworkStatus,
-): Wanted["routes"] {
-  const own = network.gateway.filter((each) => addresses.some((address) => isIn(each, address)));
-  const families = new Map(own.map((each) => [each.includes(":"), bare(each)]));
-  const defaults = (gateways ?? [...families.values()]).map((via) => {
-    return { to: via.includes(":") ? "::/0" : "0.0.0.0/0", via };
-  });
-  return [...routes, ...defaults].sort(
-    (one, other) => Number(one.via !== undefined) - Number(other.via !== undefined),
-  );
-}
 
 /**
  * Gives addresses and routes to what `attach` attached without any: who gives out the addresses may have to
@@ -339,34 +264,6 @@ export async function unpublish(client: Client, name: string): Promise<void> {
   await client.attachments().catch(() => undefined); // it will look when it is back
 }
 
-/** What is wanted, checked, and with what follows from the network; `placeIn` refuses networks that are unfit. */
-async function fitted<Place>(
-  client: Client,
-  wanted: Omit<Wanted, "namespace" | "gateways" | "routes">,
-  placeIn: (network: NetworkStatus) => Place,
-) {
-  const { owner, by, ifname, target, published } = wanted;
-  const [{ local, port }, network] = await Promise.all([
-    client.status(),
-    client.network(wanted.network),
-  ]);
-  const place = placeIn(network);
-  const mtu = mtuOf(wanted, network);
-  checkInterface(ifname);
-  const addresses = wanted.addresses === "auto" ? [] : wanted.addresses.map(checkedPrefix);
-  const link = linkName(owner, ifname);
-  const mac = macOf(wanted.mac, `${local[0]} ${network.vni} ${link}`);
-  const names = { network: network.name, target, ifname };
-  const attachment = { ...names, mac, addresses, published, by, link };
-  if (published.length > 0 && network.gateway.length === 0) {
-    throw new VtepError(
-      "USAGE",
-      `network ${network.name} has no gateway, by which ports could be published: give it one (gateway: [ADDR/LENGTH])`,
-    );
-  }
-  return { attachment, place, mtu, network, port };
-}
-
 /**
  * Has the agent look at what is attached; nothing is without it, or where it finds something else. Somebody may
  * have taken the same at the same time: whoever sees that gives it up.
@@ -417,208 +314,4 @@ export async function detach(client: Client, link: string): Promise<boolean> {
   const was = await unplug(link);
   if (was) await client.attachments().catch(() => undefined); // it will look when it is back
   return was;
-}
-
-function checkUntagged({ name, vlan }: NetworkStatus): void {
-  if (vlan === undefined) return;
-  throw new VtepError(
-    "USAGE",
-    `network ${name} is VLAN ${vlan}, and containers send without a tag: give them a network with a bridge of its own`,
-  );
-}
-
-function checkDirect(network: NetworkStatus): void {
-  checkUntagged(network);
-  const { name, bridge, tap } = network;
-  if (bridge === undefined) return;
-  throw new VtepError(
-    "USAGE",
-    `${tap} is a port of ${bridge}, by which others are in network ${name}: attach without --direct, or take a network without a bridge`,
-  );
-}
-
-/** Throws VtepError USAGE where containers cannot be attached by one. */
-export function bridgeOf(network: NetworkStatus): string {
-  checkUntagged(network);
-  const { name, bridge } = network;
-  if (bridge !== undefined) return bridge;
-  throw new VtepError(
-    "USAGE",
-    `network ${name} has no bridge that containers could be attached to: give it one (bridge: NAME), or attach the one container with --direct`,
-  );
-}
-
-function mtuOf({ mtu }: Pick<Wanted, "mtu">, { name, mtu: largest }: NetworkStatus): number {
-  if (mtu === undefined) return largest;
-  if (mtu <= largest) return mtu;
-  throw new VtepError("USAGE", `MTU ${mtu} is more than the ${largest} of network ${name}`);
-}
-
-/** Throws VtepError USAGE. */
-export function checkInterface(name: string): void {
-  if (/^(?!\.{1,2}$)[^\s/:%|]{1,15}$/.test(name)) return;
-  throw new VtepError(
-    "USAGE",
-    `${JSON.stringify(name)} cannot name an interface: at most 15 characters, no spaces, "/", ":", "%" or "|"`,
-  );
-}
-
-/** As given, else one of this host's own, so that another host does not come to the same. */
-function macOf(text: string | undefined, otherwise: string): string {
-  const mac = text === undefined ? stableMac(otherwise) : parseMac(text);
-  if (mac !== undefined && !isMulticast(mac.high) && !isZero(mac.high, mac.low)) {
-    return formatMac(mac.high, mac.low);
-  }
-  throw new VtepError("USAGE", `${JSON.stringify(text)} is not the MAC address of a station`);
-}
-
-function checkedPrefix(text: string): string {
-  const prefix = stationPrefix(text);
-  if (prefix !== undefined) return prefix;
-  throw new VtepError(
-    "USAGE",
-    `${JSON.stringify(text)} is not the address of a station with its prefix length (192.0.2.7/24)`,
-  );
-}
-
-/** The kernel would say "Nexthop has invalid gateway". */
-function checkRoutes(routes: Wanted["routes"], addresses: readonly string[]): void {
-  // What is routed straight out is near, too.
-  const straight = routes.filter(({ to, via }) => via === undefined && ipaddr.isValidCIDR(to));
-  const near = [...addresses, ...straight.map(({ to }) => to)];
-  const subnets = near.map((address) => ipaddr.parseCIDR(address));
-  for (const { to, via } of routes) {
-    if (!ipaddr.isValidCIDR(to)) {
-      throw new VtepError(
-        "USAGE",
-        `${JSON.stringify(to)} is not a network to route (192.0.2.0/24)`,
-      );
-    }
-    if (via === undefined) continue;
-    if (!ipaddr.isValid(via)) {
-      throw new VtepError("USAGE", `${JSON.stringify(via)} is not an address`);
-    }
-    const gateway = ipaddr.parse(via);
-    const isNear = subnets.some(
-      (subnet) => subnet[0].kind() === gateway.kind() && gateway.match(subnet),
-    );
-    if (isNear || (gateway.kind() === "ipv6" && gateway.range() === "linkLocal")) continue;
-    const those = addresses.join(", ") || "it has none";
-    throw new VtepError(
-      "USAGE",
-      `${via} is in no subnet of the container's addresses (${those}): give it one in that subnet`,
-    );
-  }
-}
-
-/** Throws CONFLICT where it has what another one has already, of those that are attached. */
-function checkAlone(own: Attachment, attached: readonly Attachment[]): void {
-  const conflict = conflictOf(own, attached);
-  if (conflict !== undefined) throw new VtepError("CONFLICT", conflict);
-}
-
-/** What it has that is another one's, in a sentence: a port, or in its network the MAC or an address. */
-function conflictOf(own: Attachment, attached: readonly Attachment[]): string | undefined {
-  const used = new Set(own.addresses.map(bare));
-  for (const other of attached) {
-    if (other.link === own.link) continue;
-    const whose = `${other.ifname} of ${other.target}`;
-    const port = other.published.find((each) => own.published.some((one) => isSame(one, each)));
-    if (port !== undefined) return `port ${hostPort(port)} is published already, for ${whose}`;
-    if (other.network !== own.network) continue;
-    if (other.mac === own.mac) return `${own.mac} is the MAC of ${whose}`;
-    const address = other.addresses.map(bare).find((each) => used.has(each));
-    if (address !== undefined) return `${address} is used already, by ${whose}`;
-  }
-  return undefined;
-}
-
-/**
- * What is attached by the links of this host, also what is not finished yet, which the agent does not count.
- * What is on the network's bridge is in that network, whatever it was called then.
- */
-function attachedHere(
-  { name, bridge }: Pick<NetworkStatus, "name" | "bridge">,
-  links: ReadonlyMap<string, Link>,
-): Attachment[] {
-  return [...new Set(links.values())].flatMap((link) => {
-    const found = attachmentOf(link);
-    if (found === undefined) return [];
-    const isThere = bridge !== undefined && link.master === bridge;
-    return [isThere ? { ...found, network: name } : found];
-  });
-}
-
-/** What is the gateway's, or lies where the gateway cannot be reached. */
-function checkSubnets(
-  { addresses, mac }: Pick<Attachment, "addresses" | "mac">,
-  { name, gateway, mac: own }: NetworkStatus,
-): void {
-  if (gateway.length === 0) return;
-  if (mac === own) {
-    throw new VtepError("CONFLICT", `${mac} is the MAC of the gateway of network ${name}`);
-  }
-  for (const address of addresses) {
-    const near = gateway.filter((each) => each.includes(":") === address.includes(":"));
-    if (near.some((each) => bare(each) === bare(address))) {
-      throw new VtepError("CONFLICT", `${bare(address)} is the gateway of network ${name}`);
-    }
-    if (near.length === 0 || near.some((each) => isIn(address, each))) continue;
-    throw new VtepError(
-      "USAGE",
-      `${address} is in no subnet of network ${name}, whose gateway is ${near.join(", ")}`,
-    );
-  }
-}
-
-/** Ports that somebody on this host listens at would be taken from them. `own` is the agent's. */
-async function checkPorts(
-  client: Client,
-  attachment: Attachment,
-  own: number,
-  was: Attachment | undefined,
-): Promise<void> {
-  const { addresses, published, link } = attachment;
-  if (published.length === 0) return;
-  if (addresses.length === 0) {
-    throw new VtepError("USAGE", "ports are published to an address: give one with --ip");
-  }
-  const twice = published.find((each, at) =>
-    published.slice(0, at).some((one) => isSame(one, each)),
-  );
-  if (twice !== undefined) {
-    throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice`);
-  }
-  // TAPs in containers have some too. Addresses are settled elsewhere.
-  checkAlone({ ...attachment, addresses: [] }, await client.attachments());
-  const had = new Set(was?.link === link ? was.published.map(hostPort) : []);
-  // What calls 127.0.0.1 is taken from nobody (nat.ts).
-  const listening = (await listeners()).filter(
-    ({ address }) => address === undefined || ipaddr.parse(address).range() !== "loopback",
-  );
-  for (const wanted of published) {
-    if (had.has(hostPort(wanted))) continue;
-    const isOwn = wanted.protocol === "udp" && wanted.port === own;
-    if (!isOwn && !listening.some((each) => isSame(each, wanted))) continue;
-    throw new VtepError(
-      "CONFLICT",
-      `port ${hostPort(wanted)} is in use on this host${isOwn ? ", by the VTEP itself" : ""}: publish another`,
-    );
-  }
-}
-
-/** Whether both are for packets that may be the same. */
-function isSame(one: Listener, other: Listener): boolean {
-  const isNear = isAmong(one.address, other.address) || isAmong(other.address, one.address);
-  return one.protocol === other.protocol && one.port === other.port && isNear;
-}
-
-/** Of addresses as a `Listener` has them. */
-function isAmong(address: string | undefined, all: string | undefined): boolean {
-  if (all === undefined || all === address) return true;
-  return address !== undefined && all === (address.includes(":") ? "::" : "0.0.0.0");
-}
-
-function hostPort(published: Published): string {
-  return formatPublished(published).replace(/:\d+\//, "/");
 }

@@ -12,7 +12,7 @@ import { delimiter, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { spelt, speltAddress, speltRoute } from "./addresses.ts";
 import { Client } from "./api/client.ts";
-import { address, attach, bridgeOf, checkInterface, detach } from "./attach.ts";
+import { address, attach, detach } from "./attach.ts";
 import { attachmentOf, linkName } from "./attachments.ts";
 import {
   type Call,
@@ -29,6 +29,7 @@ import {
 import { linksByName } from "./host.ts";
 import { HeldNamespace, namespaceId } from "./namespace.ts";
 import { linkInside, routesInside } from "./plug.ts";
+import { bridgeOf, checkInterface } from "./wanted.ts";
 
 /** Before an ADD, CHECK or STATUS gives up. */
 const PATIENCE_MS = 10_000;

@@ -15,11 +15,12 @@ import { dirname } from "node:path";
 import * as v from "valibot";
 import { bare, isIn } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
-import { attachPair, bridgeOf, detach, publish, unpublish } from "./attach.ts";
+import { attachPair, detach, publish, unpublish } from "./attach.ts";
 import { linkName, type Published, parsePublished } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
 import { replaceFile } from "./files.ts";
 import type { NetworkStatus } from "./operations.ts";
+import { bridgeOf } from "./wanted.ts";
 
 const GENERIC = "com.docker.network.generic";
 const INTERNAL = "com.docker.network.internal";

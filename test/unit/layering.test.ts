@@ -31,6 +31,12 @@ const LAYERS: readonly Layer[] = [
   { name: "Docker driver", files: /^docker\.ts$/, mutual: false, outside: ANYTHING },
   // Asks an agent, and makes the links that the agent may not.
   { name: "attaching", files: /^attach\.ts$/, mutual: false, outside: ANYTHING },
+  {
+    name: "what may be attached",
+    files: /^(wanted|conflicts)\.ts$/,
+    mutual: false,
+    outside: /^(node:crypto|ipaddr\.js)$/,
+  },
   // Serves a running agent's operations, without knowing the agent.
   { name: "API", files: /^api\//, mutual: true, outside: ANYTHING },
   {
