@@ -213,11 +213,11 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
  */
 export async function attachPair(
   client: Client,
-  wanted: Omit<Wanted, "namespace" | "gateways" | "routes" | "mtu"> & {
+  wanted: Omit<Wanted, "namespace" | "gateways" | "published" | "routes" | "mtu"> & {
     readonly addresses: readonly string[];
   },
 ): Promise<Attachment & { readonly peer: string }> {
-  const whole = { ...wanted, mtu: undefined };
+  const whole = { ...wanted, published: [], mtu: undefined };
   const { attachment, place: bridge, mtu, network } = await fitted(client, whole, bridgeOf);
   const { link: name, mac } = attachment;
   const links = await linksByName();

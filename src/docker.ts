@@ -188,7 +188,6 @@ export class DockerDriver {
       by: "docker",
       ifname: "eth",
       addresses: [Address, AddressIPv6].filter((each) => each !== ""),
-      published: [],
       mac: MacAddress || undefined,
     });
     const { gateway } = await this.#client.network(name);
@@ -300,8 +299,7 @@ function ownerOf(endpointId: string): string {
 /** As Docker makes one for its own bridges: whoever has the address later has the MAC that others know. */
 function macOf(address: string): string {
   if (address === "") return "";
-  const bytes = address
-    .split("/")[0]!
+  const bytes = bare(address)
     .split(".")
     .map((byte) => Number(byte).toString(16).padStart(2, "0"));
   return ["02", "42", ...bytes].join(":");
