@@ -121,9 +121,6 @@ function announcementOf({ ifname, mac }: Pick<Veth, "ifname" | "mac">): Change {
   };
 }
 
-/** A TAP that is to be the interface of a container. */
-export type DirectLink = Omit<Veth, "bridge" | "alias">;
-
 /** Notes what a link is. */
 export async function noteAlias(name: string, alias: string): Promise<void> {
   const words = ["link", "set", "dev", name, "alias", alias];
@@ -131,7 +128,7 @@ export async function noteAlias(name: string, alias: string): Promise<void> {
 }
 
 /** Moves a TAP into a container and sets it up there. Where it has moved and that fails, it is removed. */
-export async function plugDirect(tap: DirectLink): Promise<void> {
+export async function plugDirect(tap: Omit<Veth, "bridge" | "alias">): Promise<void> {
   const { name, namespace, target, ifname, mac, mtu } = tap;
   const moved = ["link", "set", "dev", name, "netns", namespace];
   await done(batch([{ does: `moving ${name} to ${target}`, words: moved }]));
