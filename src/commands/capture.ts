@@ -29,7 +29,7 @@ interface Options {
   readonly remote?: string;
   readonly snaplen?: number;
   readonly count?: number;
-  readonly write?: string;
+  readonly write: string;
   readonly socket: string;
 }
 
@@ -54,7 +54,7 @@ export function addCaptureCommand(vtep: Command): void {
 
 async function capture(options: Options): Promise<void> {
   const { network, mac, remote, snaplen, count = Number.POSITIVE_INFINITY, write } = options;
-  const isFile = write !== undefined && write !== "-";
+  const isFile = write !== "-";
   if (!isFile && process.stdout.isTTY) {
     const message =
       "a capture is nothing to read on a terminal: give a file (--write FILE), or pass it on (vtep capture | wireshark -k -i -)";

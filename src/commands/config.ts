@@ -12,10 +12,12 @@ import {
   type Source,
   sourceText,
 } from "../config-file.ts";
+import { counted } from "../doctor/finding.ts";
 import { wrapped } from "../doctor/report.ts";
 import { EXIT_USAGE } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 import { type Key, keys } from "../keys.ts";
+import { group } from "./ask.ts";
 
 const FILE = [
   "[FILE]",
@@ -23,10 +25,7 @@ const FILE = [
 ] as const;
 
 export function addConfigCommand(vtep: Command): void {
-  const config = vtep
-    .command("config")
-    .description("Check, show and explain configurations")
-    .helpCommand(false);
+  const config = group(vtep, "config", "Check, show and explain configurations");
   const ofFile = (name: string, description: string) => {
     const command = config.command(name).description(description);
     return command.argument(...FILE);
@@ -68,13 +67,9 @@ function checkFile(named: string | undefined, given: FlagValues): void {
     process.exitCode = EXIT_USAGE;
     return;
   }
-  const networks = count(loaded.config.networks.length, "network");
+  const networks = counted(loaded.config.networks.length, "network");
   const files = loaded.files.length > 1 ? ` in ${loaded.files.length} files` : "";
   print(`${file ?? "the flags"}: fine, ${networks}${files}\n`);
-}
-
-function count(number: number, what: string): string {
-  return `${number} ${what}${number === 1 ? "" : "s"}`;
 }
 
 // ---- show

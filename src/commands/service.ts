@@ -12,6 +12,7 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { EXIT_FAILURE, VtepError } from "../errors.ts";
+import { group } from "./ask.ts";
 import { example } from "./config.ts";
 
 /** From `systemd/`, and where each goes. */
@@ -45,10 +46,8 @@ export interface Place {
 }
 
 export function addServiceCommand(vtep: Command): void {
-  const service = vtep
-    .command("service")
-    .description("Make this package a service of systemd, or say what became of it")
-    .helpCommand(false);
+  const description = "Make this package a service of systemd, or say what became of it";
+  const service = group(vtep, "service", description);
   const add = (name: string, description: string, act: (place: Place) => readonly string[]) => {
     service
       .command(name)
