@@ -11,7 +11,7 @@
  */
 import { VtepError } from "./errors.ts";
 
-export const VERSIONS = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] as const;
+const VERSIONS = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] as const;
 type Version = (typeof VERSIONS)[number];
 
 /** The specification's codes for what goes wrong, and our own from 100 on. */

@@ -9,7 +9,7 @@ const MOST_WAITING = 4096;
 /** A comment is sent this often, so that a dead connection is noticed by either end. */
 const HEARTBEAT_MS = 10_000;
 
-export class Feed {
+class Feed {
   #waiting: AgentEvent[] = [];
   #wake: (() => void) | undefined;
 
