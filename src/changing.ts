@@ -13,7 +13,7 @@ import type { Entries } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import { linksByName } from "./host.ts";
 import type { Notes } from "./keeping.ts";
-import { adjustTap, bringUp, removeTaps, type TapLink, unqueue } from "./links.ts";
+import { adjustTaps, bringUp, removeTaps, type TapLink, unqueue } from "./links.ts";
 import { isAnew, type Live, type LiveNetworks } from "./live.ts";
 import { type Survey, survey } from "./survey.ts";
 import type { Telling } from "./telling.ts";
@@ -43,6 +43,11 @@ export class Undo {
 interface Wanted {
   readonly config: NetworkConfig;
   readonly mtu: number;
+}
+
+interface Change {
+  readonly before: Live;
+  readonly after: Live;
 }
 
 /** What a change concerns. */
@@ -89,7 +94,7 @@ export class Changing {
       const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
       const isThere = ({ config }: Wanted) => live.has(config.name);
       const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
-      for (const each of there) await this.#alter(each, undo);
+      await this.#alter(there, undo);
       await this.#add(fresh, undo);
       await containers.route(await linksByName()); // networks made anew have forgotten what is attached
     } catch (error) {
@@ -197,25 +202,46 @@ export class Changing {
     throw new VtepError("CONFLICT", `${message}: ${remedy}`);
   }
 
-  async #alter({ config, mtu }: Wanted, undo: Undo): Promise<void> {
-    const { networks } = this.#of;
-    const before = networks.named(config.name);
-    const { opened } = before;
-    const after = { ...networks.planned(config, before.plan.index, mtu), opened };
-    undo.push(() => this.#change(after, before));
-    return this.#change(before, after);
+  /** The settings one after the other, the links all at once. */
+  async #alter(altered: readonly Wanted[], undo: Undo): Promise<void> {
+    const { networks, entries } = this.#of;
+    const changes = altered.map(({ config, mtu }) => {
+      const before = networks.named(config.name);
+      const { opened, plan } = before;
+      return { before, after: { ...networks.planned(config, plan.index, mtu), opened } };
+    });
+    undo.push(() => entries.restrict(changes.map(({ before }) => before)));
+    for (const { before, after } of changes) {
+      undo.push(() => this.#change(before));
+      await this.#change(after);
+    }
+    entries.restrict(changes.map(({ after }) => after));
+    const back = changes.map(({ before, after }) => ({ before: after, after: before }));
+    undo.push(() => this.#relink(back, this.#tellOfFault));
+    await this.#relink(changes, (fault) => {
+      throw fault;
+    });
   }
 
-  async #change(before: Live, after: Live): Promise<void> {
-    const { networks, entries, workers, containers } = this.#of;
-    networks.put(after);
-    entries.configure(after);
-    await workers.change(after.plan);
-    entries.restrict(after);
-    if (!isDeepStrictEqual(before.link, after.link)) await adjustTap(before.link, after.link);
-    const { bridge } = after.link;
-    if (bridge === undefined || bridge === before.link.bridge) return;
-    await containers.follow(after.config.name, bridge);
+  async #change(network: Live): Promise<void> {
+    const { networks, entries, workers } = this.#of;
+    networks.put(network);
+    entries.configure(network);
+    await workers.change(network.plan);
+  }
+
+  /** The TAPs, and what is attached beside them. */
+  async #relink(changes: readonly Change[], onFault: (error: VtepError) => void): Promise<void> {
+    const different = changes
+      .map(({ before, after }) => ({ before: before.link, after: after.link }))
+      .filter(({ before, after }) => !isDeepStrictEqual(before, after));
+    for (const fault of await adjustTaps(different)) onFault(fault);
+    const moved = changes.flatMap(({ before, after }) => {
+      const { bridge } = after.link;
+      const stays = bridge === undefined || bridge === before.link.bridge;
+      return stays ? [] : [[after.config.name, bridge] as const];
+    });
+    await this.#of.containers.follow(new Map(moved));
   }
 
   /** All at once: for each of a thousand, programs of the host's would be started in turn. */
@@ -265,11 +291,11 @@ export class Changing {
     const { networks: live, entries, workers, containers, telling } = this.#of;
     for (const { plan } of networks) await workers.retire(plan.index);
     await this.removeTaps(networks.map(({ link }) => link));
+    entries.clear(networks);
     for (const network of networks) {
       await workers.discard(network.plan.index);
       containers.forget(network.plan.index);
       telling.noteLeaving();
-      entries.clear(network);
       live.remove(network.config.name);
     }
   }

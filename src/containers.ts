@@ -113,13 +113,18 @@ export class Containers {
     return attached;
   }
 
-  /** To a network's new bridge: those of before, and those that have waited on a former one for it to have one again. */
-  async follow(network: string, bridge: string): Promise<void> {
-    const stranded = [...(await linksByName()).values()].filter((link) => {
+  /**
+   * To networks' new bridges, which these are by the networks' names: those of before, and those that have waited on
+   * a former one for it to have one again.
+   */
+  async follow(bridges: ReadonlyMap<string, string>): Promise<void> {
+    if (bridges.size === 0) return;
+    const moves = [...(await linksByName()).values()].flatMap((link) => {
+      const bridge = bridges.get(attachmentOf(link)?.network ?? "");
       const isElsewhere = link.master !== undefined && link.master !== bridge;
-      return isElsewhere && attachmentOf(link)?.network === network;
+      return bridge !== undefined && isElsewhere ? [[link.ifname, bridge] as const] : [];
     });
-    await movePorts([...new Set(stranded.map(({ ifname }) => ifname))], bridge);
+    await movePorts(new Map(moves));
   }
 
   // their gateways

@@ -161,17 +161,21 @@ export class Entries {
 
   // what is forgotten
 
-  /** What a network's configuration no longer has: static entries, and what was learned behind other remotes. */
-  restrict({ config, plan }: Live): void {
-    const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
-    const kept = new Set(config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
-    this.#fdb.clear(
-      (row) =>
-        row.network === plan.index &&
-        (row.origin === STATIC
-          ? !kept.has(formatMac(row.macHigh, row.macLow))
-          : row.origin === LEARNED && !may.has(row.destination)),
+  /** What networks' configurations no longer have: static entries, and what was learned behind other remotes. */
+  restrict(networks: readonly Live[]): void {
+    const rules = new Map(
+      networks.map(({ config, plan }) => {
+        const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
+        const kept = new Set(config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
+        return [plan.index, { may, kept }];
+      }),
     );
+    this.#fdb.clear(({ network, origin, macHigh, macLow, destination }) => {
+      const rule = rules.get(network);
+      if (rule === undefined) return false;
+      if (origin === STATIC) return !rule.kept.has(formatMac(macHigh, macLow));
+      return origin === LEARNED && !rule.may.has(destination);
+    });
   }
 
   /** What was learned of a MAC; returns whether anything was. */
@@ -191,9 +195,10 @@ export class Entries {
     );
   }
 
-  /** All of a network's. */
-  clear({ plan }: Live): void {
-    this.#fdb.clear(({ network }) => network === plan.index);
+  /** All of these networks'. */
+  clear(networks: readonly Live[]): void {
+    const indices = new Set(networks.map(({ plan }) => plan.index));
+    this.#fdb.clear(({ network }) => indices.has(network));
   }
 }
 

@@ -62,13 +62,22 @@ export async function batch(
   manner: Manner = {},
 ): Promise<Failure | undefined> {
   if (changes.length === 0) return undefined;
-  const lines = changes.map(({ words }) => words);
-  const said = lines.flat().some((word) => UNWRITABLE.test(word))
-    ? await oneByOne(lines, manner)
-    : await ip([...(manner.options ?? []), "-batch", "-"], lines, manner);
-  if (said === undefined || said.code === 0) return undefined;
+  const said = await sayAll(changes, manner);
+  if (said.code === 0) return undefined;
   const at = said.line === undefined ? changes.length : said.line - 1;
   return { at, error: refused(changes[at]?.does ?? "changing links", said.refusal) };
+}
+
+/** Makes changes, each whatever becomes of the others; returns why those failed that did. */
+export async function batchOfEach(changes: readonly Change[]): Promise<VtepError[]> {
+  if (changes.length === 0) return [];
+  const said = await sayAll(changes, { options: ["-force"] });
+  if (said.code === 0) return [];
+  const told = [...said.stderr.matchAll(/^(.+)\n(?:.*\n)*?Command failed \S*:(\d+)$/gm)];
+  const failures = told.map(([, refusal, line]) => {
+    return refused(changes[Number(line) - 1]?.does ?? "changing links", refusal!);
+  });
+  return failures.length > 0 ? failures : [refused("changing links", said.refusal)];
 }
 
 export function refused(does: string, refusal: string): VtepError {
@@ -79,22 +88,26 @@ export function refused(does: string, refusal: string): VtepError {
   return new VtepError("PERMISSION", sentence);
 }
 
+function sayAll(changes: readonly Change[], manner: Manner): Promise<Said> {
+  const lines = changes.map(({ words }) => words);
+  if (lines.flat().some((word) => UNWRITABLE.test(word))) return oneByOne(lines, manner);
+  return ip([...(manner.options ?? []), "-batch", "-"], lines, manner);
+}
+
 /** What a word may hold, and a batch of ip's reads as its end, a comment or a quotation; or that it is empty. */
 const UNWRITABLE = /^$|[\s#'"\\]/;
 
-/** As `ip -batch` does it: what the first that failed said. */
-async function oneByOne(
-  lines: readonly (readonly string[])[],
-  manner: Manner,
-): Promise<Said | undefined> {
-  let first: Said | undefined;
+/** As `ip -batch` does it, and tells it. */
+async function oneByOne(lines: readonly (readonly string[])[], manner: Manner): Promise<Said> {
+  let all: Said = { code: 0, stdout: "", stderr: "", refusal: "", line: undefined };
   for (const [at, words] of lines.entries()) {
     const said = await ip(words, [], manner);
     if (said.code === 0) continue;
-    first ??= { ...said, line: at + 1 };
+    const stderr = `${all.stderr}${said.refusal}\nCommand failed -:${at + 1}\n`;
+    all = { ...(all.code === 0 ? { ...said, line: at + 1 } : all), stderr };
     if (!manner.options?.includes("-force")) break;
   }
-  return first;
+  return all;
 }
 
 /** The namespace of a container, and its interface there, which is to announce its addresses. */

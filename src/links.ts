@@ -11,7 +11,7 @@ import { randomInt } from "node:crypto";
 import { command } from "./command.ts";
 import { VtepError } from "./errors.ts";
 import { type Link, linksByName } from "./host.ts";
-import { batch, done, refused } from "./iproute.ts";
+import { batch, batchOfEach, done, refused } from "./iproute.ts";
 
 /** A TAP as it is to be. */
 export interface TapLink {
@@ -96,18 +96,22 @@ export function addressWords(verb: "add" | "replace", address: string, device: s
   return ["addr", verb, address, "dev", device, ...detection];
 }
 
-/** Gives a TAP that is up another MTU or another bridge. One that was given none may have one of somebody else's. */
-export async function adjustTap(before: TapLink, { name, mtu, bridge }: TapLink): Promise<void> {
-  const leaving = before.bridge === undefined ? [] : ["nomaster"];
-  const master = bridge === undefined ? leaving : ["master", bridge];
-  await done(
-    batch([
-      {
-        does: `changing TAP ${name}`,
-        words: ["link", "set", "dev", name, "mtu", `${mtu}`, ...master],
-      },
-    ]),
-  );
+/**
+ * Gives TAPs that are up another MTU or another bridge, each whatever becomes of the others; returns why those failed
+ * that did. One that was given no bridge may have one of somebody else's.
+ */
+export function adjustTaps(
+  taps: readonly { readonly before: TapLink; readonly after: TapLink }[],
+): Promise<VtepError[]> {
+  const changes = taps.map(({ before, after: { name, mtu, bridge } }) => {
+    const leaving = before.bridge === undefined ? [] : ["nomaster"];
+    const master = bridge === undefined ? leaving : ["master", bridge];
+    return {
+      does: `changing TAP ${name}`,
+      words: ["link", "set", "dev", name, "mtu", `${mtu}`, ...master],
+    };
+  });
+  return batchOfEach(changes);
 }
 
 /** Makes links ports of no bridge. */
@@ -119,9 +123,9 @@ export async function leaveBridges(names: readonly string[]): Promise<void> {
   await done(batch(changes));
 }
 
-/** Makes links ports of a bridge that they are not yet. */
-export async function movePorts(names: readonly string[], bridge: string): Promise<void> {
-  const changes = names.map((name) => ({
+/** Makes links ports of bridges that they are not in yet. */
+export async function movePorts(bridges: ReadonlyMap<string, string>): Promise<void> {
+  const changes = [...bridges].map(([name, bridge]) => ({
     does: `moving ${name} to ${bridge}`,
     words: ["link", "set", "dev", name, "master", bridge],
   }));

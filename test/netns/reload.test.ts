@@ -291,6 +291,64 @@ printf '%s\\n' "$input" | real "$@"`;
   await reach(here, there.address);
 }, 30_000);
 
+test("gives many networks another MTU and bridge by as many programs of the host's as one, and tells which refuses", async () => {
+  await vtep[Symbol.asyncDispose]();
+  const bin = await mkdtemp(join(directory, "bin-"));
+  const [runs, refused] = [join(bin, "runs"), join(bin, "refused")];
+  const script = `#!/bin/sh
+real() { ${(await ours.run("which", "ip")).trim()} "$@"; }
+echo ip >>${runs}
+case "$*" in *batch*) ;; *) real "$@"; exit ;; esac
+sed "s/^.*$(cat ${refused}).*/link set dev nobody up/" | real "$@"
+`;
+  await writeFile(join(bin, "ip"), script, { mode: 0o755 });
+  await writeFile(refused, "nothing");
+  const some = (count: number, settings: object) =>
+    Array.from({ length: count }, (_, at) => ({
+      ...{ vni: 1000 + at, peers: [theirs.address], mtu: 1400, bridge: "br-one" },
+      ...settings,
+    }));
+  await write(RED, ...some(30, {}));
+  const path = `PATH=${bin}:${process.env.PATH}`;
+  vtep = await ours.vtepBy(["env", path], "--config", file).ready();
+  const told = async (...networks: object[]) => {
+    await write(RED, ...networks);
+    await writeFile(runs, "");
+    return { ...(await reload()), runs: (await readFile(runs, "utf8")).length };
+  };
+  const shown = async () => {
+    const links: { ifname: string; mtu: number; master?: string }[] = JSON.parse(
+      await ours.run("ip", "-json", "link", "show"),
+    );
+    const taps = links.filter(({ ifname }) => /^vtep10/.test(ifname));
+    return [...new Set(taps.map(({ mtu, master }) => `${mtu} ${master}`))];
+  };
+  const other = { mtu: 1300, bridge: "br-two" };
+  const rest = some(30, {}).slice(1);
+  await told(...some(1, other), ...rest);
+  const one = await told(...some(1, { mtu: 1250, bridge: "br-alone" }), ...rest);
+  const many = await told(...some(30, { mtu: 1200, bridge: "br-three" }));
+  expect([one.msg, many.msg]).toEqual(["reloaded", "reloaded"]);
+  expect(many.runs).toBe(one.runs);
+  expect(await shown()).toEqual(["1200 br-three"]);
+
+  await writeFile(refused, "dev vtep101[79] .*master br-\\(two\\|three\\)");
+  expect(await told(...some(30, other))).toMatchObject({
+    msg: "nothing was changed",
+    reason: expect.stringMatching(/^changing TAP vtep1017 failed: .*nobody/),
+  });
+  const left = vtep.log.filter(({ msg }) => msg === "cannot be taken back");
+  expect(left.map(({ reason }) => reason)).toEqual([
+    expect.stringMatching(/^changing TAP vtep1017 failed/),
+    expect.stringMatching(/^changing TAP vtep1019 failed/),
+  ]);
+  expect(await shown()).toEqual(["1200 br-three"]);
+  await writeFile(refused, "nothing");
+  expect((await told(...some(30, other))).msg).toBe("reloaded");
+  expect(await shown()).toEqual(["1300 br-two"]);
+  await reach(here, there.address);
+}, 30_000);
+
 test.each([
   ["is another link's by then, which is left alone", ":", false],
   ["is nobody's any more", "real link del vtep1001 2>&-", undefined],
