@@ -11,6 +11,7 @@
  * own; the rest is summed under the name `other`. Nothing that a stranger sends makes a series: who is
  * no remote is counted by reason only.
  */
+import { setImmediate } from "node:timers/promises";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import {
   Counter as Column,
@@ -73,6 +74,7 @@ export class Metrics {
   readonly #register = new Registry();
   readonly #from: Sources;
   #rendering: Promise<string> | undefined;
+  #turn: Promise<void> = Promise.resolve();
 
   constructor(from: Sources) {
     this.#from = from;
@@ -318,14 +320,21 @@ export class Metrics {
     }
   }
 
+  /** Of every network `samples` has the same labels, in the same order. */
   #byNetwork(samples: (network: NetworkSource) => readonly Sample[]): Samples {
-    return () =>
-      this.#from.networks().flatMap((network, at) => {
-        const name = at < NETWORKS_SHOWN ? network.name : OTHER;
-        return samples(network).map(
-          ([labels, value]) => [{ network: name, ...labels }, value] as const,
-        );
+    return () => {
+      const networks = this.#from.networks();
+      const named = shown(networks).flatMap((network) =>
+        samples(network).map(([labels, value]) => [{ network: network.name, ...labels }, value]),
+      ) as Sample[];
+      // Summed here: prom-client would look the labels up for each of thousands.
+      const others = networks.slice(NETWORKS_SHOWN).map(samples);
+      const summed = (others[0] ?? []).map(([labels], at): Sample => {
+        const sum = others.reduce((sum, each) => sum + each[at]![1], 0);
+        return [{ network: OTHER, ...labels }, sum];
       });
+      return [...named, ...summed];
+    };
   }
 
   #byRemote(samples: (index: number) => readonly Sample[]): Samples {
@@ -342,7 +351,7 @@ export class Metrics {
     const metric: Counter = new Counter({
       ...{ name, help, registers: [this.#register] },
       labelNames: LABELS,
-      collect: () => fill(metric, samples),
+      collect: () => this.#filled(metric, samples),
     });
   }
 
@@ -350,8 +359,15 @@ export class Metrics {
     const metric: Gauge = new Gauge({
       ...{ name, help, registers: [this.#register] },
       labelNames: LABELS,
-      collect: () => fill(metric, samples),
+      collect: () => this.#filled(metric, samples),
     });
+  }
+
+  /** One metric after the other, and between two of them who else waits has a turn. */
+  #filled(metric: Counter | Gauge, samples: Samples): Promise<void> {
+    const filled = this.#turn.then(() => setImmediate()).then(() => fill(metric, samples));
+    this.#turn = filled.catch(() => undefined);
+    return filled;
   }
 }
 

@@ -54,7 +54,12 @@ const LAYERS: readonly Layer[] = [
   },
   { name: "rehearsal", files: /^rehearsal\.ts$/, mutual: false, outside: NOTHING },
   { name: "interim", files: /^interim\.ts$/, mutual: false, outside: ANYTHING },
-  { name: "metrics", files: /^metrics\.ts$/, mutual: false, outside: /^prom-client$/ },
+  {
+    name: "metrics",
+    files: /^metrics\.ts$/,
+    mutual: false,
+    outside: /^(prom-client|node:timers\/promises)$/,
+  },
   { name: "watch", files: /^watch\.ts$/, mutual: false, outside: NOTHING },
   { name: "capture", files: /^capture\.ts$/, mutual: false, outside: /^node:timers\/promises$/ },
   { name: "operations", files: /^operations\.ts$/, mutual: false, outside: NOTHING },

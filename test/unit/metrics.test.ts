@@ -215,6 +215,15 @@ describe("the number of series", () => {
 });
 
 describe("scrapes at the same time", () => {
+  it("leave others their turn", async () => {
+    const made = agent({ networks: NETWORKS_SHOWN });
+    let turns = 0;
+    const counting = setInterval(() => turns++, 0);
+    await made.metrics.text();
+    clearInterval(counting);
+    expect(turns).toBeGreaterThan(5);
+  });
+
   it("share one rendering, and the next one is fresh", async () => {
     const made = agent();
     const [one, other] = await Promise.all([made.metrics.text(), made.metrics.text()]);
