@@ -52,6 +52,7 @@ import type {
   Changes,
   FdbEntryStatus,
   FdbFilter,
+  NetworkStatus,
   Operations,
   RemoteStatus,
 } from "./operations.ts";
@@ -250,6 +251,10 @@ export class Agent implements Operations {
 
   status(): AgentStatus {
     return this.#telling.status();
+  }
+
+  network(name: string): NetworkStatus | undefined {
+    return this.#telling.network(name);
   }
 
   remotes(): RemoteStatus[] {

@@ -133,6 +133,8 @@ export interface Operations {
   /** Containers' interfaces in networks, as the host has them now. */
   attachments(): Promise<readonly Attachment[]>;
   status(): AgentStatus;
+  /** One of the status' networks; undefined: there is none of that name. */
+  network(name: string): NetworkStatus | undefined;
   /** All that were ever known, in the order in which they became so. */
   remotes(): readonly RemoteStatus[];
   /** In no order; may be many: 1 Mi of them are a generator's worth, not an array's. */

@@ -462,9 +462,13 @@ function repeatedMac(entries: readonly FdbEntry[]): string | undefined {
   return macs.find((mac) => seen.size === seen.add(mac).size);
 }
 
+/** Names that a refusal lists; more are counted. */
+const NAMES_LISTED = 20;
+
 /** `: did you mean "peers"?`, or the list of what is known when nothing is near. */
 export function nearest(name: string, known: readonly string[]): string {
   const match = closest(name, known);
   if (distance(name, match) <= Math.max(2, name.length / 3)) return `: did you mean "${match}"?`;
-  return `: known are ${known.join(", ")}`;
+  const more = known.length > NAMES_LISTED ? ` and ${known.length - NAMES_LISTED} more` : "";
+  return `: known are ${known.slice(0, NAMES_LISTED).join(", ")}${more}`;
 }

@@ -167,6 +167,11 @@ export class Telling {
     };
   }
 
+  network(name: string): NetworkStatus | undefined {
+    const live = this.#from.networks.get(name);
+    return live && this.#statusOf(live);
+  }
+
   #statusOf({ config, plan }: Live): NetworkStatus {
     const { fdb, remotes } = this.#from;
     const { vni, index, tap, mac, mtu, flood } = plan;

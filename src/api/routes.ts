@@ -319,7 +319,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
   return app;
 
   function known(name: string): NetworkStatus {
-    const found = operations.status().networks.find((network) => network.name === name);
+    const found = operations.network(name);
     if (found === undefined) throw unknownNetwork(name);
     return found;
   }

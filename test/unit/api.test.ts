@@ -231,6 +231,19 @@ describe("every call", () => {
     expect((await ask("GET", "/v1/networks/blue")).json()).toMatchObject(network);
   });
 
+  test("of one network of thousands does not ask for all of them, and lists some where there is none", async () => {
+    const blue = operations.configs.get("blue")!;
+    for (let vni = 2; vni <= 4000; vni++) {
+      operations.configs.set(`net${vni}`, { ...blue, name: `net${vni}`, vni, tap: `vtep${vni}` });
+    }
+    const status = vi.spyOn(operations, "status");
+    await client.network("net77");
+    await client.putFdb("net77", "02:00:00:00:00:01", "192.0.2.2");
+    expect(status).not.toHaveBeenCalled();
+    const { text: refusal } = await ask("GET", "/v1/networks/something-else");
+    expect(refusal).toMatch(/: known are blue, net2, net3, [^:]* and 3980 more"/);
+  });
+
   test("PUT /v1/networks/{name} adds one, and then changes it; DELETE ends it", async () => {
     const put = (described: object) => {
       return ask("PUT", "/v1/networks/red", {

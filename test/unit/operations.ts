@@ -54,6 +54,11 @@ export class MemoryOperations implements Operations {
     };
   }
 
+  network(name: string): NetworkStatus | undefined {
+    const config = this.configs.get(name);
+    return config && this.#status(config);
+  }
+
   #status({
     name,
     vni,
