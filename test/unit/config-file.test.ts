@@ -31,6 +31,37 @@ const withoutRoot = (text: string) => text.replaceAll(`${root}/`, "");
 const faults = (files: Record<string, string>, given: FlagValues = {}) =>
   check(write(files), given).faults.map(withoutRoot);
 
+describe("entries of the FDB", () => {
+  const mac = (at: number) =>
+    `02:00:00:00:${(at >> 8).toString(16).padStart(2, "0")}:${(at & 255).toString(16).padStart(2, "0")}`;
+  const network = (vni: number, first: number, count: number) => {
+    const entries = Array.from({ length: count }, (_, at) => `"${mac(first + at)}": 192.0.2.2`);
+    return one(vni, `, fdb: { ${entries.join(", ")} }`);
+  };
+
+  it("take no longer to read in one network than in forty", () => {
+    const msOf = (networks: readonly string[]) => {
+      const file = write({
+        "vtep.yaml": `networks:\n${networks.map((each) => `  - ${each}\n`).join("")}`,
+      });
+      const began = performance.now();
+      load(file, {});
+      return performance.now() - began;
+    };
+    const many = msOf(Array.from({ length: 40 }, (_, at) => network(at + 1, at * 1000, 1000)));
+    expect(msOf([network(1, 0, 40_000)])).toBeLessThan(3 * many);
+  }, 60_000);
+
+  it("are refused where a MAC is there twice, with the place of the second", () => {
+    const twice = `networks:\n  - ${one(1, ', fdb: { "02:00:00:00:00:01": 192.0.2.2, "02:00:00:00:00:01": 192.0.2.3 }')}`;
+    expect(faults({ "vtep.yaml": twice })).toEqual([
+      expect.stringMatching(
+        /^vtep.yaml cannot be read: Map keys must be unique at line 2, column \d+$/,
+      ),
+    ]);
+  });
+});
+
 describe("an included directory", () => {
   it("adds networks, in the order of the names of its files, wherever vtep is run", () => {
     const { config, files } = load(
