@@ -135,7 +135,7 @@ export interface Operations {
   status(): AgentStatus;
   /** One of the status' networks; undefined: there is none of that name. */
   network(name: string): NetworkStatus | undefined;
-  /** All that were ever known, in the order in which they became so. */
+  /** Those that networks name, in the order in which they came to be known. */
   remotes(): readonly RemoteStatus[];
   /** In no order; may be many: 1 Mi of them are a generator's worth, not an array's. */
   fdb(filter: FdbFilter): Generator<FdbEntryStatus>;
