@@ -4,7 +4,7 @@
  * Every function throws VtepError PERMISSION or LINK with one sentence when ip is missing or refuses.
  */
 import { command } from "./command.ts";
-import type { VtepError } from "./errors.ts";
+import { VtepError } from "./errors.ts";
 import type { Link } from "./host.ts";
 import { batch, type Change, done, ip, parse, refused } from "./iproute.ts";
 import { addressWords, unqueue } from "./links.ts";
@@ -63,12 +63,19 @@ export async function plug(veth: Veth): Promise<void> {
       words: ["link", "set", "dev", name, "alias", alias],
     },
   ]);
-  if (made?.at === 0) throw made.error;
+  if (made?.at === 0) throw ifTaken(made.error, veth);
   const error =
     made?.error ?? (await batch(settingsOf(veth), inside))?.error ?? (await joinAndAnnounce(veth));
   if (error === undefined) return;
   await unplug(name);
   throw error;
+}
+
+/** Why an interface could not be had by its name. */
+function ifTaken(error: VtepError, { ifname, target }: Pick<Veth, "ifname" | "target">): VtepError {
+  if (!error.message.endsWith("File exists")) return error;
+  const message = `${target} has an interface ${ifname} already: choose another name (--ifname)`;
+  return new VtepError("CONFLICT", message, error);
 }
 
 /** Two steps in two namespaces, for the time of one. */
@@ -147,7 +154,7 @@ export async function plugDirect(tap: Omit<Veth, "bridge" | "alias">): Promise<v
   const failed = await batch(changes, { inside: { namespace, ifname } });
   if (failed === undefined) return unqueue([ifname], namespace).catch(() => undefined); // it takes memory
   await unplugDirect(namespace, failed.at === 0 ? name : ifname);
-  throw failed.error;
+  throw failed.at === 0 ? ifTaken(failed.error, tap) : failed.error;
 }
 
 /** Removes a link from a container. */

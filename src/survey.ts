@@ -57,7 +57,7 @@ export function judge(
   own: ReadonlySet<string>,
   bound: Locals = { local4: undefined, local6: undefined },
 ): Survey {
-  const { local4, local6 } = localsOf(config, routes, bound);
+  const { local4, local6 } = localsOf(config, routes, bound, addresses);
   checkLocals([local4, local6], addresses, [bound.local4, bound.local6]);
   if (bound.local6 === undefined) checkDetected(local6, links);
   const missingBridges = new Set<string>();
@@ -78,16 +78,19 @@ export function peersOf({ networks }: Config): string[] {
 }
 
 /** Of each family in use: where we are already, the configured address, or the source of the route to its first peer. */
-function localsOf(config: Config, routes: Routes, bound: Locals): Locals {
+function localsOf(config: Config, routes: Routes, bound: Locals, ours: readonly string[]): Locals {
   const local = (family: 4 | 6): string | undefined => {
     if (config.local !== undefined && addressFamily(config.local) === family) return config.local;
     const first = peersOf(config).find((address) => addressFamily(address) === family);
     if (first === undefined) return undefined;
     const source = bound[`local${family}`] ?? routes.get(first)?.source;
     if (source === undefined) {
+      const isOff = family === 6 && !ours.some((address) => addressFamily(address) === 6);
+      const off = "allow IPv6 on this host (sysctl -w net.ipv6.conf.all.disable_ipv6=0), then ";
+      const local = config.local === undefined ? ", or say with --local which address is ours" : "";
       throw new VtepError(
         "ADDRESS",
-        `no route leads to peer ${first}: add one, or say with --local which address is ours`,
+        `no route leads to peer ${first}: ${isOff ? off : ""}add one${local}`,
       );
     }
     if (!isScoped(source)) return source;

@@ -190,7 +190,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
       const { name, mac } = c.req.valid("param");
       known(name);
       if (await operations.removeFdb(name, mac)) return c.body(null, 204);
-      const message = `network ${name} has no entry for ${mac}: list those it has (GET /v1/fdb?network=${name})`;
+      const message = `network ${name} has no entry for ${mac}: list those it has (vtep fdb list, GET /v1/fdb)`;
       throw new VtepError("NOT_FOUND", message);
     },
   );

@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeEach, describe, expect, onTestFinished, test
 import { Client } from "../../src/api/client.ts";
 import type { Attachment } from "../../src/attachments.ts";
 import { Lab } from "../lab/lab.ts";
-import { create, type Finished, Namespace } from "../lab/namespace.ts";
+import { create, type Finished, Namespace, succeeded } from "../lab/namespace.ts";
 import { shim } from "../lab/shim.ts";
 import { ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
@@ -383,7 +383,16 @@ describe("what cannot be is refused, and leaves nothing", () => {
   test("an interface that is taken", async () => {
     await box.run("ip", "link", "add", "eth0", "type", "bridge");
     const found = await attach(box.name);
-    expect([found.code, found.stderr]).toEqual([1, expect.stringContaining("File exists")]);
+    const message = `vtep: /run/netns/${box.name} has an interface eth0 already: choose another name (--ifname)\n`;
+    expect(found).toMatchObject({ code: 1, stderr: message });
+    expect(await remains()).toEqual(NOTHING);
+  });
+
+  test("where the agent's links are not", async () => {
+    const words = ["attach", box.name, "--network", "blue", "--ip", `${ADDRESS}/24`];
+    const found = await other.finish(["node", cli, ...words, "--socket", vtep.socket]);
+    const message = /^vtep: br0 is no link here: attach from the network namespace/;
+    expect(found).toMatchObject({ code: 1, stderr: expect.stringMatching(message) });
     expect(await remains()).toEqual(NOTHING);
   });
 
@@ -459,7 +468,8 @@ test("two hundred times leaves no link and no entry behind", async () => {
       await attach(client, wanted);
       if (!(await detach(client, linkName(wanted.owner, "eth0")))) throw new Error("it was not attached");
     }`;
-  await ours.run("node", "--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code);
+  const words = ["node", "--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code];
+  succeeded("attaching", await ours.finish(words, { timeoutMs: 100_000 }));
   expect(await remains()).toEqual(NOTHING);
   const entries = JSON.parse((await run("fdb", "list", "--origin", "control", "--json")).stdout);
   expect(entries).toEqual([]);
@@ -548,7 +558,7 @@ exec ip "$@"`;
     [
       "an interface that is taken",
       ["--ifname", "taken"],
-      /naming vtep42 taken in .* failed: .*exists/,
+      /has an interface taken already: choose another name/,
     ],
     ["an address that is refused", ["fe80::1/64", "fe80::1/64"], /giving eth0 the address/],
     [

@@ -182,6 +182,9 @@ describe.concurrent("what the system refuses ends with 1", () => {
     for (const useless of ["fe80:", " ::1"]) expect(elsewhere.stderr).not.toContain(useless);
     await fresh.ip(`addr del ${fresh.address6}/64 dev eth0`);
     expectRefused(await refusal(), 1, ["begins at fe80:", "link-local", "tentative"]);
+    await fresh.sysctl({ "ipv6/conf/all/disable_ipv6": 1 });
+    const off = ["no route leads to peer", "disable_ipv6=0), then add one, or say with --local"];
+    expectRefused(await refusal(), 1, off);
   });
 
   const start = () => ["node", cli, "run", ...good.split(" "), ...socket, ...ownPort()];
