@@ -10,7 +10,7 @@ import { sentenceOf, VtepError } from "./errors.ts";
 import { valuesByKey } from "./flags.ts";
 import type { Interim } from "./interim.ts";
 import { isLogWritten, logStream } from "./log.ts";
-import type { Changes } from "./operations.ts";
+import type { AgentStatus, Changes } from "./operations.ts";
 import {
   feedWatchdog,
   handedOver,
@@ -93,9 +93,9 @@ async function ready(
   const served = { version: version(), operations: agent, reload: reread, metrics, log };
   await using _api = await serve(place, served);
   await using _metrics = metricsListen && (await scraped(metricsListen, metrics));
-  const brief = summary(agent);
-  log.info(brief, "ready");
-  notifyReady(forwarding(brief.networks));
+  const status = agent.status();
+  log.info(summary(status), "ready");
+  notifyReady(forwarding(status));
   const leaveWatchdog = feedWatchdog(() => agent.forwards());
   try {
     return await Promise.race([stopped, agent.lost]);
@@ -129,20 +129,20 @@ async function apply(agent: Agent, given: Record<string, unknown>): Promise<Chan
     const message = "the agent was started by flags alone: there is no file to read again";
     throw new VtepError("CONFLICT", `${message}, so add and remove networks, peers and entries`);
   } finally {
-    if (!agent.isStopping) notifyReady(forwarding(agent.status().networks));
+    if (!agent.isStopping) notifyReady(forwarding(agent.status()));
   }
 }
 
-function summary(agent: Agent) {
-  const { local, port, underlay, networks } = agent.status();
+function summary({ local, port, underlay, networks }: AgentStatus) {
   const brief = networks.map(({ vni, tap, mtu, peers }) => ({ vni, tap, mtu, peers }));
-  return { local, port, underlay, networks: brief };
+  const more = brief.length > NAMED ? brief.length - NAMED : undefined;
+  return { local, port, underlay, networks: brief.slice(0, NAMED), more };
 }
 
-/** Networks that the line of `systemctl status` names; more are counted. */
+/** Networks that are named in the log, whose lines journald cuts at 48 KiB, and in `systemctl status`; more are counted. */
 const NAMED = 8;
 
-function forwarding(networks: readonly { vni: number; tap: string }[]): string {
+function forwarding({ networks }: AgentStatus): string {
   const names = networks.map(({ vni, tap }) => `${vni} (${tap})`);
   const more = names.length > NAMED ? ` and ${names.length - NAMED} more` : "";
   const what = names.length === 1 ? "network" : `${names.length} networks:`;

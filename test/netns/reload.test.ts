@@ -270,6 +270,8 @@ printf '%s\\n' "$input" | real "$@"`;
   };
   await write(RED, ...some(1000, 3), ...some(2000, 30));
   vtep = await ours.vtepBy(["env", watched.path], "--config", file).ready();
+  const ready = vtep.log.find(({ msg }) => msg === "ready");
+  expect(ready).toMatchObject({ networks: { length: 8 }, more: 26 });
   const told = async (...networks: object[]) => {
     await write(RED, ...networks);
     await writeFile(runs, "");

@@ -440,6 +440,9 @@ describe("the service", () => {
     });
     await configure(`networks: [${networks}]`);
     await systemctl("start", "vtep");
+    expect(await machine.show("vtep", "StatusText")).toEqual({
+      StatusText: expect.stringMatching(/^forwarding 100 networks: 1 \(vtep1\), .* and 92 more$/),
+    });
     const kept = async () =>
       (await machine.show("vtep", "NFileDescriptorStore")).NFileDescriptorStore;
     await until("all of it", async () => (await kept()) === "101");
