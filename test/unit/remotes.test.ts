@@ -11,3 +11,14 @@ test("the remote for which there is no row is refused with what helps, and those
   expect(remotes.count).toBe(REMOTE_ROWS - 1);
   expect(remotes.add(address(7), 4789)).toBe(7);
 });
+
+test.each([0, 1, 2, 3])(
+  "remotes are told apart by 32 bits of their address, those from bit 32 * %i",
+  (word) => {
+    const remotes = new Remotes();
+    const address = (at: number) =>
+      ["2001:db8", "0:1", "0:2", "0:3"].with(word, `2001:${at.toString(16)}`).join(":");
+    // So many that some of them begin their search in the same slot.
+    for (let at = 1; at < REMOTE_ROWS; at++) expect(remotes.add(address(at), 4789)).toBe(at);
+  },
+);
