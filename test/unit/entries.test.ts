@@ -1,0 +1,156 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import { networkConfig } from "../../src/config.ts";
+import { Entries } from "../../src/entries.ts";
+import { Fdb, LEARNED } from "../../src/fdb.ts";
+import type { Live } from "../../src/live.ts";
+import { LiveNetworks } from "../../src/live.ts";
+import { LOCAL, Remotes } from "../../src/remotes.ts";
+import { monotonicSeconds } from "../../src/vtep.ts";
+
+const PORT = 4789;
+const PEER = "192.0.2.2";
+const STATION = "192.0.2.3";
+const STRANGER = "192.0.2.9";
+const mac = (last: number) => `00:00:5e:00:53:0${last}`;
+
+let fdb: Fdb;
+let remotes: Remotes;
+let networks: LiveNetworks;
+let entries: Entries;
+let red: Live;
+let blue: Live;
+beforeEach(() => {
+  fdb = new Fdb(Fdb.allocate(64, 0x5eed));
+  remotes = new Remotes();
+  const endpoint = { local4: "192.0.2.1", local6: undefined, port: PORT };
+  networks = new LiveNetworks(endpoint, remotes, false);
+  entries = new Entries(fdb, remotes, PORT, networks);
+  red = add({ vni: 1, name: "red", fdb: { [mac(9)]: STATION } });
+  blue = add({ vni: 2, name: "blue", age: 0 });
+});
+
+function add(given: object): Live {
+  const config = networkConfig({ peers: [PEER], ...given });
+  const live = networks.planned(config, networks.freeIndex(), 1450);
+  networks.put(live);
+  entries.configure(live);
+  return live;
+}
+
+function learn({ plan }: Live, last: number, to: string): void {
+  const destination = to === "local" ? LOCAL : remotes.add(to, PORT);
+  fdb.learn(plan.index, 0, 0x5e005300 + last, destination, monotonicSeconds());
+}
+
+/** The networks, MACs and destinations of those that there are. */
+const known = (origin?: "learned" | "control" | "static") =>
+  [...entries.list(origin === undefined ? {} : { origin })]
+    .map(({ network, mac, destination }) => `${network} ${mac.at(-1)} ${destination}`)
+    .sort();
+
+describe("what was learned before a restart", () => {
+  const learned = (...rows: [last: number, to: string, age: number][]) => [
+    { name: "red", vni: 1, learned: rows.map(([last, to, age]) => [mac(last), to, age]) as never },
+  ];
+
+  test("is known again where it may be: here, behind a peer, and where static entries lead", () => {
+    entries.recall(red, learned([1, "local", 1], [2, PEER, 1], [3, STATION, 1], [4, STRANGER, 1]));
+    expect(known("learned")).toEqual(["red 1 local", `red 2 ${PEER}`, `red 3 ${STATION}`]);
+  });
+
+  test("is not, of a network that has another VNI or another name", () => {
+    const [before] = learned([1, PEER, 1]);
+    entries.recall(red, [{ ...before!, vni: 2 }]);
+    entries.recall(red, [{ ...before!, name: "blue" }]);
+    expect(known("learned")).toEqual([]);
+  });
+
+  test("is too old after the network's time, where that ends", () => {
+    const { ageSeconds } = red.config;
+    const rows = learned([1, PEER, ageSeconds], [2, PEER, ageSeconds + 1]);
+    entries.recall(red, rows);
+    entries.recall(blue, [{ ...rows[0]!, name: "blue", vni: 2 }]);
+    expect(known("learned")).toEqual([`blue 1 ${PEER}`, `blue 2 ${PEER}`, `red 1 ${PEER}`]);
+  });
+
+  test("makes room in the order in which it was seen", () => {
+    fdb.setLimit(red.plan.index, 2);
+    entries.recall(red, learned([1, PEER, 5], [2, PEER, 9], [3, PEER, 1]));
+    expect(known("learned")).toEqual([`red 1 ${PEER}`, `red 3 ${PEER}`]);
+  });
+
+  test("is overtaken by what was seen meanwhile, where that may be", () => {
+    entries.recall(red, learned([1, PEER, 5]));
+    const seen = (last: number, address: string) => {
+      const macLow = 0x5e005300 + last;
+      return { macHigh: 0, macLow, moves: 0, seenAt: monotonicSeconds(), address };
+    };
+    entries.catchUp(new Map([[1, [seen(1, STATION), seen(2, STRANGER)]]]));
+    expect(known("learned")).toEqual([`red 1 ${STATION}`]);
+  });
+});
+
+describe("what a changed configuration has no more", () => {
+  test("is forgotten, and nothing else", () => {
+    entries.configure(add({ vni: 3, name: "green", fdb: { [mac(8)]: STATION } }));
+    entries.attach([{ network: "red", mac: mac(7) }]);
+    for (const [last, to] of [
+      [1, "local"],
+      [2, PEER],
+      [3, STATION],
+    ] as const) {
+      for (const network of [red, blue]) learn(network, last, to);
+    }
+    const config = networkConfig({ vni: 1, name: "red", peers: [STATION] });
+    entries.restrict([networks.planned(config, red.plan.index, 1450)]);
+    expect(known()).toEqual([
+      "blue 1 local",
+      `blue 2 ${PEER}`,
+      `blue 3 ${STATION}`,
+      `green 8 ${STATION}`,
+      "red 1 local",
+      `red 3 ${STATION}`,
+      "red 7 local",
+    ]);
+  });
+});
+
+describe("what is attached", () => {
+  test("is here until it is not, and what else is known of that network stays", () => {
+    learn(red, 1, PEER);
+    entries.attach([
+      { network: "red", mac: mac(6) },
+      { network: "blue", mac: mac(6) },
+    ]);
+    expect(known("control")).toEqual(["blue 6 local", "red 6 local"]);
+    entries.attach([{ network: "blue", mac: mac(6) }]);
+    expect(known()).toEqual(["blue 6 local", `red 1 ${PEER}`, `red 9 ${STATION}`]);
+  });
+});
+
+describe("a flush", () => {
+  beforeEach(() => {
+    for (const network of [red, blue]) learn(network, 1, "local");
+    for (const network of [red, blue]) learn(network, 2, PEER);
+  });
+
+  test.each<[Parameters<Entries["flush"]>[0], string[]]>([
+    [{}, []],
+    [{ network: "red" }, ["blue 1 local", `blue 2 ${PEER}`]],
+    [{ mac: mac(1) }, [`blue 2 ${PEER}`, `red 2 ${PEER}`]],
+    [{ remote: PEER }, ["blue 1 local", "red 1 local"]],
+    [{ network: "blue", remote: "local" }, [`blue 2 ${PEER}`, "red 1 local", `red 2 ${PEER}`]],
+  ])("of %j forgets that and no more", (filter, left) => {
+    expect(entries.flush(filter)).toBe(4 - left.length);
+    expect(known("learned")).toEqual(left);
+    expect(known("static")).toEqual([`red 9 ${STATION}`]);
+  });
+});
+
+test("a removed network leaves nothing, and the others all", () => {
+  for (const network of [red, blue]) learn(network, 1, PEER);
+  entries.clear([red]);
+  expect(known()).toEqual([`blue 1 ${PEER}`]);
+  expect(entries.unlearn(blue, { macHigh: 0, macLow: 0x5e005301 })).toBe(true);
+  expect(fdb.count(blue.plan.index, LEARNED)).toBe(0);
+});
