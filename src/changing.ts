@@ -168,16 +168,19 @@ export class Changing {
         `no IPv${family} socket is open, because no peer had such an address at the start: restart the agent`,
       );
     }
-    const stay = live
-      .configs()
-      .filter(({ name }) => !removed.includes(name) && !networks.some((put) => put.name === name));
+    const gone = new Set([...removed, ...networks.map(({ name }) => name)]);
+    const stay = live.configs().filter(({ name }) => !gone.has(name));
+    const owners = new Map(
+      stay.flatMap(({ name, vni, tap }) => [
+        [`VNI ${vni}`, name],
+        [`TAP ${tap}`, name],
+      ]),
+    );
     for (const [at, network] of networks.entries()) {
-      for (const other of [...stay, ...networks.slice(0, at)]) {
-        for (const key of ["vni", "tap"] as const) {
-          if (network[key] !== other[key]) continue;
-          const what = key === "vni" ? `VNI ${network.vni}` : `TAP ${network.tap}`;
-          throw new VtepError("CONFLICT", `${what} is network ${other.name}'s: choose another`);
-        }
+      for (const what of [`VNI ${network.vni}`, `TAP ${network.tap}`]) {
+        const other = owners.get(what);
+        if (other === undefined) continue;
+        throw new VtepError("CONFLICT", `${what} is network ${other}'s: choose another`);
       }
       const before = live.get(network.name);
       const owner = before && containers.ownerOf(before.plan.index, before.plan.tap);

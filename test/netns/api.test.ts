@@ -134,6 +134,20 @@ describe("what is asked of an agent happens", () => {
     expect(await ours.links()).toEqual([...untouched, "vtep42"].sort());
   });
 
+  test("what would take other sockets is refused, and what helps is told", async () => {
+    await using vtep = await ours.vtep(...args, "--underlay", "dgram", "--mtu", "1400").ready();
+    const client = new Client(vtep.socket);
+    for (const [network, code] of [
+      [{ peers: [theirs.address6] }, "ADDRESS"],
+      [{ peers: [theirs.address] }, "MTU"],
+    ] as const) {
+      const message = expect.stringContaining("restart the agent");
+      const put = client.putNetwork("red", { vni: 7, ...network });
+      await expect(put).rejects.toMatchObject({ code, message });
+    }
+    expect((await client.networks()).map(({ name }) => name)).toEqual(["blue"]);
+  });
+
   test("static entries are entered and removed; what was learned is flushed", async () => {
     await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
     await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();

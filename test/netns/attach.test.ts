@@ -575,6 +575,19 @@ exec ip "$@"`;
     expect((await direct(box.name)).code).toBe(0);
   });
 
+  test("keeps its MTU and gets no bridge while it is a container's, and else is changed", async () => {
+    expect((await direct(box.name)).code).toBe(0);
+    const client = new Client(vtep.socket);
+    const put = (more: object) =>
+      client.putNetwork("blue", { vni: 42, peers: [theirs.address], ...more });
+    const message = expect.stringContaining("detach it first");
+    for (const more of [{ mtu: 1400 }, { bridge: "br7" }]) {
+      await expect(put(more)).rejects.toMatchObject({ code: "CONFLICT", message });
+    }
+    await put({ "fdb-limit": 7 });
+    await reach(box, there.address);
+  });
+
   test("is refused where others need it", async () => {
     await vtep.stop();
     vtep = await start();

@@ -187,7 +187,7 @@ describe("exit codes", () => {
     ["network remove nobody", 1, "known are blue"],
     ["peer remove blue 10.0.0.99", 1, "has no peer 10.0.0.99"],
     ["fdb remove blue 02:00:00:00:00:99", 1, "has no entry"],
-    ["network add --vni 42 --name red --peer 10.0.0.3", 1, "VNI 42"],
+    ["network add --vni 42 --name red --peer 10.0.0.3", 1, "VNI 42 is network blue's"],
     ["network add --vni 9 --peer 192.0.2.1", 1, "192.0.2.1"],
     ["fdb add blue 02:zz 10.0.0.3", 2, 'mac "02:zz" is not a MAC address'],
     ["fdb list --origin somewhere", 2, "learned, control, static"],
