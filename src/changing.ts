@@ -187,9 +187,10 @@ export class Changing {
       const isSame = before?.plan.mtu === found!.mtus[at]! && network.bridge === undefined;
       if (owner !== undefined && !isSame) {
         const { ifname, target } = owner;
+        const whose = ifname === undefined ? "a container's" : `${ifname} of ${target}`;
         throw new VtepError(
           "CONFLICT",
-          `network ${network.name}: the TAP is ${ifname} of ${target}, and can have neither another MTU nor a bridge: detach it first`,
+          `network ${network.name}: the TAP is ${whose}, and can have neither another MTU nor a bridge: detach it first`,
         );
       }
       if (found!.mtus[at]! > largestMtu) {

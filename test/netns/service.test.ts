@@ -526,9 +526,12 @@ describe("the service", () => {
     await systemctl("restart", "vtep");
     await crosses();
     expect(await attached()).toEqual(before);
+    await machine.run("rm", "/var/lib/vtep/state.json"); // whose it is is known no more
     await systemctl("kill", "--signal=KILL", "vtep");
     await until("the next one", async () => (await isActive()) === "active");
     await crosses();
+    await configure(`networks: [{ vni: 42, name: blue, peers: [${theirs.address}], mtu: 1400 }]`);
+    await expect(vtep("reload")).rejects.toThrow("the TAP is a container's, and can have neither");
     await vtep("detach", "box");
     await until("the TAP", async () => (await ours.links()).includes("vtep42"));
   });
