@@ -161,6 +161,18 @@ describe("a file that is read again", () => {
     await reach(here, there.address);
   });
 
+  test("removes a network whose VNI and TAP another one has from now on", async () => {
+    const one = { ...RED, name: "one", tap: "one" };
+    const other = { ...BLUE, name: "other", tap: "other" };
+    await write(one, other);
+    await reload();
+    await write({ ...one, name: "other" });
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["other"], removed: ["one"] });
+    await reach(here, there.address);
+    expect((await vtep.status()).networks).toMatchObject([{ name: "other", vni: 42 }]);
+    expect(await ours.links()).not.toContain("other");
+  });
+
   test("has two networks exchange their VNIs, or their TAPs", async () => {
     const one = { ...RED, name: "one", tap: "one" };
     const other = { ...BLUE, name: "other", tap: "other" };
