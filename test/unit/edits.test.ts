@@ -121,12 +121,12 @@ describe("what the API left", () => {
     writeEdits(directory, [red, blue], [red], []);
     const [edit] = JSON.parse(readFileSync(file(), "utf8"));
     const later = { name: "red", said: { vni: 100, later: 1 }, is: null };
-    writeFileSync(file(), JSON.stringify([later, {}, edit]));
+    writeFileSync(file(), JSON.stringify([later, {}, null, edit]));
     const { networks, unread } = readEdits(directory, configured(red, blue));
     expect(networks).toEqual([red]);
     const superseded = { name: "blue", said: null, is: null };
     writeEdits(directory, [red, blue], networks, [...unread, superseded]);
-    expect(JSON.parse(readFileSync(file(), "utf8"))).toEqual([edit, later, {}]);
+    expect(JSON.parse(readFileSync(file(), "utf8"))).toEqual([edit, later, {}, null]);
   });
 
   test("is not tried again, if it could not be done, of a network that the API has changed since", () => {
