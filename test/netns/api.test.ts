@@ -156,6 +156,8 @@ describe("what is asked of an agent happens", () => {
     await client.putFdb("blue", "02:00:00:00:00:77", "10.0.0.77");
     const statics = await client.fdb({ origin: "static" });
     expect(statics).toMatchObject([{ mac: "02:00:00:00:00:77", destination: "10.0.0.77" }]);
+    const known = (await client.remotes()).map(({ address }) => address);
+    expect(known).toEqual([theirs.address, "10.0.0.77"]);
     expect(await client.fdb({ remote: theirs.address })).toMatchObject([{ mac: there.mac }]);
     expect(await client.flushFdb({ remote: theirs.address })).toEqual({ flushed: 1 });
     expect(await client.fdb({ mac: there.mac })).toEqual([]);

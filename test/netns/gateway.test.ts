@@ -263,6 +263,8 @@ describe("what was made for it", () => {
     expect(await rules(ours)).toBe("");
     const [network] = JSON.parse((await run(ours, "network", "list", "--json")).stdout);
     expect(network.mac).not.toBe(GATEWAY_MAC);
+    const [tap] = JSON.parse(await ours.run("ip", "-json", "link", "show", network.tap));
+    expect(tap.address).toBe(network.mac);
   });
 
   test("of IPv4 alone lets no container become the router of its host for IPv6", async () => {
