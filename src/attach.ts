@@ -49,7 +49,12 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     linksByName(),
   ]);
   const { target, ifname, link: name } = attachment;
-  checkIsHere(bridge, first);
+  if (!first.has(bridge)) {
+    throw new VtepError(
+      "NOT_FOUND",
+      `${bridge} is no link here: attach from the network namespace that the agent is in, or restart it where somebody removed that link`,
+    );
+  }
   for (let turn = 1; ; turn++) {
     const links = await settled(name, turn === 1 ? first : await linksByName());
     const before = links.get(name);
@@ -113,15 +118,6 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
     await tell(client, wanted.addresses === "auto" ? { ...attachment, addresses: [] } : attachment);
     return { ...attachment, mtu, isNew: true };
   }
-}
-
-/** The agent's links are those of its own network namespace. */
-function checkIsHere(link: string, links: ReadonlyMap<string, Link>): void {
-  if (links.has(link)) return;
-  throw new VtepError(
-    "NOT_FOUND",
-    `${link} is no link here: attach from the network namespace that the agent is in, or restart it where somebody removed that link`,
-  );
 }
 
 /** For how long one that is not finished may be somebody's who is at it still; afterwards nobody is. */
@@ -188,10 +184,13 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
   if (there?.ifalias === alias) return { ...attachment, mtu, isNew: false };
   if (!links.has(tap)) {
     const other = (await client.attachments()).find(({ link }) => link === tap);
-    if (other === undefined) checkIsHere(tap, links);
+    const whose =
+      other === undefined
+        ? "a container's already, unless the agent is in another network namespace"
+        : `${other.ifname} of ${other.target} already`;
     throw new VtepError(
       "CONFLICT",
-      `the TAP of network ${network.name} is ${other!.ifname} of ${other!.target} already: detach that first, or give the network a bridge`,
+      `the TAP of network ${network.name} is ${whose}: detach that first, or give the network a bridge`,
     );
   }
   checkAlone(attachment, attachedHere(network, links));
