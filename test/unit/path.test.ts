@@ -180,20 +180,15 @@ describe("a frame that the path to its remote does not carry", () => {
     const [made, first] = world([1340]);
     made.transmit(first!, udp4(1500));
     made.clear();
-    let answers = 0;
-    const burst = (frames: number) => {
-      for (let sent = 0; sent < frames; sent++) {
-        made.transmit(first!, udp4(1500));
-        answers += first!.tap().receivedCount;
-        first!.tap().clear();
-      }
+    const answers = (frames: number) => {
+      first!.tap().clear();
+      made.transmit(first!, ...Array<Uint8Array>(frames).fill(udp4(1500)));
+      return first!.tap().receivedCount;
     };
-    burst(1500);
-    expect(answers).toBe(999);
+    expect([answers(500), answers(600)]).toEqual([500, 499]); // as many as the TAP's queues hold
     made.pass(1);
-    burst(2);
-    expect(answers).toBe(1001);
-    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1503 });
+    expect(answers(2)).toBe(2);
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1103 });
   });
 });
 
