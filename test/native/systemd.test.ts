@@ -27,7 +27,7 @@ import {
   watchdogMs,
 } from "../../src/systemd.ts";
 import { until } from "../lab/until.ts";
-import { ROOT } from "./fixture.ts";
+import { descriptors, ROOT } from "./fixture.ts";
 
 const MANAGER = fileURLToPath(new URL("../lab/manager.py", import.meta.url));
 
@@ -169,12 +169,17 @@ describe("a manager that is missing", () => {
     const { notify } = addon();
     const errno = (code: number) => -code;
     const fds = (count: number) => Array.from({ length: count }, () => 0);
-    expect(notify("", "", [])).toBe(errno(22));
+    const before = descriptors();
+    for (const path of ["", "@", `/${"x".repeat(107)}`])
+      expect(notify(path, "", [])).toBe(errno(22));
+    expect(notify(`/${"x".repeat(106)}`, "", [])).toBe(errno(2));
     expect(notify("/nonexistent", "READY=1", [])).toBe(errno(2));
     expect(notify("/nonexistent", "READY=1", [9999])).toBe(errno(9));
     expect(notify("/nonexistent", "READY=1", [Number.NaN])).toBe(errno(9));
     expect(notify("/nonexistent", "READY=1", [-1])).toBe(errno(9));
+    expect(notify("/nonexistent", "READY=1", fds(253))).toBe(errno(2));
     expect(notify("/nonexistent", "READY=1", fds(254))).toBe(errno(22));
+    expect(descriptors()).toBe(before);
     // biome-ignore lint/suspicious/noExplicitAny: what a type checker would catch
     const wrong = notify as any;
     for (const given of [[], ["a", "b"], [1, "b", []], ["a", 1, []], ["a", "b", ["0"]]]) {
