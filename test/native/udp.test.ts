@@ -581,11 +581,13 @@ describe("the native underlay", () => {
     "sends on when ICMP tells of others, and counts: %s",
     async (at) => {
       const { opened, port } = await underlay({ [at === "::1" ? "local6" : "local4"]: at });
+      const closedPort = await freePort(at);
+      const other = remotes.add(at === "::1" ? "2001:db8::1" : "192.0.2.1", closedPort);
       const open = remotes.add(at, port);
       const closed = remotes.add("192.0.2.9", port); // made the same address, on another port
       const words = remotes.words.subarray(REMOTE_WORDS * open, REMOTE_WORDS * closed);
       remotes.words.set(words, REMOTE_WORDS * closed);
-      remotes.words[REMOTE_WORDS * closed + 1] = await freePort(at);
+      remotes.words[REMOTE_WORDS * closed + 1] = closedPort;
       let received = 0;
       for (let round = 0; round < 50; round++) {
         for (let row = 0; row < 20; row++) {
@@ -602,7 +604,8 @@ describe("the native underlay", () => {
       }
       await until("ICMP errors", () => opened.refusals() > 0);
       expect(opened.refusals()).toBeLessThanOrEqual(200);
-      expect([remotes.refused(open), remotes.refused(closed)]).toEqual([0, opened.refusals()]);
+      const refused = [other, open, closed].map((remote) => remotes.refused(remote));
+      expect(refused).toEqual([0, 0, opened.refusals()]);
       expect([remotes.pathMtu(open), remotes.pathMtu(closed)]).toEqual([0, 0]);
     },
   );
@@ -845,13 +848,17 @@ describe("in a namespace of its own", () => {
 
   it("learns what the path carries from a train too, and of the remote that it went to", () => {
     const { output } = moduleChild(
-      `${trains} const other = remotes.add("192.0.2.3", 4789);
+      `import { REMOTE_WORDS } from "./src/remotes.ts";
+       ${trains} const other = remotes.add("192.0.2.3", 4789);
        run("ip route add 192.0.2.2/32 dev vtep7 mtu 1400");
+       const learnedAt = REMOTE_WORDS * remote + 7;
+       remotes.words[learnedAt] = 1; // another time, long ago
        const { sent, errors } = send(1400);
-       console.log(JSON.stringify([sent, errors, remotes.pathMtu(remote), remotes.pathMtu(other)]));`,
+       const mtus = [remote, other].map((one) => remotes.pathMtu(one));
+       console.log(JSON.stringify([sent, errors, ...mtus, remotes.words[learnedAt]]));`,
       ["unshare", "--net"],
     );
-    expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1400, 0]);
+    expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1400, 0, 0]);
   });
 
   it("sends what may be fragmented all the same, from the train on by which the path was found to be narrow", () => {
