@@ -53,7 +53,7 @@ describe("10,000 times opened and closed", () => {
       name: uniqueName(),
       fd: -1,
       multiQueue: false,
-      furtherQueues: 0,
+      furtherQueues: 1,
       coalesceTcp: true,
       coalesceUdp: true,
     };
