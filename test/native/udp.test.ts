@@ -861,15 +861,18 @@ describe("in a namespace of its own", () => {
     expect(JSON.parse(output)).toEqual([0, [EMSGSIZE], 1400, 0, 0]);
   });
 
-  it("sends what may be fragmented all the same, from the train on by which the path was found to be narrow", () => {
+  it("sends what may be fragmented all the same, from the train on by which the path was found to be narrow, and nothing else", () => {
     const { output } = moduleChild(
       `${trains} run("ip route add 192.0.2.2/32 dev vtep7 mtu 600");
        const [first, second] = [send(1300), send(1300)];
-       console.log(JSON.stringify([first.sent, first.errors, second, remotes.pathMtu(remote)]));`,
+       batch.outRemote.fill(remotes.add("192.0.2.3", 4789));
+       batch.outLength.fill(1500);
+       const others = udp.send(numberOf(batch), 60);
+       console.log(JSON.stringify([first.sent, first.errors, second, remotes.pathMtu(remote), others]));`,
       ["unshare", "--net"],
     );
     const train = { sent: 60, errors: [0], lengths: [14 + 20 + 8 + 65_000, 14 + 20 + 8 + 13_000] };
-    expect(JSON.parse(output)).toEqual([60, [0], train, 600]);
+    expect(JSON.parse(output)).toEqual([60, [0], train, 600, 0]);
   });
 
   // A train the qdisc cuts for itself, and drops of it what it likes: here each leaves alone.
