@@ -299,6 +299,12 @@ export class Vtep {
     return Object.fromEntries([...taps, ...sockets]);
   }
 
+  /** Those of one network, if there is any. */
+  descriptorsOf(index: number): Record<string, number> {
+    const tap = this.#networks.get(index)?.tap;
+    return tap === undefined ? {} : { [tapDescriptor(tap.name, this.#worker)]: tap.fd };
+  }
+
   /** Shows frames from now on, or to nobody. */
   mirror(mirroring: Mirroring | undefined): void {
     if (mirroring === undefined) return this.#dataplane.mirrorTo(undefined);

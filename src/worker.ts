@@ -88,41 +88,51 @@ function obey(vtep: Vtep, order: Order): void {
   }
 }
 
-/** What the service manager has of ours, by name, and what it has and is to close. */
+/** What the service manager has of ours, what it is to have, and what it has and is to close: by name. */
 const stored = new Set<string>();
+const untold = new Map<string, number>();
 const unwanted = new Set<string>();
 let again: NodeJS.Timeout | undefined;
 
 /** What was kept and was of use, the service manager has; what was of none, it is to close. */
 function recall(vtep: Vtep, kept: Plan["kept"]): void {
   for (const [name, fd] of Object.entries(vtep.descriptors())) {
-    if (name in kept) (kept[name] === fd ? stored : unwanted).add(name);
+    if (kept[name] === fd) stored.add(name);
+    else untold.set(name, fd);
+    if (name in kept && kept[name] !== fd) unwanted.add(name);
   }
 }
 
-/** A TAP that goes is not to stay because the manager has it. What its queue has no room for is said again. */
-function store(vtep: Vtep): void {
-  clearTimeout(again);
-  const descriptors = vtep.descriptors();
-  for (const name of stored) {
-    if (name in descriptors) continue;
-    stored.delete(name);
-    unwanted.add(name);
+/** A TAP that goes is not to stay because the manager has it. */
+function forget(vtep: Vtep, index: number): void {
+  for (const name of Object.keys(vtep.descriptorsOf(index))) {
+    untold.delete(name);
+    if (stored.delete(name)) unwanted.add(name);
   }
-  if (!tellManager(descriptors)) again = setTimeout(() => store(vtep), AGAIN_MS).unref();
+}
+
+function keepOf(vtep: Vtep, index: number): void {
+  for (const [name, fd] of Object.entries(vtep.descriptorsOf(index))) untold.set(name, fd);
+}
+
+/** What its queue has no room for is said again. */
+function store(): void {
+  clearTimeout(again);
+  if (!tellManager()) again = setTimeout(store, AGAIN_MS).unref();
 }
 
 /** First what it is to close, for another may have the name. False when its queue is full. */
-function tellManager(descriptors: Readonly<Record<string, number>>): boolean {
+function tellManager(): boolean {
   for (const name of unwanted) {
     if (forgetDescriptors(name) === "full") return false;
     unwanted.delete(name);
   }
-  for (const [name, fd] of Object.entries(descriptors)) {
-    if (stored.has(name)) continue;
+  for (const [name, fd] of untold) {
     const answer = storeDescriptors(name, [fd]);
     if (answer === "full") return false;
-    if (answer === "said") stored.add(name);
+    if (answer === "unheard") return true; // nor would the others be, until the next change
+    untold.delete(name);
+    stored.add(name);
   }
   return true;
 }
@@ -134,12 +144,14 @@ async function main(): Promise<void> {
     const opened = { ...vtep.opened, paceFault: pace(plan) };
     if (keep) {
       recall(vtep, plan.kept);
-      store(vtep);
+      store();
     }
     port.on("message", (order: Order) => {
       try {
+        if (keep && order.order === "discard") forget(vtep, order.index);
         obey(vtep, order);
-        if (keep && (order.order === "add" || order.order === "discard")) store(vtep);
+        if (keep && order.order === "add") keepOf(vtep, order.network.index);
+        if (keep && (order.order === "add" || order.order === "discard")) store();
         report({ event: "done", id: order.id });
         if (order.order === "stop") {
           clearTimeout(again);
