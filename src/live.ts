@@ -31,6 +31,8 @@ export interface Live {
 
 export class LiveNetworks implements Iterable<Live> {
   readonly #byName = new Map<string, Live>();
+  /** Rows that are in use. */
+  readonly #indices = new Set<number>();
   readonly #remotes: Remotes;
   readonly #endpoint: Pick<Plan, "local4" | "local6" | "port">;
   readonly #furtherQueues: number;
@@ -92,8 +94,7 @@ export class LiveNetworks implements Iterable<Live> {
 
   /** A row that no network has. Throws VtepError CONFLICT where each has one. */
   freeIndex(): number {
-    const used = new Set([...this].map(({ plan }) => plan.index));
-    for (let index = 1; index < NETWORKS; index++) if (!used.has(index)) return index;
+    for (let index = 1; index < NETWORKS; index++) if (!this.#indices.has(index)) return index;
     throw new VtepError("CONFLICT", `there are ${NETWORKS - 1} networks, and no more can be had`);
   }
 
@@ -133,9 +134,12 @@ export class LiveNetworks implements Iterable<Live> {
   /** From now on it is one of these, in place of another of its name. */
   put(live: Live): void {
     this.#byName.set(live.config.name, live);
+    this.#indices.add(live.plan.index);
   }
 
   remove(name: string): void {
+    const live = this.#byName.get(name);
+    if (live !== undefined) this.#indices.delete(live.plan.index);
     this.#byName.delete(name);
   }
 
