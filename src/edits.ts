@@ -105,8 +105,9 @@ export function different(
   const are = byName(live);
   return [...new Set([...said.keys(), ...are.keys()])].flatMap((name) => {
     const [before, after] = [said.get(name), are.get(name)];
-    if (isSame(before, after)) return [];
-    return [{ name, said: writtenOf(before), is: writtenOf(after) }];
+    if (before === after) return [];
+    const edit = { name, said: writtenOf(before), is: writtenOf(after) };
+    return JSON.stringify(edit.said) === JSON.stringify(edit.is) ? [] : [edit];
   });
 }
 

@@ -166,14 +166,14 @@ export class Entries {
     const rules = new Map(
       networks.map(({ config, plan }) => {
         const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
-        const kept = new Set(config.fdb.map(({ macHigh, macLow }) => formatMac(macHigh, macLow)));
+        const kept = new Set(config.fdb.map(numberOf));
         return [plan.index, { may, kept }];
       }),
     );
     this.#fdb.clear(({ network, origin, macHigh, macLow, destination }) => {
       const rule = rules.get(network);
       if (rule === undefined) return false;
-      if (origin === STATIC) return !rule.kept.has(formatMac(macHigh, macLow));
+      if (origin === STATIC) return !rule.kept.has(numberOf({ macHigh, macLow }));
       return origin === LEARNED && !rule.may.has(destination);
     });
   }
@@ -200,6 +200,10 @@ export class Entries {
     const indices = new Set(networks.map(({ plan }) => plan.index));
     this.#fdb.clear(({ network }) => indices.has(network));
   }
+}
+
+function numberOf({ macHigh, macLow }: Key): number {
+  return macHigh * 2 ** 32 + (macLow >>> 0);
 }
 
 /** Throws VtepError USAGE. */

@@ -97,6 +97,8 @@ export function overheadTo(address: string): number {
 export class Remotes {
   /** Rows, then what was refused by row, then the number of rows in use, then the hash table. */
   readonly words: Int32Array;
+  /** What was added here, as it was written: a network's thousands of entries name a few over and over. */
+  readonly #added = new Map<string, number>();
 
   constructor(memory = new SharedArrayBuffer((FIRST_SLOT + SLOTS) * 4)) {
     this.words = new Int32Array(memory);
@@ -107,6 +109,12 @@ export class Remotes {
    * CONFLICT where every row is taken.
    */
   add(address: string, port: number): number {
+    const index = this.#added.get(address) ?? this.#add(address, port);
+    this.#added.set(address, index);
+    return index;
+  }
+
+  #add(address: string, port: number): number {
     const words = addressWords(address);
     const known = this.find(words, 0);
     if (known !== LOCAL) return known;

@@ -143,10 +143,13 @@ export function enterVlan(view: DataView, frame: number, id: number): number {
   return frame;
 }
 
+/** Each byte in two digits. */
+const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+
 /** `aa:bb:cc:dd:ee:ff`. */
 export function formatMac(high: number, low: number): string {
-  const digits = high.toString(16).padStart(4, "0") + (low >>> 0).toString(16).padStart(8, "0");
-  return digits.replace(/..(?=.)/g, "$&:");
+  const first = `${HEX[(high >> 8) & 255]}:${HEX[high & 255]}:${HEX[low >>> 24]}`;
+  return `${first}:${HEX[(low >> 16) & 255]}:${HEX[(low >> 8) & 255]}:${HEX[low & 255]}`;
 }
 
 const MAC = /^[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}$/i;
