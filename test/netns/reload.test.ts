@@ -307,15 +307,11 @@ printf '%s\\n' "$input" | real "$@"`;
 
 test("gives many networks another MTU and bridge by as many programs of the host's as one, and tells which refuses", async () => {
   await vtep[Symbol.asyncDispose]();
-  const bin = await mkdtemp(join(directory, "bin-"));
-  const [runs, refused] = [join(bin, "runs"), join(bin, "refused")];
-  const script = `#!/bin/sh
-real() { ${(await ours.run("which", "ip")).trim()} "$@"; }
-echo ip >>${runs}
+  using watched = shim(`
+echo ip >>$here/runs
 case "$*" in *batch*) ;; *) real "$@"; exit ;; esac
-sed "s/^.*$(cat ${refused}).*/link set dev nobody up/" | real "$@"
-`;
-  await writeFile(join(bin, "ip"), script, { mode: 0o755 });
+sed "s/^.*$(cat $here/refused).*/link set dev nobody up/" | real "$@"`);
+  const [runs, refused] = [join(watched.directory, "runs"), join(watched.directory, "refused")];
   await writeFile(refused, "nothing");
   const some = (count: number, settings: object) =>
     Array.from({ length: count }, (_, at) => ({
@@ -323,8 +319,7 @@ sed "s/^.*$(cat ${refused}).*/link set dev nobody up/" | real "$@"
       ...settings,
     }));
   await write(RED, ...some(30, {}));
-  const path = `PATH=${bin}:${process.env.PATH}`;
-  vtep = await ours.vtepBy(["env", path], "--config", file).ready();
+  vtep = await ours.vtepBy(["env", watched.path], "--config", file).ready();
   const told = async (...networks: object[]) => {
     await write(RED, ...networks);
     await writeFile(runs, "");
