@@ -11,8 +11,6 @@ import { isUsable, type Link, type Route, type Surroundings, surroundings } from
 import { addressFamily, overheadTo } from "./remotes.ts";
 import { LARGEST_MTU } from "./schema.ts";
 
-export { LARGEST_MTU };
-
 export interface Survey {
   /** Every interface of this host. */
   readonly links: Links;

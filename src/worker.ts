@@ -97,9 +97,12 @@ let again: NodeJS.Timeout | undefined;
 /** What was kept and was of use, the service manager has; what was of none, it is to close. */
 function recall(vtep: Vtep, kept: Plan["kept"]): void {
   for (const [name, fd] of Object.entries(vtep.descriptors())) {
-    if (kept[name] === fd) stored.add(name);
-    else untold.set(name, fd);
-    if (name in kept && kept[name] !== fd) unwanted.add(name);
+    if (kept[name] === fd) {
+      stored.add(name);
+      continue;
+    }
+    untold.set(name, fd);
+    if (name in kept) unwanted.add(name);
   }
 }
 

@@ -2,7 +2,8 @@
 import { type Config, type NetworkConfig, reached } from "../config.ts";
 import type { Link } from "../host.ts";
 import { addressFamily, overheadTo } from "../remotes.ts";
-import { astrayOf, isOurs, LARGEST_MTU, peersOf } from "../survey.ts";
+import { LARGEST_MTU } from "../schema.ts";
+import { astrayOf, isOurs, peersOf } from "../survey.ts";
 import { localAddresses } from "./check-sockets.ts";
 import { type Facts, type Features, isUnseen, type PathFacts, runningNetworks } from "./facts.ts";
 import { type Finding, listed, unseenFinding } from "./finding.ts";

@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { type Config, parse } from "../../src/config.ts";
 import type { Link, Surroundings } from "../../src/host.ts";
-import { judge, LARGEST_MTU } from "../../src/survey.ts";
+import { LARGEST_MTU } from "../../src/schema.ts";
+import { judge } from "../../src/survey.ts";
 
 const OURS = "192.0.2.1";
 const OURS6 = "2001:db8::1";
