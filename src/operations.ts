@@ -27,6 +27,8 @@ export interface AgentStatus {
   readonly capabilities: Capabilities;
   /** Those in use. */
   readonly offloads: Offloads;
+  /** Those that were wanted, and that the kernel refused or the underlay has not. */
+  readonly refusedOffloads: readonly (keyof Offloads)[];
   /** Of what belongs to no network. */
   readonly drops: Drops;
   /** ICMP errors about datagrams that had been sent. */

@@ -161,6 +161,7 @@ export class Telling {
       workers: workers.count,
       capabilities: this.#opened!.capabilities,
       offloads: this.#offloads,
+      refusedOffloads: OFFLOADS.filter((name) => plan.offloads[name] && !this.#offloads[name]),
       drops: this.#counters.drops(0),
       refused: this.#counters.get(0, Counter.refused),
       paths: remotes.paths(),

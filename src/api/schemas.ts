@@ -86,6 +86,7 @@ export const agentStatus = named(
       "cutsSuperFrames",
     ),
     offloads: switches(...OFFLOADS),
+    refusedOffloads: v.array(v.picklist(OFFLOADS)),
     drops,
     refused: v.number(),
     paths: v.array(v.object({ address: v.string(), mtu: v.number() })),

@@ -3,6 +3,7 @@ import type { Command } from "commander";
 import type { ApiStatus, Client } from "../api/client.ts";
 import { load, networkOf } from "../config-file.ts";
 import { totalDrops } from "../counters.ts";
+import { OFFLOADS } from "../device.ts";
 import { VtepError } from "../errors.ts";
 import { addFlags, valuesByKey } from "../flags.ts";
 import type { Drops, NetworkStatus } from "../operations.ts";
@@ -33,20 +34,25 @@ async function status(client: Client): Promise<Answer> {
 }
 
 function agentText(agent: ApiStatus): string {
-  const { version, pid, uptimeSeconds, local, port, underlay, workers, offloads, drops, paths } =
-    agent;
-  const off = Object.entries(offloads).flatMap(([name, isOn]) => (isOn ? [] : [name]));
+  const { version, pid, uptimeSeconds, local, port, underlay, workers, drops, paths } = agent;
   const narrow = paths.map(({ address, mtu }) => `${address} (${mtu})`);
   const lines = [
     ["agent", `vtep ${version}, process ${pid}, for ${duration(uptimeSeconds)}`],
     ["local", `${local.join(" and ")}, port ${port}`],
     ["underlay", `${underlay}, ${workers} ${workers === 1 ? "worker" : "workers"}`],
-    ["offloads", off.length === 0 ? "all in use" : `without ${off.join(", ")}`],
+    ["offloads", offloadsText(agent)],
     ["narrow paths", narrow.join(", ")],
     ["refused by", agent.refused === 0 ? "" : `${brief(agent.refused)} ICMP errors`],
     ["dropped", dropsText(drops)],
   ];
   return pairs(lines);
+}
+
+function offloadsText({ offloads, refusedOffloads }: ApiStatus): string {
+  const without = OFFLOADS.filter((name) => !offloads[name]).map((name) => {
+    return `${name} (${refusedOffloads.includes(name) ? "refused" : "switched off"})`;
+  });
+  return without.length === 0 ? "all in use" : `without ${without.join(", ")}`;
 }
 
 /** Names and values in two columns, without those that have none. */

@@ -1,5 +1,6 @@
 /** Bridges, MAC addresses, and what a running agent has seen of the traffic. */
 
+import { OFFLOADS } from "../device.ts";
 import { overlayDevices } from "./check-paths.ts";
 import { type AgentFacts, type Facts, isUnseen, runningNetworks } from "./facts.ts";
 import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
@@ -211,19 +212,30 @@ function checkReserved({ networks }: AgentFacts): Finding[] {
 }
 
 /** What the agent has had to do without. */
-function checkAgent({ offloads, paths }: AgentFacts): Finding[] {
-  const off = Object.entries(offloads).filter(([, inUse]) => !inUse);
-  const demoted: Finding[] =
-    off.length === 0
-      ? []
-      : [
-          {
-            check: "offloads",
-            severity: "note",
-            finding: `the agent does without ${off.map(([name]) => name).join(", ")}`,
-            remedy: "unless --offload says so, the kernel refused: its log says which and why",
-          },
-        ];
+function checkAgent({ offloads, refusedOffloads, paths }: AgentFacts): Finding[] {
+  const configured = OFFLOADS.filter((name) => !offloads[name] && !refusedOffloads.includes(name));
+  const without = [
+    {
+      names: refusedOffloads,
+      finding: "which its kernel or its underlay refused",
+      remedy: "they make it faster: a newer kernel has more of them, and --underlay dgram has few",
+    },
+    {
+      names: configured,
+      finding: "as configured",
+      remedy: "they make it faster: leave them out of --offload where nothing speaks against them",
+    },
+  ];
+  const demoted = without
+    .filter(({ names }) => names.length > 0)
+    .map(
+      ({ names, finding, remedy }): Finding => ({
+        check: "offloads",
+        severity: "note",
+        finding: `the agent does without ${names.join(", ")}, ${finding}`,
+        remedy,
+      }),
+    );
   const narrow = paths.map(
     ({ address, mtu }): Finding => ({
       check: "path-mtu",

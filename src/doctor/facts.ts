@@ -20,7 +20,10 @@ export function isUnseen(seen: unknown): seen is Unseen {
 }
 
 /** What a running agent says of itself, as far as it matters here. */
-export type AgentFacts = Pick<AgentStatus, "pid" | "local" | "drops" | "paths" | "offloads"> & {
+export type AgentFacts = Pick<
+  AgentStatus,
+  "pid" | "local" | "drops" | "paths" | "offloads" | "refusedOffloads"
+> & {
   readonly networks: readonly Pick<
     NetworkStatus,
     "vni" | "tap" | "bridge" | "mac" | "mtu" | "counters" | "drops"

@@ -29,7 +29,7 @@ const file = join(directory, "vtep.yaml");
 const network = `{ vni: 42, name: blue, peers: [${theirs.address}], bridge: br0 }`;
 beforeAll(async () => {
   await writeFile(file, `networks: [${network}]`);
-  agent = await ours.vtep("--config", file).ready();
+  agent = await ours.vtep("--config", file, "--offload", "coalesce-udp=off").ready();
   await reach(here, there.address);
 });
 afterAll(() => agent.stop());
@@ -55,6 +55,7 @@ describe("for people", () => {
     const text = await said("status");
     expect(text).toMatch(new RegExp(`^agent +vtep [\\d.]+, process ${agent.pid}, for \\d`));
     expect(text).toContain(`\nlocal     ${ours.address}, port 4789\n`);
+    expect(text).toContain("\noffloads  without coalesce-udp (switched off)\n");
     expect(text).toMatch(/\nNETWORK +VNI +BRIDGE +PEERS +FDB +ENCAP +DECAP +DROPPED\n/);
     expect(text).toMatch(/\nblue +42 +br0 +1 +\d+ +\d+ +\d+ +\d+\n$/);
   });

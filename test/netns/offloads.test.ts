@@ -8,7 +8,7 @@ import { preload } from "../lab/preload.ts";
 import { Probe } from "../lab/probe.ts";
 import { Ear, reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import { Vtep } from "../lab/vtep.ts";
+import { cli, Vtep } from "../lab/vtep.ts";
 import { frameOf } from "../native/segments.ts";
 import { underlays } from "./kinds.ts";
 
@@ -54,10 +54,11 @@ describe.each(underlays.filter((kind) => kind === "native"))("%s beside kernel V
         .vtep(...network, "--underlay", kind, ...(words ? ["--offload", words] : []))
         .ready();
       await reach(here, there.address);
-      const { offloads } = (await vtep.status()) as unknown as { offloads: Offloads };
+      const { offloads, refusedOffloads } = await new Client(vtep.socket).status();
       const less = new Set([...off, ...(off.includes("csum") ? ["tso", "uso"] : [])]);
       const inUse = Object.fromEntries(OFFLOADS.map((name) => [name, !less.has(name)]));
       expect(offloads).toEqual(inUse);
+      expect(refusedOffloads).toEqual([]);
       for (const [from, to] of [[here, there] as const, [there, here] as const]) {
         const { sent, received } = await transferTcp(from, to, { bytes });
         expect(received).toEqual(sent);
@@ -132,11 +133,13 @@ describe("what the kernel refuses is done without", () => {
     const told = () => events.filter(({ event }) => event === "offload-demoted");
     await until("an event", () => told().length > 0);
     const { offloads } = await new Client(vtep.socket).status();
+    const { stdout } = await ours.finish(["node", cli, "status", "--socket", vtep.socket]);
     const metrics = await vtep.metrics();
     await vtep.stop();
     const lines = vtep.log.filter(({ msg }) => msg === "offloads were refused");
     return {
       status: OFFLOADS.filter((name) => !offloads[name]),
+      words: /^offloads +(.*)$/m.exec(stdout)?.[1],
       metric: OFFLOADS.filter((name) => !metrics.get(`vtep_offload_in_use{offload="${name}"}`)),
       lines: lines.map(({ level, offloads }) => ({ level, offloads })),
       events: told(),
@@ -168,6 +171,7 @@ describe("what the kernel refuses is done without", () => {
     expect(await transferUdp(here, there, superFrames)).toEqual(intact(20 * 24));
     expect(await toldBy(vtep, events)).toEqual({
       status: ["gso"],
+      words: "without gso (refused)",
       metric: ["gso"],
       lines: [warning("gso")],
       events: [demoted("gso")],
@@ -206,6 +210,7 @@ describe("what the kernel refuses is done without", () => {
     expect(received).toEqual(sent);
     expect(await toldBy(vtep, events)).toEqual({
       status: ["uso", "coalesce-udp"],
+      words: "without uso (refused), coalesce-udp (refused)",
       metric: ["uso", "coalesce-udp"],
       lines: [warning("uso"), warning("coalesce-udp")],
       events: [demoted("coalesce-udp")], // nobody could listen yet when the TAP was opened

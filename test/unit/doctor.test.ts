@@ -27,6 +27,7 @@ function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Ag
     drops: endpointDrops,
     paths: [],
     offloads: ALL_OFFLOADS,
+    refusedOffloads: [],
     networks: [
       {
         vni: 42,
@@ -279,10 +280,15 @@ describe("traffic that the agent has counted", () => {
   test("shows what it does without, and which paths are narrow", () => {
     const limping = {
       ...agent(),
-      offloads: { ...ALL_OFFLOADS, gso: false },
+      offloads: { ...ALL_OFFLOADS, gso: false, tso: false, uso: false },
+      refusedOffloads: ["gso" as const],
       paths: [{ address: "192.0.2.2", mtu: 1400 }],
     };
-    expect(of("offloads", { agent: limping }).at(-1)?.finding).toContain("does without gso");
+    const ours = of("offloads", { agent: limping }).slice(-2); // behind the interface's
+    expect(ours.map(({ finding }) => finding)).toEqual([
+      "the agent does without gso, which its kernel or its underlay refused",
+      "the agent does without tso, uso, as configured",
+    ]);
     expect(of("path-mtu", { agent: limping }).at(-1)?.finding).toContain("no more than 1400");
   });
 });

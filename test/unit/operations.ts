@@ -47,6 +47,7 @@ export class MemoryOperations implements Operations {
         cutsSuperFrames: true,
       },
       offloads: ALL_OFFLOADS,
+      refusedOffloads: [],
       drops: { VXLAN_VNI_NOT_FOUND: 3 },
       refused: 0,
       paths: [{ address: "192.0.2.2", mtu: 1400 }],

@@ -45,6 +45,7 @@ function status(networks: NetworkStatus[], more: Partial<Status> = {}): Status {
     workers: 2,
     capabilities: {} as never,
     offloads: {} as never,
+    refusedOffloads: [],
     drops: {},
     refused: 0,
     paths: [],
