@@ -41,11 +41,11 @@ export interface MirrorFilter {
 /** Bytes of a ring: 30 ms of 1 Gbit/s. */
 export const RING_BYTES = 4 * 1024 * 1024;
 
-/** Words before the ring: positions, and frames missed by network (0: of none). */
+/** Words before the ring: positions; and, in doubles, frames missed by network (0: of none). */
 const TAIL = 0;
 const HEAD = 1;
 const MISSED = 16;
-const RING_WORDS = MISSED + NETWORKS;
+const RING_WORDS = MISSED + 2 * NETWORKS;
 
 /** Words of a record's header. */
 const SIZE = 0;
@@ -238,7 +238,7 @@ export class Mirror {
       const network = this.#network[pending]!;
       const wanted = this.#wanted[pending] === 1;
       if (at === NOWHERE) {
-        if (wanted) words[MISSED + network] = words[MISSED + network]! + 1;
+        if (wanted) this.#cells[missedAt(network)] = this.#cells[missedAt(network)]! + 1;
         continue;
       }
       if (!wanted) words[at + KIND] = VOID;
@@ -355,7 +355,7 @@ export class MirrorReader {
 
   /** Frames of a network that were wanted and found no room. */
   missed(network: number): number {
-    return this.#words[MISSED + network]!;
+    return this.#cells[missedAt(network)]!;
   }
 
   #record(): number {
@@ -385,6 +385,11 @@ export class MirrorReader {
       partialChecksum: words[at + PARTIAL] === 1,
     };
   }
+}
+
+/** The double in which is counted what was missed of a network: a reader that has stopped may miss more than 2^31. */
+function missedAt(network: number): number {
+  return (MISSED >> 1) + network;
 }
 
 /** `TypedArray.set` would need a view of the source, which is an object a frame. */

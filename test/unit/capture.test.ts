@@ -36,7 +36,7 @@ function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE, names = NAMES }
   });
   vtep.dataplane.mirrorTo(mirrors[0]!);
   const capture = new Capture(rings, () => names, snaplen);
-  return { vtep, capture, mirrors, clock };
+  return { vtep, capture, rings, mirrors, clock };
 }
 
 const directory = mkdtempSync(join(tmpdir(), "vtep-capture-"));
@@ -170,6 +170,16 @@ describe("a capture", () => {
     names.set(1, { name: "green", vni: 101 });
     send(1);
     expect(seen(own.end())).toEqual(["new", [2, 0]]);
+  });
+
+  it("says what was missed also when that is more than 31 bits hold", () => {
+    const { vtep, capture: own, rings } = capture({ ring: 1024 });
+    const many = 2 ** 31 - 1;
+    new Float64Array(rings[0]!)[8 + 1] = many; // MISSED, of the first network
+    own.begin([1]);
+    vtep.encap(Array.from({ length: 20 }, () => frame(C, A)));
+    const [found] = cut(own.take()).blocks.filter(({ type }) => type === "statistics");
+    expect(found?.missed).toBe(many + 12);
   });
 
   it("says what was missed of no network, though all of it was", () => {
