@@ -131,6 +131,7 @@ export interface FdbRow {
   readonly origin: Origin;
   /** Seconds on the dataplane's clock; of learned entries only. */
   readonly seenAt: number;
+  /** Modulo 2^32. */
   readonly moves: number;
 }
 
@@ -144,6 +145,7 @@ export interface FdbChange {
   readonly destination: number;
   /** Where it was before it moved. */
   readonly before: number;
+  /** Modulo 2^32. */
   readonly moves: number;
 }
 
@@ -360,7 +362,7 @@ export class Fdb {
       macLow: words[row + KEY_LOW]!,
       destination: words[row + DESTINATION]!,
       before: words[row + BEFORE]!,
-      moves: words[row + MOVED_TIMES]!,
+      moves: words[row + MOVED_TIMES]! >>> 0,
     };
   }
 
@@ -394,7 +396,7 @@ export class Fdb {
       destination: route >> 2,
       origin: (route & 3) as Origin,
       seenAt: words[entry + SEEN_AT]!,
-      moves: words[entry + MOVES]!,
+      moves: words[entry + MOVES]! >>> 0,
     };
   }
 

@@ -183,6 +183,19 @@ describe("learning", () => {
     expect(row(fdb, 1)).toMatchObject({ destination: A, moves: 3 });
   });
 
+  it("counts more moves than 31 bits hold", () => {
+    const memory = Fdb.allocate(64, 1);
+    const fdb = new Fdb(memory);
+    fdb.setLimit(NET, 64);
+    learn(fdb, 1, A);
+    const words = new Int32Array(memory);
+    words[words.lastIndexOf(LOW + 1) + 4] = 2 ** 31 - 1; // MOVES
+    const since = fdb.written;
+    learn(fdb, 1, B);
+    expect(row(fdb, 1)).toMatchObject({ moves: 2 ** 31 });
+    expect(fdb.changes(since).changes).toMatchObject([{ change: MOVED, moves: 2 ** 31 }]);
+  });
+
   it("counts the moves of an entry anew when the MAC was forgotten in between", () => {
     const fdb = fdbOf();
     learn(fdb, 1, A);
