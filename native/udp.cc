@@ -98,8 +98,8 @@ static void prepare_slots(udp *u, int slot_bytes) {
 }
 
 // EADDRNOTAVAIL if it is bound to something else, or no such socket.
-static int adopt(udp *u, int fd, const udp_name *wanted, socklen_t length, const char **syscall) {
-  u->fd = fd;
+static int adopt(const udp *u, const udp_name *wanted, socklen_t length, const char **syscall) {
+  int fd = u->fd;
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   fcntl(fd, F_SETFL, O_NONBLOCK);
   udp_name found = {};
@@ -123,7 +123,7 @@ static int open_receiver(udp *u, const udp_options *options, udp_name *name, soc
                          const char **syscall) {
   set_port(name, options->port);
   if (options->fd >= 0) {
-    int error = adopt(u, options->fd, name, length, syscall);
+    int error = adopt(u, name, length, syscall);
     if (error < 0) return error;
   } else {
     u->fd = open_socket(u, syscall);
@@ -208,7 +208,7 @@ int udp_open(udp *u, const udp_options *options, const char **syscall) {
   u->family = options->family;
   u->remotes = options->remotes;
   u->discovery = options->whole ? WHOLE : fragmented(u->family);
-  u->fd = -1;
+  u->fd = options->fd;  // ours from now on, whatever comes of it
   u->segments = options->segment;
   prepare_messages(u);
 

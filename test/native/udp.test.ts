@@ -287,6 +287,8 @@ describe.each([
     for (const changes of others) {
       expect(adopt(changes)).toThrow(expect.objectContaining({ code: "EADDRNOTAVAIL" }));
     }
+    const nowhere = { ...IPV6, address: `fe80::1%${uniqueName()}` };
+    expect(adopt(nowhere)).toThrow(expect.objectContaining({ code: "ENODEV" }));
     expect(descriptors()).toBe(before);
   });
 
