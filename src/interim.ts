@@ -148,7 +148,8 @@ export class Interim {
     const { directory, descriptors = [] } = kept ?? {};
     if (directory === undefined) return undefined;
     const vteps: Vtep[] = [];
-    const copies: number[] = [];
+    /** Copies that nobody has taken yet. */
+    const copies: Record<string, number> = {};
     try {
       const legacy = take(directory);
       const { plan } = legacy;
@@ -162,14 +163,9 @@ export class Interim {
       if (!devices.flat().every((name) => fds.has(name))) return undefined;
       const shared = sharedBy(legacy);
       for (const [worker, names] of devices.entries()) {
-        const kept: { [name: string]: number } = {};
-        for (const name of names) {
-          const copy = copyOf(fds.get(name)!);
-          copies.push(copy);
-          kept[name] = copy;
-        }
-        vteps.push(await Vtep.open({ ...plan, ...shared, kept, keptOnly: true }, worker));
-        copies.length = 0; // they are closed with it
+        for (const name of names) copies[name] = copyOf(fds.get(name)!);
+        const own = { ...plan, ...shared, kept: {}, keptOnly: true };
+        vteps.push(await Vtep.open(own, worker, copies));
       }
       const beganAt = monotonicSeconds();
       const untold = () => undefined; // the threads find the same device lost, and tell
@@ -177,7 +173,7 @@ export class Interim {
       return new Interim(legacy, shared, beganAt, vteps);
     } catch {
       for (const vtep of vteps) vtep.close();
-      for (const fd of copies) closeIfOpen(fd);
+      for (const fd of Object.values(copies)) closeSync(fd);
       return undefined;
     }
   }
@@ -235,13 +231,5 @@ export class Interim {
     for (const vtep of this.#vteps) vtep.close();
     this.#vteps = [];
     return forwarded;
-  }
-}
-
-function closeIfOpen(fd: number): void {
-  try {
-    closeSync(fd);
-  } catch {
-    // whoever was to have it has closed it
   }
 }

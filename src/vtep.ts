@@ -126,7 +126,7 @@ export class Vtep {
   readonly opened: Opened;
   readonly #plan: Plan;
   readonly #worker: number;
-  /** Those of the plan that nobody has taken yet. */
+  /** Descriptors that nobody has taken yet. */
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
   readonly #remotes: Remotes;
@@ -144,15 +144,16 @@ export class Vtep {
 
   /**
    * Opens the devices of one forwarding thread of a plan, `worker` from 0, which is to be the first;
-   * throws VtepError, having closed again what it opened.
+   * throws VtepError, having closed again what it opened. What it uses of `kept`, descriptors as the plan has them,
+   * it takes out of there, and closes too.
    */
-  static async open(plan: Plan, worker: number): Promise<Vtep> {
+  static async open(plan: Plan, worker: number, kept = { ...plan.kept }): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
     const taps = new NativeTaps(plan.busyPollUs);
     let vtep: Vtep | undefined;
     try {
-      const { underlay, opened } = await openUnderlay(plan, worker, remotes);
-      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay);
+      const { underlay, opened } = await openUnderlay(plan, worker, remotes, kept);
+      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay, kept);
       for (const network of plan.networks) vtep.add(network);
       return vtep;
     } catch (error) {
@@ -168,11 +169,12 @@ export class Vtep {
     opened: Opened,
     taps: NativeTaps,
     underlay: Underlay,
+    kept: Record<string, number>,
   ) {
     this.opened = opened;
     this.#plan = plan;
     this.#worker = worker;
-    this.#kept = { ...plan.kept };
+    this.#kept = kept;
     const heartbeats = new Heartbeats(plan.heartbeats);
     this.#beat = (now) => {
       const { active } = performance.eventLoopUtilization();
@@ -244,10 +246,9 @@ export class Vtep {
       offloads: { ...offloads, tso: tso && whole, uso: uso && whole },
       multiQueue: workers > 1,
       furtherQueues: keptOnly ? 0 : own.furtherQueues,
-      fd: this.#kept[tapDescriptor(own.tap, this.#worker)],
+      fd: taken(this.#kept, tapDescriptor(own.tap, this.#worker)),
       keptOnly,
     });
-    delete this.#kept[tapDescriptor(own.tap, this.#worker)];
     try {
       this.#taps.add(own.index, tap, (error) => this.#onLost?.(error, own.index));
     } catch (error) {
@@ -344,6 +345,13 @@ function common(used: readonly Partial<Offloads>[]): Offloads {
   return Object.fromEntries(all) as Offloads;
 }
 
+/** A descriptor, which is the caller's from now on; undefined where there is none. */
+function taken(kept: Record<string, number>, name: string): number | undefined {
+  const fd = kept[name];
+  delete kept[name];
+  return fd;
+}
+
 export function tapDescriptor(tap: string, worker: number): string {
   return `tap-${worker}-${tap}`;
 }
@@ -367,6 +375,7 @@ async function openUnderlay(
   plan: Plan,
   worker: number,
   remotes: Remotes,
+  kept: Record<string, number>,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
     local4: plan.local4,
@@ -379,10 +388,7 @@ async function openUnderlay(
     offloads: plan.offloads,
     busyPollUs: plan.busyPollUs,
     sharer: plan.workers > 1 ? worker : -1,
-    fds: {
-      4: plan.kept[socketDescriptor(4, worker)],
-      6: plan.kept[socketDescriptor(6, worker)],
-    },
+    kept: (family: 4 | 6) => taken(kept, socketDescriptor(family, worker)),
     keptOnly: plan.keptOnly,
     largestDatagram: largestDatagram(plan.largestMtu),
   };

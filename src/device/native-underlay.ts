@@ -54,8 +54,8 @@ export interface NativeUnderlayOptions {
   fan?: number;
   /** Bytes of the longest UDP payload to receive whole where no trains are; where they are, every one is. */
   largestDatagram: number;
-  /** Sockets that receive, by family, which were kept open; one that does not fit is replaced. */
-  fds?: { readonly 4?: number | undefined; readonly 6?: number | undefined };
+  /** The socket of a family that receives, if one was kept open. It is ours once asked for; one that does not fit is replaced. */
+  kept?: (family: 4 | 6) => number | undefined;
   /** Whether none is replaced, or opened for want of one. */
   keptOnly?: boolean;
   /**
@@ -121,7 +121,7 @@ export class NativeUnderlay implements Underlay {
       };
       try {
         const open = (fd: number) => new native.Udp({ ...socket, fd });
-        const opened = adopted({ fd: options.fds?.[family], keptOnly: options.keptOnly }, open);
+        const opened = adopted({ fd: options.kept?.(family), keptOnly: options.keptOnly }, open);
         this.#families.push(opened);
         this.fds[family] = opened.fd();
       } catch (error) {

@@ -2,10 +2,19 @@
 import { execFileSync } from "node:child_process";
 import { randomInt } from "node:crypto";
 import type dgram from "node:dgram";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { Counters, Traffic } from "../../src/counters.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
 import { Fdb, NETWORKS } from "../../src/fdb.ts";
@@ -199,6 +208,21 @@ describe("between two agents", () => {
     const before = descriptors();
     expect(await begin()).toBeUndefined();
     expect(descriptors()).toBe(before);
+  });
+
+  it("closes nothing that a thread opened when its own were closed already", async () => {
+    writePlan(directory, plan, remotes, []);
+    within("ip", "link", "delete", plan.networks[0]!.tap);
+    const opened: number[] = [];
+    const { close } = Vtep.prototype;
+    const closing = vi.spyOn(Vtep.prototype, "close").mockImplementation(function (this: Vtep) {
+      close.call(this);
+      for (let file = 0; file < 4; file++) opened.push(openSync("/dev/null", "r"));
+    });
+    expect(await begin()).toBeUndefined();
+    closing.mockRestore();
+    expect(opened).toHaveLength(4);
+    for (const fd of opened) closeSync(fd); // EBADF where it is none any more
   });
 
   it("does not forward by what is not so any more, where it cannot be written how it is", async () => {

@@ -928,7 +928,7 @@ describe("in a namespace of its own", () => {
          "address add fe80::2/64 dev far nodad", "link set near up", "link set far up");
        const remotes = new Remotes();
        const options = { port: 4789, remotes, largestDatagram: 1500 };
-       const near = (fd) => new NativeUnderlay({ ...options, local6: "fe80::1%near", fds: { 6: fd }, sourcePorts: [50000, 50010] });
+       const near = (fd) => new NativeUnderlay({ ...options, local6: "fe80::1%near", kept: () => fd, sourcePorts: [50000, 50010] });
        makeLinks();
        const former = near(undefined);
        const fd = addon().duplicate(former.fds[6]);
