@@ -45,12 +45,13 @@ export class Captures {
     });
     const indices = shown.map(([index]) => index);
     const stream = capture.stream(indices, ending.signal);
-    await this.#workers.mirror(rings, { ...wanted, snaplen }).catch(async (error) => {
+    const fail = async (error: unknown) => {
       await end();
       throw error;
-    });
+    };
+    await this.#workers.mirror(rings, { ...wanted, snaplen }).catch(fail);
     const read = async () => {
-      const { value, done } = await stream.next();
+      const { value, done } = await stream.next().catch(fail);
       if (done) await end();
       return done ? undefined : value;
     };

@@ -5,8 +5,10 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { VNET_GSO_UDP_L4 } from "../../src/batch.ts";
 import { Capture, WHOLE } from "../../src/capture.ts";
+import { Captures } from "../../src/captures.ts";
 import { Mirror, type MirrorFilter } from "../../src/mirror.ts";
 import { cut } from "../../src/wire/pcapng.ts";
+import type { Workers } from "../../src/workers.ts";
 import { address, BROADCAST, frame, mac, script, vxlan, World } from "./sim.ts";
 import { ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
 
@@ -180,6 +182,23 @@ describe("a capture", () => {
     vtep.encap(Array.from({ length: 20 }, () => frame(C, A)));
     const [found] = cut(own.take()).blocks.filter(({ type }) => type === "statistics");
     expect(found?.missed).toBe(many + 12);
+  });
+
+  it("that breaks is over: there may be another", async () => {
+    const workers = { count: 1, mirror: async () => {}, unmirror: vi.fn(async () => {}) };
+    let isBroken = false;
+    const captures = new Captures(workers as unknown as Workers, () => {
+      if (isBroken) throw new RangeError("broken");
+      return NAMES;
+    });
+    const everything = { vni: undefined, mac: undefined, remote: undefined, snaplen: undefined };
+    const { read } = await captures.begin(everything);
+    await read();
+    isBroken = true;
+    await expect(read()).rejects.toThrow("broken");
+    expect(workers.unmirror).toHaveBeenCalledOnce();
+    isBroken = false;
+    await captures.begin(everything);
   });
 
   it("says what was missed of no network, though all of it was", () => {
