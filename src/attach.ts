@@ -7,12 +7,20 @@
 import { setTimeout as pause } from "node:timers/promises";
 import type { Client } from "./api/client.ts";
 import { type Attachment, aliasOf, attachmentOf, type Published, peerName } from "./attachments.ts";
-import { attachedHere, checkAlone, checkPorts, conflictOf, freeAddresses } from "./conflicts.ts";
+import {
+  attachedHere,
+  checkAlone,
+  checkPorts,
+  checkUnused,
+  conflictOf,
+  freeAddresses,
+} from "./conflicts.ts";
 import { VtepError } from "./errors.ts";
 import { type Link, linksByName } from "./host.ts";
 import {
   addressInside,
   linkInside,
+  nameTaken,
   noteAlias,
   pair,
   plug,
@@ -182,7 +190,8 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
   checkRoutes(routes, addresses);
   const alias = aliasOf(attachment, [mtu, routes]);
   if (there?.ifalias === alias) return { ...attachment, mtu, isNew: false };
-  if (!links.has(tap)) {
+  const here = links.get(tap);
+  if (here === undefined) {
     const other = (await client.attachments()).find(({ link }) => link === tap);
     const whose =
       other === undefined
@@ -193,6 +202,8 @@ export async function attachDirect(client: Client, wanted: Wanted): Promise<Atta
       `the TAP of network ${network.name} is ${whose}: detach that first, or give the network a bridge`,
     );
   }
+  checkUnused(network.name, here);
+  if (there !== undefined) throw nameTaken(attachment);
   checkAlone(attachment, attachedHere(network, links));
   await checkPorts(client, attachment, port, was);
   await noteAlias(tap, alias);

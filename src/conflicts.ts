@@ -5,7 +5,7 @@ import { bare, freeIn, parseRange } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
 import { type Attachment, attachmentOf, formatPublished, type Published } from "./attachments.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, type Listener, listeners } from "./host.ts";
+import { isGiven, type Link, type Listener, listeners } from "./host.ts";
 import type { NetworkStatus } from "./operations.ts";
 
 /** Of each range one that no container here has: the lowest, or any when others are choosing as well. */
@@ -52,6 +52,25 @@ export function attachedHere(
     const isThere = bridge !== undefined && link.master === bridge;
     return [isThere ? { ...found, network: name } : found];
   });
+}
+
+/** Throws CONFLICT where this host is in the network by its TAP, or others are: with it they would lose what they have. */
+export function checkUnused(network: string, tap: Link): void {
+  const { ifname, master, addr_info = [] } = tap;
+  const remedy = "or give the network a bridge and attach without --direct";
+  if (master !== undefined) {
+    throw new VtepError(
+      "CONFLICT",
+      `${ifname} is a port of ${master}, by which others are in network ${network}: take it out ("ip link set ${ifname} nomaster"), ${remedy}`,
+    );
+  }
+  const own = addr_info.find(isGiven);
+  if (own === undefined) return;
+  const address = `${own.local}/${own.prefixlen}`;
+  throw new VtepError(
+    "CONFLICT",
+    `${ifname} has the address ${address}, by which this host is in network ${network}: take it away ("ip addr del ${address} dev ${ifname}"), ${remedy}`,
+  );
 }
 
 /** Throws CONFLICT where it has what another one has already, of those that are attached. */

@@ -120,6 +120,11 @@ export function isUsable({ tentative = false, optimistic = false }: LinkAddress)
   return !tentative || optimistic;
 }
 
+/** Whether somebody gave it to its interface: not the kernel, nor a router. */
+export function isGiven({ scope, dynamic = false }: LinkAddress): boolean {
+  return scope !== "link" && !dynamic;
+}
+
 function addressesOf(links: Surroundings["links"]): string[] {
   return [...new Set(links.values())].flatMap(({ addr_info = [] }) =>
     addr_info.flatMap(({ local }) => local ?? []),

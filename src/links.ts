@@ -10,7 +10,7 @@
 import { randomInt } from "node:crypto";
 import { command } from "./command.ts";
 import { VtepError } from "./errors.ts";
-import { type Link, linksByName } from "./host.ts";
+import { isGiven, type Link, linksByName } from "./host.ts";
 import { batch, batchOfEach, done, refused } from "./iproute.ts";
 
 /** A TAP as it is to be. */
@@ -186,10 +186,10 @@ export async function removeIdleBridges(names: readonly string[], own?: Own): Pr
   return there.filter(isInUse);
 }
 
-/** Whether somebody else gave it an address: not the kernel, nor a router. */
+/** Whether somebody else gave it an address. */
 function wasAddressed({ ifname, addr_info = [] }: Link, { addresses }: Own): boolean {
-  return addr_info.some(({ local, prefixlen, scope, dynamic = false }) => {
-    return scope !== "link" && !dynamic && !addresses.has(`${ifname} ${local}/${prefixlen}`);
+  return addr_info.some((address) => {
+    return isGiven(address) && !addresses.has(`${ifname} ${address.local}/${address.prefixlen}`);
   });
 }
 

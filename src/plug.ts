@@ -73,9 +73,15 @@ export async function plug(veth: Veth): Promise<void> {
 
 /** Why an interface could not be had by its name. */
 function ifTaken(error: VtepError, { ifname, target }: Pick<Veth, "ifname" | "target">): VtepError {
-  if (!error.message.endsWith("File exists")) return error;
+  return error.message.endsWith("File exists") ? nameTaken({ ifname, target }, error) : error;
+}
+
+export function nameTaken(
+  { ifname, target }: Pick<Veth, "ifname" | "target">,
+  cause?: VtepError,
+): VtepError {
   const message = `${target} has an interface ${ifname} already: choose another name (--ifname)`;
-  return new VtepError("CONFLICT", message, error);
+  return new VtepError("CONFLICT", message, cause);
 }
 
 /** Two steps in two namespaces, for the time of one. */

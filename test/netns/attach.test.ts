@@ -575,6 +575,42 @@ exec ip "$@"`;
     expect((await direct(box.name)).code).toBe(0);
   });
 
+  test.each([
+    [
+      "this host's, by its address",
+      "addr add 192.0.2.1/24 dev vtep42",
+      /has the address 192\.0\.2\.1\/24, by which this host is in network blue: take it away \("(.+)"\)/,
+    ],
+    [
+      "others', by a bridge that it was put into",
+      "link set vtep42 master br7",
+      /is a port of br7, by which others are in network blue: take it out \("(.+)"\)/,
+    ],
+    [
+      "the network's, where the name is taken",
+      `netns exec ${box.name} ip link add eth0 type bridge`,
+      /has an interface eth0 already/,
+    ],
+  ])("stays %s", async (_, given, message) => {
+    await ours.ip("link add br7 type bridge");
+    onTestFinished(() => ours.ip("link del br7").then(() => undefined));
+    await ours.ip(given);
+    const state = async () => {
+      const shown = await ours.run("ip", "-json", "addr", "show", "vtep42");
+      const [{ ifindex, master, addr_info }] = JSON.parse(shown);
+      const given = addr_info.filter(({ scope }: { scope: string }) => scope !== "link");
+      return { ifindex, master, given };
+    };
+    const before = await state();
+    const { code, stderr } = await direct(box.name);
+    expect([code, stderr]).toEqual([1, expect.stringMatching(message)]);
+    expect(await state()).toEqual(before);
+    const remedy = message.exec(stderr)?.[1];
+    if (remedy === undefined) return;
+    await ours.run("sh", "-c", remedy);
+    expect(await direct(box.name)).toMatchObject({ code: 0, stderr: "" });
+  });
+
   test("keeps its MTU and gets no bridge while it is a container's, and else is changed", async () => {
     expect((await direct(box.name)).code).toBe(0);
     const client = new Client(vtep.socket);
