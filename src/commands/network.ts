@@ -135,8 +135,10 @@ async function add(client: Client, _: unknown, options: Options): Promise<Answer
   }
   const { name } = load(undefined, given).config.networks[0]!;
   const { name: _name, ...described } = networkOf(given);
+  const isThere = (await client.networks()).some((network) => network.name === name);
   const data = await client.putNetwork(name, described);
-  return { data, text: `network ${name} is forwarded through ${data.tap}, MTU ${data.mtu}` };
+  const was = isThere ? " was there, has this configuration in place of its own, and" : "";
+  return { data, text: `network ${name}${was} is forwarded through ${data.tap}, MTU ${data.mtu}` };
 }
 
 async function remove(client: Client, [name]: readonly string[]): Promise<Answer> {

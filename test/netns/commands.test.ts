@@ -70,6 +70,9 @@ describe("for people", () => {
     const shown = await said("network show red");
     expect(shown).toContain(`\npeers    ${theirs.address}, 10.0.0.3\n`);
     expect(shown).toContain("\nfdb      0 learned, 0 control, 1 static\n");
+    expect(await said(`network add --vni 9 --name red --peer ${theirs.address}`)).toBe(
+      "network red was there, has this configuration in place of its own, and is forwarded through vtep9, MTU 1450\n",
+    );
     expect(await said("network remove red")).toBe("network red has ended\n");
     expect(await said("network list")).not.toContain("red");
   });
