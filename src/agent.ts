@@ -29,7 +29,7 @@ import type { Explanation, Question } from "./explain.ts";
 import { Fdb, NETWORKS } from "./fdb.ts";
 import { Gateways } from "./gateways.ts";
 import { Heartbeats } from "./heartbeats.ts";
-import { vxlanDeviceOn } from "./host.ts";
+import { linksByName, vxlanDeviceOn } from "./host.ts";
 import {
   forgetAll,
   type Keeping,
@@ -42,7 +42,7 @@ import {
   tellOfEdits,
   withoutIdle,
 } from "./keeping.ts";
-import { bringUp, leaveBridges, type Own, type TapLink } from "./links.ts";
+import { bringUp, hasLeft, leaveBridges, type Own, type TapLink } from "./links.ts";
 import { type Live, LiveNetworks } from "./live.ts";
 import type {
   AgentEvent,
@@ -337,13 +337,16 @@ export class Agent implements Operations {
 
   reload(config: Config): Promise<Changes> {
     return this.#asked(async () => {
+      const links = await linksByName();
       const before = this.#config.networks;
       const renamed = this.#live.rename(config.networks);
       const names = (networks: readonly NetworkConfig[]) => networks.map(({ name }) => name);
       const wanted = new Set(names(config.networks));
       const removed = names(this.#live.configs()).filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
-        return !isDeepStrictEqual(this.#live.get(network.name)?.config, network);
+        const live = this.#live.get(network.name);
+        const isSame = live !== undefined && isDeepStrictEqual(live.config, network);
+        return !isSame || hasLeft(live.link, links); // somebody has removed its bridge, perhaps
       });
       const added = names(different).filter((name) => !this.#live.has(name));
       const altered = names(different).filter((name) => this.#live.has(name));

@@ -13,7 +13,7 @@ import type { Entries } from "./entries.ts";
 import { VtepError } from "./errors.ts";
 import { linksByName } from "./host.ts";
 import type { Notes } from "./keeping.ts";
-import { adjustTaps, bringUp, removeTaps, type TapLink, unqueue } from "./links.ts";
+import { adjustTaps, bringUp, hasLeft, removeTaps, type TapLink, unqueue } from "./links.ts";
 import { isAnew, type Live, type LiveNetworks } from "./live.ts";
 import { type Survey, survey } from "./survey.ts";
 import type { Telling } from "./telling.ts";
@@ -94,7 +94,7 @@ export class Changing {
       const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
       const isThere = ({ config }: Wanted) => live.has(config.name);
       const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
-      await this.#alter(there, undo);
+      await this.#alter(there, found?.links ?? new Map(), undo);
       await this.#add(fresh, undo);
       await containers.route(await linksByName()); // networks made anew have forgotten what is attached
     } catch (error) {
@@ -207,7 +207,7 @@ export class Changing {
   }
 
   /** The settings one after the other, the links all at once. */
-  async #alter(altered: readonly Wanted[], undo: Undo): Promise<void> {
+  async #alter(altered: readonly Wanted[], links: Survey["links"], undo: Undo): Promise<void> {
     const { networks, entries } = this.#of;
     const changes = altered.map(({ config, mtu }) => {
       const before = networks.named(config.name);
@@ -221,8 +221,8 @@ export class Changing {
     }
     entries.restrict(changes.map(({ after }) => after));
     const back = changes.map(({ before, after }) => ({ before: after, after: before }));
-    undo.push(() => this.#relink(back, this.#tellOfFault));
-    await this.#relink(changes, (fault) => {
+    undo.push(() => this.#relink(back, links, this.#tellOfFault));
+    await this.#relink(changes, links, (fault) => {
       throw fault;
     });
   }
@@ -234,11 +234,15 @@ export class Changing {
     await workers.change(network.plan);
   }
 
-  /** The TAPs, and what is attached beside them. */
-  async #relink(changes: readonly Change[], onFault: (error: VtepError) => void): Promise<void> {
+  /** The TAPs, also those that by `links` are not where they were, and what is attached beside them. */
+  async #relink(
+    changes: readonly Change[],
+    links: Survey["links"],
+    onFault: (error: VtepError) => void,
+  ): Promise<void> {
     const different = changes
       .map(({ before, after }) => ({ before: before.link, after: after.link }))
-      .filter(({ before, after }) => !isDeepStrictEqual(before, after));
+      .filter(({ before, after }) => !isDeepStrictEqual(before, after) || hasLeft(after, links));
     for (const fault of await adjustTaps(different)) onFault(fault);
     const moved = changes.flatMap(({ before, after }) => {
       const { bridge } = after.link;

@@ -96,6 +96,13 @@ export function addressWords(verb: "add" | "replace", address: string, device: s
   return ["addr", verb, address, "dev", device, ...detection];
 }
 
+/** Whether a TAP that is to be in a bridge is not in it, by these links. */
+export function hasLeft({ name, bridge }: TapLink, links: ReadonlyMap<string, Link>): boolean {
+  const link = links.get(name);
+  if (bridge === undefined || link === undefined) return false;
+  return link.master === undefined || link.master !== links.get(bridge)?.ifname;
+}
+
 /**
  * Gives TAPs that are up another MTU or another bridge, each whatever becomes of the others; returns why those failed
  * that did. One that was given no bridge may have one of somebody else's.

@@ -26,6 +26,15 @@ function checkTaps(facts: Facts): Finding[] {
   return [{ check: "tap", severity: "ok", finding }];
 }
 
+/** How a link is not as it was made, and what sets it so again. */
+interface Change {
+  readonly severity: Finding["severity"];
+  readonly finding: string;
+  /** Commands without which that cannot be set. */
+  readonly before?: readonly string[];
+  readonly settings: readonly string[];
+}
+
 function changesOf(
   { vni, tap, bridge, mtu }: AgentFacts["networks"][0],
   links: Facts["links"],
@@ -35,18 +44,28 @@ function changesOf(
   const down = [here, ...(port === undefined ? [] : [port])].filter(({ flags }) => {
     return !flags?.includes("UP");
   });
-  const changes = [
+  const changes: Change[] = [
     ...down.map(({ ifname }) => ({
       severity: "error" as const,
       finding: `${ifname} is down, so nothing crosses`,
       settings: [ifname, "up"],
     })),
-    ...(bridge !== undefined && here.master !== bridge
+    ...(bridge !== undefined && port === undefined
+      ? [
+          {
+            severity: "error" as const,
+            finding: `${bridge} was removed, so nothing is in the network by it`,
+            before: [`ip link add name ${bridge} up type bridge`],
+            settings: [tap, "master", bridge],
+          },
+        ]
+      : []),
+    ...(port !== undefined && here.master !== port.ifname
       ? [
           {
             severity: "error" as const,
             finding: `${tap} is no port of ${bridge}, so nothing there is in the network`,
-            settings: [tap, "master", bridge],
+            settings: [tap, "master", port.ifname],
           },
         ]
       : []),
@@ -60,13 +79,13 @@ function changesOf(
           },
         ]),
   ];
-  return changes.map(({ severity, finding, settings }) => ({
+  return changes.map(({ severity, finding, before = [], settings }) => ({
     check: "tap",
     subject: `${vni}`,
     severity,
     finding: `network ${vni}: ${finding}`,
     remedy: "set it again, and see what else manages this host's links",
-    commands: [`ip link set dev ${settings.join(" ")}`],
+    commands: [...before, `ip link set dev ${settings.join(" ")}`],
   }));
 }
 

@@ -755,6 +755,17 @@ describe("a bridge", () => {
     await here.ip("link del br7");
   });
 
+  test("that was removed is an error, and the remedy joins the TAP to it again", async () => {
+    await using agent = await here.vtep(...network, "--bridge", "br42").ready();
+    const asked = ["--bridge", "br42", "--socket", agent.socket];
+    expect(await complaints("tap", ...asked)).toEqual([]);
+    await here.ip("link del br42");
+    const [finding] = await complaints("tap", ...asked);
+    expect(finding).toMatchObject({ severity: "error" });
+    await follow(finding!);
+    expect(await complaints("tap", ...asked)).toEqual([]);
+  });
+
   test("has a link with the TAP's own MAC address: a warning; the bridge itself may have it", async () => {
     await using _ = await here.vtep(...network, "--bridge", "br42").ready();
     expect(await complaints("duplicate-mac", "--bridge", "br42")).toEqual([]);

@@ -108,6 +108,20 @@ describe("a file that is read again", () => {
     await reach(here, there.address);
   });
 
+  test.each([
+    ["was removed", "link del green"],
+    ["it was taken out of", "link set vtep43 nomaster"],
+  ])("has a TAP in its bridge again that %s, and of others nothing", async (_, done) => {
+    const green = { ...BLUE, bridge: "green" };
+    await write(RED, green);
+    await reload();
+    await ours.ip(done);
+    expect(await reload()).toMatchObject({ ...NOTHING, changed: ["vtep43"] });
+    const [link] = JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep43"));
+    expect(link).toMatchObject({ master: "green", operstate: "UNKNOWN" });
+    expect(await reload()).toMatchObject(NOTHING);
+  });
+
   test("gives a network the MTU of an underlay that has grown since the start, and all of it crosses", async () => {
     const mtu = 8950;
     const underlay = (bytes: number) => {

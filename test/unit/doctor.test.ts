@@ -314,6 +314,17 @@ describe("a TAP", () => {
     expect(found(tap, bridge)).toMatchObject([{ severity, finding, subject: "42", commands }]);
   });
 
+  test("whose bridge was removed is told of, with all that makes it as it was", () => {
+    const links = new Map([link("vtep42", { mtu: 1450, linkinfo: { info_kind: "tun" } })]);
+    expect(of("tap", { agent: bridged, links })).toMatchObject([
+      {
+        severity: "error",
+        finding: "network 42: br42 was removed, so nothing is in the network by it",
+        commands: ["ip link add name br42 up type bridge", "ip link set dev vtep42 master br42"],
+      },
+    ]);
+  });
+
   test("that is as the agent made it is well, as is one that somebody put in a bridge", () => {
     expect(found({})).toMatchObject([{ severity: "ok" }]);
     expect(found({ master: "br0" }, {}, agent() as typeof bridged)).toMatchObject([
