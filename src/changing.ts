@@ -78,7 +78,7 @@ export class Changing {
   async apply(config: Config, removed: readonly string[]): Promise<void> {
     const { networks } = config;
     const { networks: live, bridges, containers, notes, plan, telling } = this.#of;
-    const found = networks.length === 0 ? undefined : await survey(config, live.taps(), plan);
+    const found = networks.length === 0 ? undefined : await survey(config, live.mtus(), plan);
     this.#check(networks, removed, found);
     notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();

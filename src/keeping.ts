@@ -14,7 +14,7 @@ import { forgetPlan, type Interim, writePlan } from "./interim.ts";
 import { resizeQueues } from "./links.ts";
 import type { Remotes } from "./remotes.ts";
 import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
-import { judge, peersOf, type Survey } from "./survey.ts";
+import { judge, type OwnTaps, peersOf, type Survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
 import { type Plan, socketDescriptor, tapDescriptor } from "./vtep.ts";
 
@@ -144,7 +144,8 @@ export async function surveyEdited(
   const all = { ...given, networks: [...given.networks, ...edited.networks] };
   const around = await surroundings(peersOf(all), given);
   const taps = all.networks.map(({ tap }) => tap);
-  const own = new Set(taps.filter((tap) => tapDescriptor(tap, 0) in kept));
+  const there = taps.filter((tap) => tapDescriptor(tap, 0) in kept);
+  const own = new Map(there.map((tap) => [tap, around.links.get(tap)?.mtu ?? 0]));
   const attempt = (networks: readonly NetworkConfig[]) => {
     return refusable(() => surveyWithBesides(given, networks, around, own));
   };
@@ -189,7 +190,7 @@ function surveyWithBesides(
   given: Config,
   networks: readonly NetworkConfig[],
   around: Surroundings,
-  own: ReadonlySet<string>,
+  own: OwnTaps,
 ): Omit<Surveyed, "refused"> {
   const besides = given.networks.filter((network) => !networks.includes(network));
   const surveyOf = (all: readonly NetworkConfig[]): Survey => {

@@ -92,6 +92,11 @@ export class LiveNetworks implements Iterable<Live> {
     return new Set([...this].map(({ plan }) => plan.tap));
   }
 
+  /** Of the TAPs, by their names. */
+  mtus(): Map<string, number> {
+    return new Map([...this].map(({ plan }) => [plan.tap, plan.mtu]));
+  }
+
   /** A row that no network has. Throws VtepError CONFLICT where each has one. */
   freeIndex(): number {
     for (let index = 1; index < NETWORKS; index++) if (!this.#indices.has(index)) return index;

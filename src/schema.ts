@@ -308,7 +308,7 @@ export const networkEntries = {
     v.optional(v.array(addressRange, "must be a list of ranges"), []),
   ),
   mtu: key(
-    "MTU of the TAP; auto: what the paths to all peers carry",
+    "MTU of the TAP; auto: what the paths to all peers carry, but no less than it has",
     { value: "N|auto" },
     v.optional(wordOr("auto", 68, LARGEST_MTU), "auto"),
   ),

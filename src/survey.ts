@@ -16,7 +16,11 @@ export interface Survey {
   readonly links: Links;
   readonly local4: string | undefined;
   readonly local6: string | undefined;
-  /** MTU of each network's TAP, in the order of the configuration. */
+  /**
+   * MTU of each network's TAP, in the order of the configuration. One that is there is by itself given no less: its
+   * stations have the MTU that it has, and a bridge drops, without a word, what is longer than its port takes. Senders
+   * to a peer that less gets to are told so instead, and those to others go on.
+   */
   readonly mtus: readonly number[];
   /** Bridges that have to be made. */
   readonly missingBridges: readonly string[];
@@ -39,10 +43,13 @@ type Routes = ReadonlyMap<string, Route>;
 /** IPv4's least (RFC 791), which is a TAP's least too (drivers/net/tun.c). */
 const SMALLEST_MTU = 68;
 
-/** `own` are names of TAPs that are there because they are ours; `bound` is where sockets are open already. */
+/** The TAPs that are there because they are ours, by name, with their MTUs; 0 where that is not known. */
+export type OwnTaps = ReadonlyMap<string, number>;
+
+/** `bound` is where sockets are open already. */
 export async function survey(
   config: Config,
-  own: ReadonlySet<string> = new Set(),
+  own: OwnTaps = new Map(),
   bound?: Locals,
 ): Promise<Survey> {
   return judge(config, await surroundings(peersOf(config), config), own, bound);
@@ -52,7 +59,7 @@ export async function survey(
 export function judge(
   config: Config,
   { links, addresses, routes }: Surroundings,
-  own: ReadonlySet<string>,
+  own: OwnTaps,
   bound: Locals = { local4: undefined, local6: undefined },
 ): Survey {
   const { local4, local6 } = localsOf(config, routes, bound, addresses);
@@ -66,7 +73,10 @@ export function judge(
     }
     checkPeers(network, [local4, local6], routes);
   }
-  const mtus = config.networks.map((network) => mtuOf(network, config, routes));
+  const mtus = config.networks.map((network) => {
+    const mtu = mtuOf(network, config, routes);
+    return network.mtu === "auto" ? Math.max(mtu, own.get(network.tap) ?? 0) : mtu;
+  });
   const astray = astrayOf(config, routes, [local4, local6]);
   return { links, local4, local6, mtus, missingBridges: [...missingBridges], astray };
 }

@@ -40,7 +40,7 @@ export async function examine(
   const peers = peersOf(config);
   const { links, addresses, routes } = await surroundings(peers, config);
   const taps = [...links.values()].filter(({ linkinfo }) => linkinfo?.info_kind === "tun");
-  const refusal = survey(config, new Set(taps.map(({ ifname }) => ifname))).then(
+  const refusal = survey(config, new Map(taps.map(({ ifname, mtu }) => [ifname, mtu]))).then(
     () => undefined,
     (error: Error) => error.message,
   );

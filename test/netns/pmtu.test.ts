@@ -3,7 +3,7 @@ import type { Container } from "../lab/host.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
 import { reach, transferTcp, transferUdp } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import type { Status, Vtep } from "../lab/vtep.ts";
+import { cli, type Status, type Vtep } from "../lab/vtep.ts";
 
 /*
  *  ours ── br0 ── VTEP ── eth0 ══ router ══ eth0 ── VXLAN ── br0 ── theirs
@@ -212,6 +212,21 @@ test("what somebody says of a path is no reason to start with another MTU than t
   expect((await vtep.status()).networks[0]!.mtu).toBe(1350);
   await h1.ip(`route del ${h2.address}`);
   await widen();
+});
+
+// A bridge would drop what its stations send, to all peers, if the TAP were given less under them.
+test("a peer that less gets to takes nothing from the others", async () => {
+  await using vtep = await h1
+    .vtep("--vni", "42", "--name", "blue", "--bridge", "br0", "--peer", h2.address)
+    .ready();
+  await using _ = await h2.join("kernel", { vni: 42, peers: [h1.address] });
+  await newcomers(1450);
+  const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", h2.address));
+  await h1.ip(`route add 10.0.0.9 via ${route.gateway} mtu 1300`);
+  await h1.run("node", cli, "peer", "add", "blue", "10.0.0.9", "--socket", vtep.socket);
+  expect(await pings(ours, theirs.address, 1450)).toEqual(ANSWERED);
+  expect((await vtep.status()).networks[0]!.mtu).toBe(1450);
+  await h1.ip("route del 10.0.0.9");
 });
 
 test("a route that promises more than its interface carries is not believed", async () => {

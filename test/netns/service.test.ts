@@ -505,6 +505,19 @@ describe("the service", () => {
     await reach(here, there.address);
   });
 
+  test("leaves a TAP the MTU that its stations have, over a restart on a narrower underlay", async () => {
+    await configure(crossing);
+    await systemctl("start", "vtep");
+    await ours.ip("link set eth0 mtu 1400");
+    onTestFinished(() => ours.ip("link set eth0 mtu 1500"));
+    await systemctl("restart", "vtep");
+    const [link] = JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep42"));
+    expect(link.mtu).toBe(1450);
+    // As the others have not heard of it, a bridge would drop this one without a word.
+    const long = ["-c", "1", "-W", "1", "-M", "do", "-s", `${1450 - 28}`, there.address];
+    expect((await here.finish(["ping", "-n", ...long])).stdout).toContain("mtu = 1350");
+  });
+
   test("leaves a TAP where it is over a restart, in its container", async () => {
     await configure(`networks: [{ vni: 42, name: blue, peers: [${theirs.address}] }]`);
     await systemctl("start", "vtep");

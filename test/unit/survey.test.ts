@@ -34,7 +34,7 @@ function host(
 }
 
 const look = (given: Config, around = host(), bound?: Parameters<typeof judge>[3]) =>
-  judge(given, around, new Set(), bound);
+  judge(given, around, new Map(), bound);
 
 describe("the MTU", () => {
   test("is no more than what sockets take, however much the path carries", () => {
@@ -46,6 +46,15 @@ describe("the MTU", () => {
     const found = () => look(config({}), host({ [PEER]: { mtu } })).mtus;
     if (mtu === 118) expect(found()).toEqual([68]);
     else expect(found).toThrow(expect.objectContaining({ code: "MTU" }));
+  });
+
+  test("is by itself no less than that of the TAP which is there, whose stations have it", () => {
+    const mtus = (carried: number, network: object, own: [string, number][]) =>
+      judge(config({}, network), host({ [PEER]: { mtu: carried } }), new Map(own)).mtus;
+    expect(mtus(1400, {}, [["vtep7", 1450]])).toEqual([1450]);
+    expect(mtus(9000, {}, [["vtep7", 1450]])).toEqual([8950]);
+    expect(mtus(1400, {}, [["vtep8", 1450]])).toEqual([1350]);
+    expect(mtus(1400, { mtu: 1300 }, [["vtep7", 1450]])).toEqual([1300]);
   });
 
   test("has to be given where no route leads to a peer", () => {
