@@ -367,7 +367,7 @@ export class Dataplane {
     if (this.#remotes.pathMtu(remote) !== 0 && this.#isTooBig(row, remote)) {
       this.#drop(network.index, Drop.PKT_TOO_BIG);
       this.#mirror?.dropCopy(remote);
-      this.#tellTooBig(network, row, remote);
+      this.#tellTooBig(network, row, remote, hash);
       return;
     }
     if (this.#out === OUT_ROWS) this.#send();
@@ -392,13 +392,13 @@ export class Dataplane {
 
   /** What the underlay refused for its length, it has learned from. */
   #tellOfFailed(): void {
-    const { outError, outRow, outRemote, outTap } = this.#batch;
+    const { outError, outRow, outRemote, outTap, outHash } = this.#batch;
     for (let out = 0; out < this.#out; out++) {
       if (dropOfErrno(outError[out]!) !== Drop.PKT_TOO_BIG) continue;
       const row = outRow[out]!;
       const remote = outRemote[out]!;
       if (this.#remotes.pathMtu(remote) === 0 || !this.#isTooBig(row, remote)) continue;
-      this.#tellTooBig(this.#byIndex[outTap[out]!]!, row, remote);
+      this.#tellTooBig(this.#byIndex[outTap[out]!]!, row, remote, outHash[out]!);
     }
   }
 
@@ -407,9 +407,12 @@ export class Dataplane {
   }
 
   /** Tells a frame's sender what the path carries: once, as often as it was to be copied. */
-  #tellTooBig(network: Network, row: number, remote: number): void {
-    if (row === this.#answered || network.answers === 0) return;
+  #tellTooBig(network: Network, row: number, remote: number, hash: number): void {
+    if (row === this.#answered) return;
     const { view, inOffset, inLength } = this.#batch;
+    const station = ethernet.macLow(view, inOffset[row]! + ethernet.SOURCE);
+    const share = network.answerShare(hash, station);
+    if (share < 0) return;
     const answer = this.#answer;
     const room = this.#remotes.longestFrame(remote);
     answer.outOffset[0] = HEADROOM;
@@ -428,7 +431,7 @@ export class Dataplane {
       ethernet.addTag(answer.view, HEADROOM - ethernet.TAG, network.vlan);
     }
     this.#answered = row;
-    network.answers--;
+    network.answers[share]!--;
     answer.outTap[0] = network.index;
     if (this.#taps.write(answer, 1) === 0) {
       this.#counters.add(network.index, Counter.toldTooBig, 1);

@@ -9,8 +9,13 @@
  */
 import { IN_ROWS } from "./batch.ts";
 
-/** As many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. */
-const ANSWERS_PER_SECOND = 1000;
+/**
+ * Answers a second: altogether about as many as Linux gives (net.ipv4.icmp_msgs_per_sec), and no more at once. A sender
+ * that does not heed them is to keep nobody else from hearing: each flow has a share, by its hash, and where that is
+ * spent each station.
+ */
+const SHARES = 64;
+const ANSWERS_PER_SHARE = 8;
 
 /** What may change while a network lasts. */
 export interface Settings {
@@ -37,8 +42,8 @@ export class Network {
   clampMtu: number;
   /** The VLAN whose tag its frames have at the TAP, and only there; 0: none. */
   vlan = 0;
-  /** Answers to frames that were too big which may be given still. */
-  answers = ANSWERS_PER_SECOND;
+  /** Answers to frames that were too big which may be given still: the shares of flows, then those of stations. */
+  readonly answers = new Uint8Array(2 * SHARES).fill(ANSWERS_PER_SHARE);
   /** Frames that are read from its TAP at once, at most. */
   most = IN_ROWS;
   /** Of the burst that is being looked at: frames; and of the one in which it flooded last, which, datagrams more. */
@@ -94,10 +99,22 @@ export class Network {
 
   /** Lets answers be given again; to be called with the seconds since the last time. */
   refillAnswers(seconds: number): void {
-    if (seconds > 0) this.answers = ANSWERS_PER_SECOND;
+    if (seconds > 0) this.answers.fill(ANSWERS_PER_SHARE);
+  }
+
+  /** Which share an answer to a flow of a station, by the low half of its MAC, is to be taken from; -1: none is left. */
+  answerShare(flow: number, station: number): number {
+    const its = shareOf(flow);
+    if (this.answers[its] !== 0) return its;
+    const others = SHARES + shareOf(station);
+    return this.answers[others] !== 0 ? others : -1;
   }
 
   allows(remote: number): boolean {
     return remote < this.#allowed.length && this.#allowed[remote] === 1;
   }
+}
+
+function shareOf(hash: number): number {
+  return Math.imul(hash, 0x9e3779b1) >>> 26;
 }

@@ -214,6 +214,29 @@ test("what somebody says of a path is no reason to start with another MTU than t
   await widen();
 });
 
+// Its sender finds out by itself what the path carries (IP_PMTUDISC_PROBE), or has given up on that.
+const HEEDLESS = `import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, 10, 3)
+s.connect((sys.argv[1], 9))
+while True:
+  try: s.send(bytes(1422))
+  except OSError: pass`;
+
+test("beside a flow that heeds no answer, a TCP stream goes on", async () => {
+  await using vtep = await h1.vtep("--vni", "42", "--bridge", "br0", "--peer", h2.address).ready();
+  await using _ = await h2.join("kernel", { vni: 42, peers: [h1.address] });
+  await newcomers(1450);
+  const heedless = await h1.container({ number: 99 });
+  await lab.setMtu(h2, 1360);
+  const blast = heedless.spawn("python3", "-c", HEEDLESS, theirs.address);
+  await vtep.waitFor(({ networks: [network] }) => (network!.drops.PKT_TOO_BIG ?? 0) > 5_000);
+  const { sent, received } = await transferTcp(ours, theirs, { bytes: MB });
+  expect(received).toEqual(sent);
+  blast.kill("SIGKILL");
+  await widen();
+});
+
 // A bridge would drop what its stations send, to all peers, if the TAP were given less under them.
 test("a peer that less gets to takes nothing from the others", async () => {
   await using vtep = await h1

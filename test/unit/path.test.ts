@@ -176,7 +176,7 @@ describe("a frame that the path to its remote does not carry", () => {
     expect(first!.remotes.paths()).toEqual([]);
   });
 
-  it("is answered a thousand times a second at most, and then again", () => {
+  it("is answered as often a second as its flow's share and its station's allow, and then again", () => {
     const [made, first] = world([1340]);
     made.transmit(first!, udp4(1500));
     made.clear();
@@ -185,10 +185,41 @@ describe("a frame that the path to its remote does not carry", () => {
       made.transmit(first!, ...Array<Uint8Array>(frames).fill(udp4(1500)));
       return first!.tap().receivedCount;
     };
-    expect([answers(500), answers(600)]).toEqual([500, 499]); // as many as the TAP's queues hold
+    expect([answers(10), answers(600)]).toEqual([10, 5]);
     made.pass(1);
     expect(answers(2)).toBe(2);
-    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 1103 });
+    expect(first!.drops()).toEqual({ PKT_TOO_BIG: 613 });
+  });
+
+  it("is answered however many of other flows and stations are, a thousand times a second at most", () => {
+    const [made, first] = world([1340]);
+    const long = udp4(1500);
+    const answers = (
+      count: number,
+      flow: (at: number) => number,
+      station: (at: number) => number,
+    ) => {
+      const frames = Array.from({ length: count }, (_, at) => {
+        const sent = long.slice();
+        sent.set(u16(flow(at)), 14 + 20); // the port it is from
+        sent[11] = station(at);
+        return sent;
+      });
+      let given = 0;
+      for (let at = 0; at < count; at += 500) {
+        first!.tap().clear(); // it keeps a thousand
+        made.transmit(first!, ...frames.slice(at, at + 500));
+        given += first!.tap().receivedCount;
+      }
+      return given;
+    };
+    const [same, any] = [() => 7, (at: number) => at % 256];
+    expect(answers(100, same, same)).toBe(16);
+    expect(answers(1, () => 8, same)).toBe(1);
+    expect(answers(1500, (at) => at, same)).toBeLessThan(64 * 8);
+    expect(answers(1, same, () => 8)).toBe(1);
+    made.pass(1);
+    expect(answers(2000, (at) => at, any)).toBe(1024);
   });
 });
 
