@@ -8,6 +8,7 @@ import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 export function checkOverlay(facts: Facts): Finding[] {
   return [
     ...checkTaps(facts),
+    ...checkStations(facts),
     checkBridgeFilter(facts),
     ...checkMacs(facts),
     ...checkTraffic(facts),
@@ -87,6 +88,32 @@ function changesOf(
     remedy: "set it again, and see what else manages this host's links",
     commands: [...before, `ip link set dev ${settings.join(" ")}`],
   }));
+}
+
+/** A bridge drops what is longer than the port that it is for takes, and tells nobody. */
+function checkStations({ agent, config, links }: Facts): Finding[] {
+  const taps = runningNetworks({ agent }).flatMap(({ vni, tap }) => {
+    const link = links.get(tap);
+    return link?.master === undefined ? [] : [{ vni, tap, mtu: link.mtu, bridge: link.master }];
+  });
+  const own = new Set(taps.map(({ tap }) => tap));
+  const others = [...new Set(links.values())].filter(({ ifname }) => !own.has(ifname));
+  return taps.flatMap(({ vni, tap, mtu, bridge }) => {
+    const longer = others.filter((link) => link.master === bridge && link.mtu > mtu);
+    if (longer.length === 0) return [];
+    const clamps = config.networks.some((network) => network.vni === vni && network.clampMss);
+    const names = listed(longer.map((link) => `${link.ifname} (${link.mtu})`));
+    const what = clamps ? "longer packets but TCP's, which clamp-mss shortens" : "longer packets";
+    return [
+      {
+        check: "tap",
+        subject: `${vni}`,
+        severity: clamps ? "note" : "warning",
+        finding: `network ${vni}: ${tap} has an MTU of ${mtu}, and ${names} a larger one: ${bridge} drops ${what} from there, and tells nobody`,
+        remedy: `give what is behind them an MTU of ${mtu} too${clamps ? "" : ", or set clamp-mss for TCP"}`,
+      },
+    ];
+  });
 }
 
 function checkBridgeFilter(facts: Facts): Finding {

@@ -332,6 +332,32 @@ describe("a TAP", () => {
     ]);
   });
 
+  test.each([
+    [1450, "false", ["ok"]],
+    [1500, "false", ["ok", "warning"]],
+    [1500, "true", ["ok", "note"]],
+  ])(
+    "is told of where stations of its bridge have %i, and clamp-mss is %s",
+    (mtu, clamp, severities) => {
+      const links = new Map([
+        link("eth0"), // no port of it
+        link("br42", { linkinfo: { info_kind: "bridge" } }),
+        link("vtep42", { mtu: 1450, master: "br42", linkinfo: { info_kind: "tun" } }),
+        link("vm1", { mtu, master: "br42" }),
+      ]);
+      const given = {
+        vni: "42",
+        peers: ["192.0.2.2"],
+        bridge: "br42",
+        "clamp-mss": clamp === "true",
+      };
+      const { config } = load(undefined, given);
+      const found = of("tap", { agent: bridged, links, config });
+      expect(found.map(({ severity }) => severity)).toEqual(severities);
+      if (mtu > 1450) expect(found[1]!.finding).toContain("vm1 (1500) a larger one: br42 drops");
+    },
+  );
+
   test("in its container is not looked for", () => {
     expect(of("tap", { agent: agent() })).toEqual([]);
   });
