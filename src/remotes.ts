@@ -99,6 +99,8 @@ export class Remotes {
   readonly words: Int32Array;
   /** What was added here, as it was written: a network's thousands of entries name a few over and over. */
   readonly #added = new Map<string, number>();
+  /** By index, as text: a million entries of the FDB name a few over and over. */
+  readonly #texts: string[] = [];
 
   constructor(memory = new SharedArrayBuffer((FIRST_SLOT + SLOTS) * 4)) {
     this.words = new Int32Array(memory);
@@ -151,8 +153,8 @@ export class Remotes {
 
   /** The address of a remote as text. */
   address(index: number): string {
-    const row = index * REMOTE_WORDS + ADDRESS;
-    return formatAddress(this.words, row);
+    this.#texts[index] ??= formatAddress(this.words, this.addressAt(index));
+    return this.#texts[index];
   }
 
   /** A destination of the FDB as users read it: "local", or the address of a remote. */

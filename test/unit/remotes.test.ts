@@ -1,4 +1,5 @@
-import { expect, test } from "vitest";
+import ipaddr from "ipaddr.js";
+import { expect, test, vi } from "vitest";
 import { REMOTE_ROWS, Remotes } from "../../src/remotes.ts";
 
 test("the remote for which there is no row is refused with what helps, and those known are still found", () => {
@@ -23,3 +24,11 @@ test.each([0, 1, 2, 3])(
     expect(rows.map((at) => remotes.add(address(at), 4789))).toEqual(rows);
   },
 );
+
+test("an address is put into words once, however many entries name it", () => {
+  const remotes = new Remotes();
+  const index = remotes.add("2001:db8::3", 4789);
+  const written = vi.spyOn(ipaddr, "fromByteArray");
+  for (let entry = 0; entry < 100; entry++) expect(remotes.place(index)).toBe("2001:db8::3");
+  expect(written).toHaveBeenCalledTimes(1);
+});
