@@ -13,7 +13,7 @@
 import { randomInt } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { setTimeout as pause } from "node:timers/promises";
+import { setTimeout as pause, setImmediate } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Logger } from "pino";
 import type { Attachment } from "./attachments.ts";
@@ -191,7 +191,7 @@ export class Agent implements Operations {
     this.#portsBefore = before.snapshot?.ports ?? {};
     const canHaveQueues = endpoint.paced && workers === 1 && mostDescriptors() >= MANY_DESCRIPTORS;
     this.#live = new LiveNetworks(endpoint, remotes, canHaveQueues);
-    this.#entries = new Entries(fdb, remotes, config.port, this.#live);
+    this.#entries = new Entries(fdb, remotes, config.port, this.#live, setImmediate);
     const local = (found.local4 ?? found.local6)!;
     const gateways = new Gateways(local, config.port, log, before.snapshot?.gateways);
     const remember = () => this.#notes.remember();
@@ -261,7 +261,7 @@ export class Agent implements Operations {
     return this.#telling.remotes();
   }
 
-  fdb(filter: FdbFilter): Generator<FdbEntryStatus> {
+  fdb(filter: FdbFilter): Generator<readonly FdbEntryStatus[]> {
     return this.#entries.list(filter);
   }
 
@@ -325,7 +325,7 @@ export class Agent implements Operations {
   flushFdb(filter: FdbFilter): Promise<number> {
     return this.#asked(async () => {
       const { network, mac, remote } = filter;
-      const entries = this.#entries.flush(filter);
+      const entries = await this.#entries.flush(filter);
       this.#log.info({ network, mac, remote, entries }, "entries forgotten");
       return entries;
     });

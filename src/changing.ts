@@ -219,7 +219,7 @@ export class Changing {
       undo.push(() => this.#change(before));
       await this.#change(after);
     }
-    entries.restrict(changes.map(({ after }) => after));
+    await entries.restrict(changes.map(({ after }) => after));
     const back = changes.map(({ before, after }) => ({ before: after, after: before }));
     undo.push(() => this.#relink(back, links, this.#tellOfFault));
     await this.#relink(changes, links, (fault) => {
@@ -299,7 +299,7 @@ export class Changing {
     const { networks: live, entries, workers, containers, telling } = this.#of;
     for (const { plan } of networks) await workers.retire(plan.index);
     await this.removeTaps(networks.map(({ link }) => link));
-    entries.clear(networks);
+    await entries.clear(networks);
     for (const network of networks) {
       await workers.discard(network.plan.index);
       containers.forget(network.plan.index);

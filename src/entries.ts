@@ -26,31 +26,50 @@ export class Entries {
   readonly #remotes: Remotes;
   readonly #port: number;
   readonly #networks: LiveNetworks;
+  readonly #turn: () => Promise<unknown>;
   /** Of what is attached here, as it was told last. */
   #attached: ReadonlyMap<string, Key & { readonly index: number }> = new Map();
 
-  /** `port` is where datagrams to remotes go; `networks` are those of now. */
-  constructor(fdb: Fdb, remotes: Remotes, port: number, networks: LiveNetworks) {
+  /** `port` is where datagrams to remotes go; `networks` are those of now; `turn` is what others have meanwhile. */
+  constructor(
+    fdb: Fdb,
+    remotes: Remotes,
+    port: number,
+    networks: LiveNetworks,
+    turn: () => Promise<unknown>,
+  ) {
     this.#fdb = fdb;
     this.#remotes = remotes;
     this.#port = port;
     this.#networks = networks;
+    this.#turn = turn;
   }
 
   // what is known
 
-  *list({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
+  *list(filter: FdbFilter): Generator<readonly FdbEntryStatus[]> {
+    for (const rows of this.#fdb.lots()) yield this.#told(rows, filter);
+  }
+
+  #told(rows: Iterable<FdbRow>, { network, origin, ...filter }: FdbFilter): FdbEntryStatus[] {
     const now = monotonicSeconds();
     const called = this.#networks.called();
-    for (const row of this.#fdb.rows()) {
+    const isWanted = this.#chosenBy(filter);
+    const told: FdbEntryStatus[] = [];
+    for (const row of rows) {
       const name = called.get(row.network)?.name;
       if (name === undefined || (network !== undefined && name !== network)) continue;
       if (origin !== undefined && ORIGIN_NAMES[row.origin] !== origin) continue;
-      const entry = this.#describe(row, name, now);
-      if (mac !== undefined && entry.mac !== mac) continue;
-      if (remote !== undefined && entry.destination !== remote) continue;
-      yield entry;
+      if (isWanted(row)) told.push(this.#describe(row, name, now));
     }
+    return told;
+  }
+
+  #chosenBy({ mac, remote }: Pick<FdbFilter, "mac" | "remote">): (row: FdbRow) => boolean {
+    const key = mac === undefined ? undefined : keyOf(mac);
+    return ({ macHigh, macLow, destination }) =>
+      (key === undefined || (key.macLow === macLow && key.macHigh === macHigh)) &&
+      (remote === undefined || this.#remotes.place(destination) === remote);
   }
 
   /** So many of each network at most, by its name. */
@@ -70,10 +89,12 @@ export class Entries {
   /** For who is to `recall` them. */
   learned(): Learned {
     const learned = new Map<string, Learned[0]["learned"]>();
-    for (const { network, mac, destination, ageSeconds } of this.list({ origin: "learned" })) {
-      const entries = learned.get(network) ?? [];
-      entries.push([mac, destination, ageSeconds!]);
-      learned.set(network, entries);
+    for (const lot of this.list({ origin: "learned" })) {
+      for (const { network, mac, destination, ageSeconds } of lot) {
+        const entries = learned.get(network) ?? [];
+        entries.push([mac, destination, ageSeconds!]);
+        learned.set(network, entries);
+      }
     }
     return [...this.#networks].map(({ config: { name, vni } }) => {
       return { name, vni, learned: learned.get(name) ?? [] };
@@ -162,7 +183,7 @@ export class Entries {
   // what is forgotten
 
   /** What networks' configurations no longer have: static entries, and what was learned behind other remotes. */
-  restrict(networks: readonly Live[]): void {
+  async restrict(networks: readonly Live[]): Promise<void> {
     const rules = new Map(
       networks.map(({ config, plan }) => {
         const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
@@ -170,7 +191,7 @@ export class Entries {
         return [plan.index, { may, kept }];
       }),
     );
-    this.#fdb.clear(({ network, origin, macHigh, macLow, destination }) => {
+    await this.#clear(({ network, origin, macHigh, macLow, destination }) => {
       const rule = rules.get(network);
       if (rule === undefined) return false;
       if (origin === STATIC) return !rule.kept.has(numberOf({ macHigh, macLow }));
@@ -184,21 +205,29 @@ export class Entries {
   }
 
   /** What was learned, as far as it is asked for; returns how much that was. Throws VtepError NOT_FOUND. */
-  flush({ network, mac, remote }: FdbFilter): number {
+  async flush({ network, ...filter }: FdbFilter): Promise<number> {
     const index = network === undefined ? undefined : this.#networks.named(network).plan.index;
-    return this.#fdb.clear(
+    const isWanted = this.#chosenBy(filter);
+    return this.#clear(
       (row) =>
-        row.origin === LEARNED &&
-        (index === undefined || row.network === index) &&
-        (mac === undefined || formatMac(row.macHigh, row.macLow) === mac) &&
-        (remote === undefined || this.#remotes.place(row.destination) === remote),
+        row.origin === LEARNED && (index === undefined || row.network === index) && isWanted(row),
     );
   }
 
   /** All of these networks'. */
-  clear(networks: readonly Live[]): void {
+  async clear(networks: readonly Live[]): Promise<void> {
     const indices = new Set(networks.map(({ plan }) => plan.index));
-    this.#fdb.clear(({ network }) => indices.has(network));
+    await this.#clear(({ network }) => indices.has(network));
+  }
+
+  /** There may be two million to be looked through: whoever else waits has a turn now and then. */
+  async #clear(chosen: (row: FdbRow) => boolean): Promise<number> {
+    let removed = 0;
+    for (const rows of this.#fdb.lots()) {
+      removed += this.#fdb.clear(chosen, rows);
+      await this.#turn();
+    }
+    return removed;
   }
 }
 

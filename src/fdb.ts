@@ -117,6 +117,9 @@ const NEXT_GENERATION = ROUTE_MASK + 1;
 
 const CHAIN_LIMIT = 64;
 
+/** Entries that are looked through at once: a millisecond's work, or some where each is told. */
+export const LOT = 2048;
+
 /** HalfSipHash-1-3: a round for each word of the message and one for its length, then three. */
 const HASH_ROUNDS = 6;
 const HASH_LENGTH = 8 << 24;
@@ -281,10 +284,13 @@ export class Fdb {
     this.#unlock();
   }
 
-  /** Removes the entries that are chosen; returns how many. May wait for a writer, but holds none up. */
-  clear(chosen: (row: FdbRow) => boolean): number {
+  /**
+   * Removes the entries that are chosen, among all or among `rows`; returns how many. May wait for a writer, but
+   * holds none up.
+   */
+  clear(chosen: (row: FdbRow) => boolean, rows: Iterable<FdbRow> = this.rows()): number {
     let removed = 0;
-    for (const row of this.rows()) {
+    for (const row of rows) {
       const { network, macHigh, macLow, origin } = row;
       if (chosen(row) && this.delete(network, macHigh, macLow, origin)) removed++;
     }
@@ -372,10 +378,20 @@ export class Fdb {
 
   /** All entries, in no order; safe beside writers, which it may or may not see. */
   *rows(): Generator<FdbRow> {
-    const words = this.#words;
-    const end = this.#entries + Atomics.load(words, FRESH) * ENTRY_WORDS;
-    for (let entry = this.#entries + ENTRY_WORDS; entry < end; entry += ENTRY_WORDS) {
-      const row = this.#row(entry);
+    for (const lot of this.lots()) yield* lot;
+  }
+
+  /** The same in lots: each is soon looked through, however many entries there are, and is to be before the next. */
+  *lots(): Generator<Iterable<FdbRow>> {
+    for (let first = 1; first < Atomics.load(this.#words, FRESH); first += LOT) {
+      yield this.#lot(first);
+    }
+  }
+
+  *#lot(first: number): Generator<FdbRow> {
+    const end = Math.min(first + LOT, Atomics.load(this.#words, FRESH));
+    for (let at = first; at < end; at++) {
+      const row = this.#row(this.#entries + at * ENTRY_WORDS);
       if (row !== undefined) yield row;
     }
   }

@@ -139,8 +139,8 @@ export interface Operations {
   network(name: string): NetworkStatus | undefined;
   /** Those that networks name, in the order in which they came to be known. */
   remotes(): readonly RemoteStatus[];
-  /** In no order; may be many: 1 Mi of them are a generator's worth, not an array's. */
-  fdb(filter: FdbFilter): Generator<FdbEntryStatus>;
+  /** In no order, in lots that may be empty; there may be many, so others are to have a turn between two lots. */
+  fdb(filter: FdbFilter): Generator<readonly FdbEntryStatus[]>;
   /** Adds a network, or gives it this configuration; true when it is new. */
   putNetwork(network: NetworkConfig): Promise<boolean>;
   /** False when there is none of that name. */

@@ -1,7 +1,8 @@
+import { setImmediate as turn } from "node:timers/promises";
 import { beforeEach, describe, expect, test } from "vitest";
 import { networkConfig } from "../../src/config.ts";
 import { Entries } from "../../src/entries.ts";
-import { Fdb, LEARNED } from "../../src/fdb.ts";
+import { Fdb, LEARNED, LOT } from "../../src/fdb.ts";
 import type { Live } from "../../src/live.ts";
 import { LiveNetworks } from "../../src/live.ts";
 import { LOCAL, Remotes } from "../../src/remotes.ts";
@@ -24,7 +25,7 @@ beforeEach(() => {
   remotes = new Remotes();
   const endpoint = { local4: "192.0.2.1", local6: undefined, port: PORT };
   networks = new LiveNetworks(endpoint, remotes, false);
-  entries = new Entries(fdb, remotes, PORT, networks);
+  entries = new Entries(fdb, remotes, PORT, networks, turn);
   red = add({ vni: 1, name: "red", fdb: { [mac(9)]: STATION } });
   blue = add({ vni: 2, name: "blue", age: 0 });
 });
@@ -45,6 +46,7 @@ function learn({ plan }: Live, last: number, to: string): void {
 /** The networks, MACs and destinations of those that there are. */
 const known = (origin?: "learned" | "control" | "static") =>
   [...entries.list(origin === undefined ? {} : { origin })]
+    .flat()
     .map(({ network, mac, destination }) => `${network} ${mac.at(-1)} ${destination}`)
     .sort();
 
@@ -91,7 +93,7 @@ describe("what was learned before a restart", () => {
 });
 
 describe("what a changed configuration has no more", () => {
-  test("is forgotten, and nothing else", () => {
+  test("is forgotten, and nothing else", async () => {
     entries.configure(add({ vni: 3, name: "green", fdb: { [mac(8)]: STATION } }));
     entries.attach([{ network: "red", mac: mac(7) }]);
     for (const [last, to] of [
@@ -102,7 +104,7 @@ describe("what a changed configuration has no more", () => {
       for (const network of [red, blue]) learn(network, last, to);
     }
     const config = networkConfig({ vni: 1, name: "red", peers: [STATION] });
-    entries.restrict([networks.planned(config, red.plan.index, 1450)]);
+    await entries.restrict([networks.planned(config, red.plan.index, 1450)]);
     expect(known()).toEqual([
       "blue 1 local",
       `blue 2 ${PEER}`,
@@ -140,16 +142,34 @@ describe("a flush", () => {
     [{ mac: mac(1) }, [`blue 2 ${PEER}`, `red 2 ${PEER}`]],
     [{ remote: PEER }, ["blue 1 local", "red 1 local"]],
     [{ network: "blue", remote: "local" }, [`blue 2 ${PEER}`, "red 1 local", `red 2 ${PEER}`]],
-  ])("of %j forgets that and no more", (filter, left) => {
-    expect(entries.flush(filter)).toBe(4 - left.length);
+  ])("of %j forgets that and no more", async (filter, left) => {
+    expect(await entries.flush(filter)).toBe(4 - left.length);
     expect(known("learned")).toEqual(left);
     expect(known("static")).toEqual([`red 9 ${STATION}`]);
   });
 });
 
-test("a removed network leaves nothing, and the others all", () => {
+test("many entries are forgotten in lots, between which others have a turn", async () => {
+  fdb = new Fdb(Fdb.allocate(10 * LOT, 0x5eed));
+  entries = new Entries(fdb, remotes, PORT, networks, turn);
+  fdb.setLimit(red.plan.index, 10 * LOT);
+  for (let low = 0; low < 10 * LOT; low++) fdb.learn(red.plan.index, 2, low, LOCAL, 0);
+  let turns = 0;
+  let isDone = false;
+  const count = () => {
+    if (isDone) return;
+    turns++;
+    setImmediate(count);
+  };
+  setImmediate(count);
+  expect(await entries.flush({})).toBe(10 * LOT);
+  isDone = true;
+  expect(turns).toBeGreaterThan(8);
+});
+
+test("a removed network leaves nothing, and the others all", async () => {
   for (const network of [red, blue]) learn(network, 1, PEER);
-  entries.clear([red]);
+  await entries.clear([red]);
   expect(known()).toEqual([`blue 1 ${PEER}`]);
   expect(entries.unlearn(blue, { macHigh: 0, macLow: 0x5e005301 })).toBe(true);
   expect(fdb.count(blue.plan.index, LEARNED)).toBe(0);

@@ -5,6 +5,7 @@ import { Counter } from "../../src/counters.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
 import { VtepError } from "../../src/errors.ts";
 import type { Explanation, Question } from "../../src/explain.ts";
+import { LOT } from "../../src/fdb.ts";
 import type {
   AgentEvent,
   AgentStatus,
@@ -133,13 +134,17 @@ export class MemoryOperations implements Operations {
     return running !== undefined;
   }
 
-  *fdb({ network, mac, remote, origin }: FdbFilter): Generator<FdbEntryStatus> {
-    for (const entry of this.entries) {
-      if (network !== undefined && entry.network !== network) continue;
-      if (mac !== undefined && entry.mac !== mac) continue;
-      if (remote !== undefined && entry.destination !== remote) continue;
-      if (origin !== undefined && entry.origin !== origin) continue;
-      yield entry;
+  *fdb({ network, mac, remote, origin }: FdbFilter): Generator<readonly FdbEntryStatus[]> {
+    for (let at = 0; at < this.entries.length; at += LOT) {
+      yield this.entries
+        .slice(at, at + LOT)
+        .filter(
+          (entry) =>
+            (network === undefined || entry.network === network) &&
+            (mac === undefined || entry.mac === mac) &&
+            (remote === undefined || entry.destination === remote) &&
+            (origin === undefined || entry.origin === origin),
+        );
     }
   }
 
@@ -183,7 +188,7 @@ export class MemoryOperations implements Operations {
   }
 
   async flushFdb(filter: FdbFilter): Promise<number> {
-    const gone = [...this.fdb({ ...filter, origin: "learned" })];
+    const gone = [...this.fdb({ ...filter, origin: "learned" })].flat();
     for (const entry of gone) this.entries.splice(this.entries.indexOf(entry), 1);
     return gone.length;
   }
