@@ -222,8 +222,8 @@ export class Agent implements Operations {
         ),
         queues: this.#queues.lengths,
         ...this.#containers.traces,
-        networks: this.#entries.learned(),
       }),
+      learned: () => this.#entries.learned(),
     };
     const directory = keeping?.directory;
     const { edited } = before;
@@ -434,6 +434,7 @@ export class Agent implements Operations {
     if (stays) this.#undo.push(() => this.#workers.end());
     this.#undo.push(() => this.#containers.unroute(stays));
     this.#undo.push(() => this.#notes.leavePlan());
+    this.#undo.push(() => this.#notes.rememberLearned());
     this.#undo.push(() => this.#notes.remember());
     this.#undo.push(() => this.#bridges.removeIdle(new Set(), stays ? this.#own() : undefined));
     this.#telling.noteAstray(found.astray);

@@ -13,13 +13,11 @@ import type { Live, LiveNetworks } from "./live.ts";
 import type { FdbEntryStatus, FdbFilter } from "./operations.ts";
 import { LOCAL, type Remotes } from "./remotes.ts";
 import type { FdbEntry } from "./schema.ts";
-import type { Snapshot } from "./snapshot.ts";
+import type { Learned } from "./snapshot.ts";
 import { monotonicSeconds, type NetworkPlan } from "./vtep.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
 
 type Key = Pick<FdbEntry, "macHigh" | "macLow">;
-/** Learned entries, as a snapshot has them. */
-type Learned = Snapshot["networks"];
 
 export class Entries {
   readonly #fdb: Fdb;
@@ -48,12 +46,16 @@ export class Entries {
   // what is known
 
   *list(filter: FdbFilter): Generator<readonly FdbEntryStatus[]> {
-    for (const rows of this.#fdb.lots()) yield this.#told(rows, filter);
+    const called = this.#networks.called();
+    for (const rows of this.#fdb.lots()) yield this.#told(rows, filter, called);
   }
 
-  #told(rows: Iterable<FdbRow>, { network, origin, ...filter }: FdbFilter): FdbEntryStatus[] {
+  #told(
+    rows: Iterable<FdbRow>,
+    { network, origin, ...filter }: FdbFilter,
+    called: ReturnType<LiveNetworks["called"]>,
+  ): FdbEntryStatus[] {
     const now = monotonicSeconds();
-    const called = this.#networks.called();
     const isWanted = this.#chosenBy(filter);
     const told: FdbEntryStatus[] = [];
     for (const row of rows) {
@@ -86,19 +88,23 @@ export class Entries {
     return entries;
   }
 
-  /** For who is to `recall` them. */
-  learned(): Learned {
-    const learned = new Map<string, Learned[0]["learned"]>();
-    for (const lot of this.list({ origin: "learned" })) {
-      for (const { network, mac, destination, ageSeconds } of lot) {
+  /** For who is to `recall` them, in lots as they are listed. */
+  *learned(): Generator<Learned> {
+    const called = this.#networks.called();
+    for (const rows of this.#fdb.lots()) {
+      const now = monotonicSeconds();
+      const learned = new Map<number, Learned[0]["learned"]>();
+      for (const { network, origin, macHigh, macLow, destination, seenAt } of rows) {
+        if (origin !== LEARNED) continue;
         const entries = learned.get(network) ?? [];
-        entries.push([mac, destination, ageSeconds!]);
+        entries.push([formatMac(macHigh, macLow), this.#remotes.place(destination), now - seenAt]);
         learned.set(network, entries);
       }
+      yield [...learned].flatMap(([index, learned]) => {
+        const config = called.get(index);
+        return config === undefined ? [] : [{ name: config.name, vni: config.vni, learned }];
+      });
     }
-    return [...this.#networks].map(({ config: { name, vni } }) => {
-      return { name, vni, learned: learned.get(name) ?? [] };
-    });
   }
 
   #describe(row: FdbRow, network: string, now: number): FdbEntryStatus {
@@ -144,10 +150,12 @@ export class Entries {
 
   /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
   recall({ config, plan }: Live, learned: Learned): void {
-    const before = learned.find(({ name, vni }) => name === config.name && vni === config.vni);
+    const before = learned
+      .filter(({ name, vni }) => name === config.name && vni === config.vni)
+      .flatMap(({ learned }) => learned);
     const now = monotonicSeconds();
     const known = this.#known(plan);
-    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
+    for (const [mac, to, age] of before.toSorted((a, b) => b[2] - a[2])) {
       const destination = known.get(to);
       const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
       if (destination === undefined || !young) continue;

@@ -13,7 +13,13 @@ import { linksByName, type Surroundings, surroundings } from "./host.ts";
 import { forgetPlan, type Interim, writePlan } from "./interim.ts";
 import { resizeQueues } from "./links.ts";
 import type { Remotes } from "./remotes.ts";
-import { readSnapshot, type Snapshot, writeSnapshot } from "./snapshot.ts";
+import {
+  type Learned,
+  readSnapshot,
+  type Snapshot,
+  writeLearned,
+  writeSnapshot,
+} from "./snapshot.ts";
 import { judge, type OwnTaps, peersOf, type Survey } from "./survey.ts";
 import { forgetDescriptors } from "./systemd.ts";
 import { type Plan, socketDescriptor, tapDescriptor } from "./vtep.ts";
@@ -238,6 +244,7 @@ interface Present {
   networks(): readonly NetworkConfig[];
   plan(): Plan;
   snapshot(): Parameters<typeof writeSnapshot>[1];
+  learned(): Iterable<Learned>;
 }
 
 /**
@@ -256,6 +263,9 @@ export class Notes {
   /** Whether anything is forwarded, so that a plan can be true. */
   #hasBegun = false;
   #remembering: NodeJS.Timeout | undefined;
+  #hasStopped = false;
+  /** What was learned is being written, or has been. */
+  #writing: Promise<void> = Promise.resolve();
 
   /** `before` is what was found of edits, `refused` what of it was not done. */
   constructor(
@@ -279,28 +289,46 @@ export class Notes {
   /** Frames are forwarded as the plan says; from now on all is written now and then. */
   begin(): void {
     this.#hasBegun = true;
-    this.#writeRegularly();
+    void this.#writeRegularly();
   }
 
   /** The more seldom the longer it takes. */
-  #writeRegularly(): void {
+  async #writeRegularly(): Promise<void> {
     const began = performance.now();
     this.remember();
+    await this.rememberLearned();
+    if (this.#hasStopped) return;
     this.leavePlan();
     const waitMs = Math.max(REMEMBER_MS, REMEMBER_SHARE * (performance.now() - began));
-    this.#remembering = setTimeout(() => this.#writeRegularly(), waitMs).unref();
+    this.#remembering = setTimeout(() => void this.#writeRegularly(), waitMs).unref();
   }
 
   stop(): void {
+    this.#hasStopped = true;
     clearTimeout(this.#remembering);
   }
 
-  /** What a restart is not to forget. */
+  /** What a restart is not to forget, but for what was learned. */
   remember(): void {
     if (this.#directory === undefined) return;
     if (!this.#areEditsWritten) this.rememberEdits();
     try {
       writeSnapshot(this.#directory, this.#present.snapshot());
+    } catch (error) {
+      this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
+    }
+  }
+
+  /** All that was learned, as it is when what is being written of it has been. */
+  rememberLearned(): Promise<void> {
+    this.#writing = this.#writing.then(() => this.#writeLearned());
+    return this.#writing;
+  }
+
+  async #writeLearned(): Promise<void> {
+    if (this.#directory === undefined) return;
+    try {
+      await writeLearned(this.#directory, this.#present.learned());
     } catch (error) {
       this.#log.warn({ reason: (error as Error).message }, "a restart will have to learn anew");
     }

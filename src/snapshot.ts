@@ -1,18 +1,28 @@
 /**
- * What an agent knows that its configuration does not, in a file of its state directory, so that a
- * restart forgets nothing: the FDB's learned entries with their age, the bridges that were made here, and
- * how long the queues of the TAPs are to be again.
+ * What an agent knows that its configuration does not, in two files of its state directory, so that a
+ * restart forgets nothing: the FDB's learned entries with their age in one; in the other the bridges that were
+ * made here, how long the queues of the TAPs are to be again, and what else is soon written.
  *
- * It is written when the agent stops and now and then before, for when it is killed; as a whole or not
- * at all. Ages are as of the time of writing, by the clock on the wall: only that one goes on while
+ * They are written when the agent stops and now and then before, for when it is killed; each as a whole or not
+ * at all. Of entries there may be two million: they are written a line a lot, between which others have a turn.
+ * Ages are as of the time of writing, by the clock on the wall: only that one goes on while
  * nobody runs. A file that cannot be read is no reason not to start, and is as good as none.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
-import { replaceFile } from "./files.ts";
+import { replaceFile, replaceFileInPieces } from "./files.ts";
 
 const FILE = "state.json";
+const LEARNED_FILE = "learned.jsonl";
+
+const learnedBy = v.object({
+  name: v.string(),
+  vni: v.number(),
+  /** MAC, "local" or the address of a remote, and seconds since it was last seen. */
+  learned: v.array(v.tuple([v.string(), v.string(), v.number()])),
+});
+const learnedSchema = v.object({ writtenAt: v.number(), networks: v.array(learnedBy) });
 
 const schema = v.object({
   /** Milliseconds since 1970. */
@@ -34,36 +44,59 @@ const schema = v.object({
       hasTable: v.boolean(),
     }),
   ),
-  networks: v.array(
-    v.object({
-      name: v.string(),
-      vni: v.number(),
-      /** MAC, "local" or the address of a remote, and seconds since it was last seen. */
-      learned: v.array(v.tuple([v.string(), v.string(), v.number()])),
-    }),
-  ),
+  /** Empty: an agent of before had here what was learned, and asks for it. */
+  networks: v.array(learnedBy),
 });
 
 export type Snapshot = v.InferOutput<typeof schema>;
+
+/** By network, which may be there several times. */
+export type Learned = Snapshot["networks"];
 
 /** The snapshot in a directory, its ages as of now; undefined where there is none that can be read. */
 export function readSnapshot(directory: string): Snapshot | undefined {
   try {
     const snapshot = v.parse(schema, JSON.parse(readFileSync(join(directory, FILE), "utf8")));
-    const since = Math.max(0, Math.round((Date.now() - snapshot.writtenAt) / 1000));
-    const networks = snapshot.networks.map((network) => ({
-      ...network,
-      learned: network.learned.map(
-        ([mac, to, age]) => [mac, to, age + since] as (typeof network.learned)[0],
-      ),
-    }));
-    return { ...snapshot, networks };
+    return { ...snapshot, networks: [...asOfNow(snapshot), ...readLearned(directory)] };
   } catch {
     return undefined;
   }
 }
 
-export function writeSnapshot(directory: string, snapshot: Omit<Snapshot, "writtenAt">): void {
-  const text = JSON.stringify({ writtenAt: Date.now(), ...snapshot });
+function readLearned(directory: string): Learned {
+  try {
+    const lines = readFileSync(join(directory, LEARNED_FILE), "utf8").trimEnd().split("\n");
+    return lines.flatMap((line) => asOfNow(v.parse(learnedSchema, JSON.parse(line))));
+  } catch {
+    return [];
+  }
+}
+
+function asOfNow({ writtenAt, networks }: v.InferOutput<typeof learnedSchema>): Learned {
+  const since = Math.max(0, Math.round((Date.now() - writtenAt) / 1000));
+  return networks.map((network) => ({
+    ...network,
+    learned: network.learned.map(
+      ([mac, to, age]) => [mac, to, age + since] as (typeof network.learned)[0],
+    ),
+  }));
+}
+
+export function writeSnapshot(
+  directory: string,
+  snapshot: Omit<Snapshot, "writtenAt" | "networks">,
+): void {
+  const text = JSON.stringify({ writtenAt: Date.now(), ...snapshot, networks: [] });
   replaceFile(join(directory, FILE), text);
+}
+
+/** What was learned, in lots; not to be called again before it has resolved. Throws what the system says. */
+export async function writeLearned(directory: string, lots: Iterable<Learned>): Promise<void> {
+  await replaceFileInPieces(join(directory, LEARNED_FILE), linesOf(lots));
+}
+
+function* linesOf(lots: Iterable<Learned>): Generator<string> {
+  for (const networks of lots) {
+    if (networks.length > 0) yield `${JSON.stringify({ writtenAt: Date.now(), networks })}\n`;
+  }
 }
