@@ -29,9 +29,7 @@ class Feed {
     const events = this.#waiting;
     this.#waiting = [];
     if (events.length === 0) return ": still here\n\n";
-    return events
-      .map((event) => `event: ${event.event}\ndata: ${JSON.stringify(event)}\n\n`)
-      .join("");
+    return events.map(textOf).join("");
   }
 
   async #something(): Promise<void> {
@@ -43,6 +41,17 @@ class Feed {
     clearTimeout(patience);
     this.#wake = undefined;
   }
+}
+
+/** Of what is told to several, once. */
+const texts = new WeakMap<AgentEvent, string>();
+
+function textOf(event: AgentEvent): string {
+  const known = texts.get(event);
+  if (known !== undefined) return known;
+  const text = `event: ${event.event}\ndata: ${JSON.stringify(event)}\n\n`;
+  texts.set(event, text);
+  return text;
 }
 
 function missed(count: number): AgentEvent {

@@ -575,6 +575,22 @@ describe("events", () => {
     await until("no listener", () => operations.listeners.size === 0);
   });
 
+  test("are put into words once, however many listen", async () => {
+    const listening = Array.from({ length: 20 }, () => client.events());
+    const told = listening.map((events) => events.next());
+    await until("listeners", () => operations.listeners.size === 20);
+    let times = 0;
+    const event = { event: "remote-down", remote: "192.0.2.2" } as const;
+    const toJSON = () => {
+      times++;
+      return event;
+    };
+    operations.tell({ ...event, toJSON } as typeof event);
+    for (const { value } of await Promise.all(told)) expect(value).toEqual(event);
+    expect(times).toBe(1);
+    for (const events of listening) await events.return(undefined);
+  });
+
   test("are lost to a slow reader, who is told how many", async () => {
     const caller = connect(socket);
     caller.write("GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
