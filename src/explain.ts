@@ -217,7 +217,7 @@ function encap(scene: Scene, { frame: whole, isHeaderOnly }: Asked): Explanation
   return done({ outcome: "sent", remotes: to, drops, sentence });
 }
 
-function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Explanation {
+function decap(scene: Scene, { frame }: Asked, from: string): Explanation {
   const { network, remotes } = scene;
   const sender = canonicalAddress(from);
   const steps: string[] = [];
@@ -263,7 +263,7 @@ function decap(scene: Scene, { frame, isHeaderOnly }: Asked, from: string): Expl
   const learning = learn(scene, source, remote);
   steps.push(learning.sentence);
   if (learning.isRefused) return done(dropped("VXLAN_ENTRY_EXISTS"));
-  if (!isHeaderOnly && frame.length > network.mtu + ethernet.HEADER) {
+  if (frame.length > network.mtu + ethernet.HEADER) {
     steps.push(
       `It is longer than the MTU of ${network.tap}, ${network.mtu}: the host may drop it.`,
     );
@@ -321,7 +321,7 @@ function learn(scene: Scene, mac: Mac, destination: number): Learning {
   return { ...nothing, sentence, isRefused: true, destination: entry.destination };
 }
 
-/** The destination's entry as it would be once the source is learned. */
+/** The destination's entry as it would be once the source is learned, which is on the host's side. */
 function entryAfter(
   { fdb, network }: Scene,
   mac: Mac,
@@ -330,8 +330,8 @@ function entryAfter(
 ): Pick<FdbRow, "destination" | "origin" | "seenAt"> | undefined {
   const entry = fdb.entry(network.index, mac.high, mac.low);
   if (isSame(mac, source)) {
-    if (learning.destination === undefined || learning.isRefused) return entry;
-    return { origin: LEARNED, seenAt: 0, ...entry, destination: learning.destination };
+    if (learning.destination !== LOCAL) return entry; // not learned: an entry says otherwise, or there is no room
+    return { origin: LEARNED, seenAt: 0, destination: LOCAL };
   }
   const gone = learning.displaced;
   return gone?.macHigh === mac.high && gone.macLow === mac.low ? undefined : entry;

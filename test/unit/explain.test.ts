@@ -2,7 +2,13 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { TRUNCATED } from "../../src/batch.ts";
 import { Drop } from "../../src/counters.ts";
-import { type Asked, explain, type Scene } from "../../src/explain.ts";
+import {
+  type Asked,
+  askedOf,
+  explain,
+  type Question as Put,
+  type Scene,
+} from "../../src/explain.ts";
 import { CONTROL, LEARNED, STATIC } from "../../src/fdb.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, PORT, script, vxlan } from "./sim.ts";
@@ -121,6 +127,9 @@ const WAYS: [way: string, given: Setting, question: Question][] = [
   ["sent ", { ...narrow, peers: [PEER] }, { ...short, length: 1364 }],
   ["dropped PKT_TOO_BIG", { ...narrow, peers: [PEER] }, { ...short, length: 1365 }],
   ["delivered ", ONE, { ...short, from: PEER }],
+  ["delivered ", ONE, { ...short, length: 14, from: PEER }],
+  ["delivered ", ONE, { ...short, length: LARGEST, from: PEER }],
+  ["dropped PKT_TOO_BIG", ONE, { ...short, length: LARGEST + 1, from: PEER }],
   ["dropped PKT_TOO_SMALL", ONE, { ...short, length: 13 }],
   ["dropped MAC_INVALID_SOURCE", ONE, { ...short, by: MULTICAST }],
   ["dropped LOCAL_MAC", ONE, { ...short, by: TAP, from: PEER }],
@@ -134,6 +143,11 @@ const WAYS: [way: string, given: Setting, question: Question][] = [
   ["dropped VLAN_TAGGED", vlan, { ...short, tags: SERVICE_TAG, from: PEER }],
   ["dropped ", { ...ONE, hasGateway: true }, { ...short, by: TAP }],
 ];
+
+function tagged(...tags: number[][]): Uint8Array {
+  const whole = frame(B, A);
+  return bytes(whole.subarray(0, 12), tags.flat(), whole.subarray(12));
+}
 
 describe("an explanation", () => {
   const macs = fc.constantFrom(A, A, B, B, C, C, TAP, ZERO, BROADCAST, MULTICAST);
@@ -173,8 +187,8 @@ describe("an explanation", () => {
         const { vtep, scene } = stage(given);
         const before = [...vtep.fdb.rows()];
         const untagged = frame(to, by, { length });
-        const tagged = bytes(untagged.subarray(0, 12), tags, untagged.subarray(12));
-        const one = asked(tagged.subarray(0, length), from);
+        const whole = bytes(untagged.subarray(0, 12), tags, untagged.subarray(12));
+        const one = asked(whole.subarray(0, length), from);
         const { verdict } = explain(scene, one);
         expect([...vtep.fdb.rows()]).toEqual(before);
         const drops: Record<string, number> = {};
@@ -240,15 +254,62 @@ describe("an explanation", () => {
     });
   });
 
+  it("tells the way of a frame from a remote, too", () => {
+    const { scene } = stage({
+      ...ONE,
+      entries: [{ mac: B, remote: PEER, origin: LEARNED, seenAt: NOW - 1 }],
+    });
+    expect(explain(scene, asked(frame(A, B), PEER)).steps).toEqual([
+      `It comes from ${PEER}, with VNI 100: that is network blue.`,
+      `${PEER} is a remote of this network, so it is listened to.`,
+      `Source ${B} has a learned entry: behind ${PEER}, seen 1 second ago.`,
+    ]);
+  });
+
   it.each([
     ["02:00:ff:ff:ff:ff", "is unknown"],
+    ["ff:ff:00:00:00:01", "is multicast"],
     [MULTICAST, "is multicast"],
     [A, "is on the host's side too"],
   ])("says why a frame is flooded: to %s, which %s", (to, words) => {
     const entry = { mac: A, remote: "local", origin: LEARNED, seenAt: NOW } as const;
-    const { steps } = explain(stage({ ...ONE, entries: [entry] }).scene, asked(frame(to, A)));
+    const { scene } = stage({ ...ONE, entries: [entry] });
+    const { steps, verdict } = explain(scene, asked(frame(to, A)));
     expect(steps[2]).toContain(`${to} ${words}`);
+    expect(verdict.sentence).toMatch(/^Flooded to /);
   });
+
+  it.each([
+    ["that is new", ONE, "is new: it is learned", "is on the host's side too"],
+    [
+      "that there is no room for",
+      { ...ONE, limit: 0 },
+      "is new, and is not learned: there is no room",
+      "is unknown",
+    ],
+    [
+      "that has moved here",
+      { ...ONE, entries: [{ mac: C, remote: OTHER_PEER, origin: LEARNED, seenAt: 1 }] },
+      `was learned as being behind ${OTHER_PEER}, seen 999 seconds ago: it has moved, and is now on the host's side`,
+      "is on the host's side too",
+    ],
+    [
+      "that a static entry has elsewhere",
+      fixed,
+      `has a static entry, behind ${OTHER_PEER}, and stays so, which does not keep the frame`,
+      `has a static entry: behind ${OTHER_PEER}.`,
+    ],
+  ] as [string, Setting, string, string][])(
+    "foresees what becomes of a frame to its own source: one %s",
+    (_, given, learning, to) => {
+      const { vtep, scene } = stage(given);
+      const one = asked(frame(C, C));
+      const { steps, verdict } = explain(scene, one);
+      expect(steps[1]).toContain(`Source ${C} ${learning}`);
+      expect(steps[2]).toContain(`Destination ${C} ${to}`);
+      expect(done(vtep, one).remotes).toEqual(verdict.remotes);
+    },
+  );
 
   it("warns of a frame that is longer than the host takes", () => {
     const of = (length: number) => {
@@ -272,11 +333,59 @@ describe("an explanation", () => {
     expect(verdict.outcome).toBe("sent");
   });
 
+  it("says of a path that it is wide enough, and that it may fragment", () => {
+    const of = (mtu: number) => {
+      const { scene } = stage({ ...ONE, peers: [PEER], paths: [{ remote: PEER, mtu }] });
+      return explain(scene, asked(frame(B, A))).steps.at(-1);
+    };
+    expect(of(1400)).toMatch(/an MTU of 1400, which takes frames of 1364 bytes: one of 60 fits\.$/);
+    expect(of(500)).toContain("an MTU of 500 and may fragment what is longer, which takes frames");
+  });
+
+  it("of MACs alone takes for granted that they are of the network's VLAN", () => {
+    const given = { source: A, destination: B };
+    const { steps, verdict } = explain(stage({ ...ONE, vlan: VLAN }).scene, askedOf(given));
+    expect(verdict.outcome).toBe("sent");
+    expect(steps[1]).toContain(`Source ${A} is new`);
+  });
+
+  it.each<[string, Partial<Setting>, Uint8Array, string]>([
+    ["too short", {}, frame(B, A, { length: 13 }), "It has 13 bytes"],
+    ["from nobody", {}, frame(B, ZERO), `Source ${ZERO} is zero`],
+    ["of the gateway", { hasGateway: true }, frame(B, TAP), `Source ${TAP} is the gateway's`],
+    ["that nobody is there for", { peers: [] }, frame(B, A), "The flood list is empty"],
+    ["of no VLAN", { vlan: VLAN }, frame(B, A), `It has not the tag of VLAN ${VLAN}`],
+    ["of two VLANs", { vlan: VLAN }, tagged(OWN_TAG, OTHER_TAG), "It has a second tag"],
+  ])("says why a frame from the host goes nowhere: one %s", (_, given, whole, words) => {
+    const { steps, verdict } = explain(stage({ ...ONE, ...given }).scene, asked(whole));
+    expect(steps.at(-1)).toContain(words);
+    expect(verdict.outcome).toBe("dropped");
+  });
+
+  it("takes the tag off that its VLAN has", () => {
+    const { steps } = explain(stage(vlan).scene, asked(tagged(OWN_TAG)));
+    expect(steps[1]).toBe(`It is of VLAN ${VLAN}, as this network is: the tag is taken off.`);
+  });
+
+  it("tells a frame of the TAP's own MAC from one of a MAC that ends so", () => {
+    const other = `06${TAP.slice(2)}`;
+    expect(explain(stage(ONE).scene, asked(frame(A, other), PEER)).verdict.outcome).toBe(
+      "delivered",
+    );
+    const of = (hasGateway: boolean) => {
+      return explain(stage({ ...ONE, hasGateway }).scene, asked(frame(A, TAP), PEER)).steps.at(-1);
+    };
+    expect(of(true)).toMatch(new RegExp(`Source ${TAP} is .*, as every host's gateway does\\.$`));
+    expect(of(false)).toMatch(/the same MAC\.$/);
+  });
+
   it.each([
     ["who is no remote", frame(A, B), STRANGER, "VXLAN_REMOTE_NOT_ALLOWED", "neither a peer"],
     ["with the TAP's own MAC", frame(A, TAP), PEER, "LOCAL_MAC", "came back"],
     ["against a static entry", frame(A, C), PEER, "VXLAN_ENTRY_EXISTS", "stays so"],
-    ["from a group", frame(A, MULTICAST), PEER, "MAC_INVALID_SOURCE", "group address"],
+    ["from a group", frame(A, MULTICAST), PEER, "MAC_INVALID_SOURCE", `${MULTICAST} is a group`],
+    ["too short", frame(A, B, { length: 13 }), PEER, "PKT_TOO_SMALL", "It has 13 bytes"],
+    ["too long", frame(A, B, { length: 1601 }), PEER, "PKT_TOO_BIG", "It has 1601 bytes"],
   ] as const)("says why a frame from a remote is dropped: %s", (_, whole, from, reason, words) => {
     const { scene } = stage({
       ...ONE,
@@ -294,3 +403,33 @@ describe("an explanation", () => {
     expect(Object.keys(Drop)).toContain(verdict.drops[0]!.reason);
   });
 });
+
+describe("a question", () => {
+  it("is a frame in hexadecimal, however it is spaced, or its MACs", () => {
+    const frame = "02:00-5e.00 53 01\n0A0b";
+    const whole = [2, 0, 0x5e, 0, 0x53, 1, 10, 11];
+    expect(askedOf({ frame, from: PEER })).toEqual(asked(Uint8Array.from(whole), PEER));
+    expect(askedOf({ frame: "" }).frame).toHaveLength(0);
+    expect(askedOf({ source: A, destination: B, from: PEER })).toEqual({
+      frame: bytes(macBytes(B), macBytes(A), [0, 0]),
+      isHeaderOnly: true,
+      from: PEER,
+    });
+  });
+
+  it.each<[Put, string]>([
+    [{ frame: "00", source: A }, "a frame has its MACs in it"],
+    [{ frame: "00", destination: A }, "a frame has its MACs in it"],
+    [{ frame: "000" }, "not written in hexadecimal"],
+    [{ frame: "0g" }, "not written in hexadecimal"],
+    [{ destination: A }, "the source is missing"],
+    [{ source: A }, "the destination is missing"],
+    [{ source: A, destination: "x" }, "destination x is not a MAC address"],
+  ])("is none: %j", (put, why) => {
+    expect(() => askedOf(put)).toThrow(why);
+  });
+});
+
+function macBytes(text: string): number[] {
+  return text.split(":").map((byte) => Number.parseInt(byte, 16));
+}
