@@ -27,7 +27,7 @@ export function freeAddresses(
     const free = freeIn(range, used);
     const skipped = turn === 1 ? 0 : randomInt(4 ** turn);
     let chosen = free.next().value as string | undefined;
-    for (let at = 0; at < skipped && chosen !== undefined; at++) {
+    for (let at = 0; at < skipped; at++) {
       chosen = (free.next().value as string | undefined) ?? chosen;
     }
     if (chosen !== undefined) return chosen;
