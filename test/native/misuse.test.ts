@@ -2,7 +2,7 @@
  * What no caller should do. Each mistake is an exception with a code; none may crash the process or
  * touch memory that is not the batch's. What is most likely to crash runs in a process of its own.
  */
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import {
   Batch,
   IN_ROWS,
@@ -19,7 +19,7 @@ import {
   type TapQueues,
   type UdpFamily,
 } from "../../src/device/native.ts";
-import { Remotes } from "../../src/remotes.ts";
+import { REMOTE_LAYOUT, Remotes } from "../../src/remotes.ts";
 import { ALONE, child, fillRows, freePort, setRow, udpOptions, uniqueName } from "./fixture.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
@@ -45,6 +45,7 @@ let taps: TapQueues;
 let udp: UdpFamily;
 let remote4: number;
 let remote6: number;
+const remotes = new Remotes();
 let batch: Batch;
 
 function openTap(): TapQueue {
@@ -60,7 +61,6 @@ function openTap(): TapQueue {
 
 beforeAll(async () => {
   const port = await freePort();
-  const remotes = new Remotes();
   remote4 = remotes.add("127.0.0.1", await freePort());
   remote6 = remotes.add("::1", 9);
   tap = openTap();
@@ -402,6 +402,10 @@ describe("rows", () => {
   });
 
   it("of no remote, or of one of another family, are left alone", () => {
+    // What lies behind the last one is how often each has refused something: say, as often as its family.
+    const { REMOTE_REFUSED, REMOTE_WORDS } = REMOTE_LAYOUT;
+    const behind = remotes.words.subarray(REMOTE_REFUSED, REMOTE_REFUSED + REMOTE_WORDS).fill(4);
+    onTestFinished(() => void behind.fill(0));
     const others = [0, -1, 65_535, 65_536, 2 ** 31 - 1, -(2 ** 31), remote6];
     for (const [row, remote] of others.entries())
       setRow(batch, row, { offset: 0, length: 60, remote });

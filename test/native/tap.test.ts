@@ -229,6 +229,51 @@ for _ in range(5): s.sendto(bytes(64), ("192.0.2.2", 9))`;
     for (const frames of perQueue) expect(frames).toBeGreaterThan(4);
   });
 
+  /** 64 frames of 77 bytes that differ in one byte, or two: that many queues of two have them. */
+  function queuesOf(differing: number, header: string): number {
+    const { name, queues } = openTwo("192.0.2.1/24");
+    const frames = Array.from({ length: 64 }, (_, at) => {
+      const frame = Buffer.alloc(77);
+      frame.write(header.replaceAll(" ", ""), "hex");
+      frame[differing] = 2 * at;
+      return frame.toString("hex");
+    });
+    const script = `import socket
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("${name}", 0))
+for frame in "${frames.join(" ")}".split(): s.send(bytes.fromhex(frame))`;
+    within("python3", "-c", script);
+    const had = queues.map((queue) => {
+      const rows = alone(queue).read(batch);
+      return [...batch.inLength.subarray(0, rows)].filter((length) => length === 77).length;
+    });
+    expect(had[0]! + had[1]!).toBe(64);
+    return had.filter((count) => count > 0).length;
+  }
+
+  const MACS = "020000000002 020000000001";
+  const ipv4 = (protocol: string, fragment = "0000") => {
+    return `0800 4500003f0000${fragment}40${protocol}0000 c0000201 c0000202`;
+  };
+  const TCP = "06";
+  it.each([
+    ["stations that it is for", 5, `${MACS} 88b5`, 2],
+    ["stations that it is of", 11, `${MACS} 88b5`, 2],
+    ["what is no address, of no protocol", 20, `${MACS} 88b5`, 1],
+    ["sources of IPv4", 29, `${MACS} ${ipv4(TCP)}`, 2],
+    ["destinations of IPv4", 33, `${MACS} ${ipv4(TCP)}`, 2],
+    ["ports of TCP", 35, `${MACS} ${ipv4(TCP)}`, 2],
+    ["ports of SCTP", 35, `${MACS} ${ipv4("84")}`, 2],
+    ["ports of UDP", 35, `${MACS} ${ipv4("11")}`, 1],
+    ["what is in the place of ports in a first fragment", 35, `${MACS} ${ipv4(TCP, "2000")}`, 1],
+    ["what is in the place of ports in a last fragment", 35, `${MACS} ${ipv4(TCP, "0001")}`, 1],
+    ["ports of TCP in a VLAN", 39, `${MACS} 8100 0007 ${ipv4(TCP)}`, 2],
+    ["ports of TCP in a service's VLAN", 39, `${MACS} 88a8 0007 ${ipv4(TCP)}`, 2],
+    ["ports of UDP in a VLAN", 39, `${MACS} 8100 0007 ${ipv4("11")}`, 1],
+  ])("gives what differs in %s to so many queues", (_, differing, header, count) => {
+    expect(queuesOf(differing, header)).toBe(count);
+  });
+
   describe("with further queues", () => {
     const FLOWS = 16;
     const BULK = IN_ROWS + 44; // more than one read returns

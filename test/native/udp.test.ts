@@ -37,6 +37,7 @@ const EAGAIN = 11;
 const EINVAL = 22;
 const EMSGSIZE = 90;
 const ENOBUFS = 105;
+const EHOSTUNREACH = 113;
 const EPERM = 1;
 const EAFNOSUPPORT = 97;
 const ENETDOWN = 100;
@@ -252,10 +253,15 @@ describe.each([
     const lengths = [10, 65_536, 20, 65_536, 65_536, 30];
     for (const [row, length] of lengths.entries())
       setRow(batch, row, { offset: row, length, remote });
-    expect(udp.send(numberOf(batch), lengths.length)).toBe(3);
-    expect([...batch.outError.subarray(0, 6)]).toEqual([0, EMSGSIZE, 0, EMSGSIZE, EMSGSIZE, 0]);
-    await until("the others", () => got.length === 3);
-    expect(got.map(({ payload }) => payload.length)).toEqual([10, 20, 30]);
+    onTestFinished(() => remotes.learnPathMtu(remote, 0));
+    // Also where whatever is too long for the path may be fragmented.
+    for (const mtu of [0, 500]) {
+      remotes.learnPathMtu(remote, mtu);
+      expect(udp.send(numberOf(batch), lengths.length)).toBe(3);
+      expect([...batch.outError.subarray(0, 6)]).toEqual([0, EMSGSIZE, 0, EMSGSIZE, EMSGSIZE, 0]);
+      await until("the others", () => got.length === 3);
+      expect(got.splice(0).map(({ payload }) => payload.length)).toEqual([10, 20, 30]);
+    }
   });
 
   it("a socket that was kept delivers no trains where none are wanted any more", async () => {
@@ -450,6 +456,20 @@ describe("super-frames", () => {
     setRow(batch, 1, { offset: 0, length: 100, remote, inRow: 1 });
     expect(udp.send(numberOf(batch), 2)).toBe(2);
     expect(trainsOf(await collect(udp, 46))).toEqual([23, 22, 1]);
+  });
+
+  it.each<[string, Partial<Segment>, number, number]>([
+    ["size", {}, MSS - 1, 0],
+    ["headers", { v6: true }, MSS, 0],
+    ["TOS", {}, MSS, 4],
+  ])("of another %s are cut by themselves", async (_, given, size, tos) => {
+    const { udp, toItself } = await open();
+    const remote = toItself();
+    fillSuperFrame(0, 20, 0, remote);
+    fill(1, { ...given, payload: new Uint8Array(30 * size).fill(1) }, size, remote);
+    batch.outTos.set([0, tos]);
+    expect(udp.send(numberOf(batch), 2)).toBe(2);
+    expect(trainsOf(await collect(udp, 50))).toEqual([20, 30]);
   });
 
   it("are refused with more in front of them than a batch has room for", async () => {
@@ -837,6 +857,64 @@ describe("in a namespace of its own", () => {
     expect(JSON.parse(output)).toEqual(new Array(count).fill(train));
   });
 
+  it("sends a datagram of a refused train again, too, but nothing for ever", () => {
+    using telling = preload(`#include <sys/socket.h>
+      static unsigned calls = 0;
+      static bool refused = false, always = false; // and not of other programs, which are started too
+      extern "C" int sendmmsg(int, mmsghdr *messages, unsigned, int) {
+        refused = true;
+        always = messages->msg_hdr.msg_iovlen == 2;
+        return errno = always ? EHOSTUNREACH : EIO, -1;
+      }
+      extern "C" ssize_t sendmsg(int fd, const msghdr *message, int flags) {
+        if (refused && (always || calls++ % 2 == 0)) return errno = EHOSTUNREACH, -1;
+        return next(sendmsg, "sendmsg")(fd, message, flags);
+      }`);
+    const { output } = moduleChild(
+      `${trains} batch.outLength.fill(1000); batch.outRemote.fill(remote, 0, 2);
+       const never = udp.send(numberOf(batch), 2);
+       console.log(JSON.stringify([never, [...batch.outError.subarray(0, 2)], send(1000)]));`,
+      ["unshare", "--net", ...telling.way],
+    );
+    const apart = { sent: 60, errors: [0], lengths: new Array(60).fill(14 + 20 + 8 + 1000) };
+    expect(JSON.parse(output)).toEqual([0, [EHOSTUNREACH, EHOSTUNREACH], apart]);
+  });
+
+  it.each([
+    [0, "EINVAL", 60],
+    [0, "EMSGSIZE", 1],
+    [500, "EINVAL", 1],
+  ])(
+    "does without trains, the path's MTU being %i, once one is refused with %s: %i",
+    (mtu, error, count) => {
+      using refusing = preload(`#include <sys/socket.h>
+      static bool refused = false;
+      extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
+        if (!refused) return refused = true, errno = ${error}, -1;
+        return next(sendmmsg, "sendmmsg")(fd, messages, count, flags);
+      }`);
+      const { output } = moduleChild(
+        `${trains} remotes.learnPathMtu(remote, ${mtu});
+       const { sent } = send(1000);
+       remotes.learnPathMtu(remote, 0);
+       console.log(JSON.stringify([sent, send(1000).lengths.length]));`,
+        ["unshare", "--net", ...refusing.way],
+      );
+      expect(JSON.parse(output)).toEqual([60, count]);
+    },
+  );
+
+  it("drops as a whole the train for which an interface has no room", () => {
+    using full = preload(`#include <sys/socket.h>
+      extern "C" int sendmmsg(int, mmsghdr *, unsigned, int) { return errno = ENOBUFS, -1; }`);
+    const { output } = moduleChild(`${trains} console.log(JSON.stringify(send(1000)));`, [
+      "unshare",
+      "--net",
+      ...full.way,
+    ]);
+    expect(JSON.parse(output)).toEqual({ sent: 0, errors: [ENOBUFS], lengths: [] });
+  });
+
   it("a train of datagrams that the path does not carry fails row by row, and others go on", () => {
     const { output } = moduleChild(
       `${trains} console.log(JSON.stringify([send(1500), send(1000)]));`,
@@ -870,11 +948,13 @@ describe("in a namespace of its own", () => {
        batch.outRemote.fill(remotes.add("192.0.2.3", 4789));
        batch.outLength.fill(1500);
        const others = udp.send(numberOf(batch), 60);
-       console.log(JSON.stringify([first.sent, first.errors, second, remotes.pathMtu(remote), others]));`,
+       batch.outRemote.fill(remote, 0, 30);
+       const both = [udp.send(numberOf(batch), 60), batch.outError[0], batch.outError[30]];
+       console.log(JSON.stringify([first.sent, first.errors, second, remotes.pathMtu(remote), others, both]));`,
       ["unshare", "--net"],
     );
     const train = { sent: 60, errors: [0], lengths: [14 + 20 + 8 + 65_000, 14 + 20 + 8 + 13_000] };
-    expect(JSON.parse(output)).toEqual([60, [0], train, 600, 0]);
+    expect(JSON.parse(output)).toEqual([60, [0], train, 600, 0, [30, 0, EMSGSIZE]]);
   });
 
   // A train the qdisc cuts for itself, and drops of it what it likes: here each leaves alone.
