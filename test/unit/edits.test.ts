@@ -152,12 +152,15 @@ describe("what the API left", () => {
   describe("is done but for what the host refuses", () => {
     const impossible = { bridge: "lo", mtu: 1400 }; // there is no host where that is a bridge
     const here = (given: object) => network({ peers: ["127.0.0.2"], ...given });
-    const done = async (said: NetworkConfig[], left: NetworkConfig[]) => {
+    const surveyed = (said: NetworkConfig[], left: NetworkConfig[]) => {
       writeEdits(directory, said, left, []);
       const given = configured(...said);
       const edited = readEdits(directory, given);
       const before = { edited, kept: {}, snapshot: undefined, unwanted: [], haveToGoFirst: false };
-      const { config, refused } = await surveyEdited(given, before);
+      return surveyEdited(given, before);
+    };
+    const done = async (said: NetworkConfig[], left: NetworkConfig[]) => {
+      const { config, refused } = await surveyed(said, left);
       return [config.networks, Object.fromEntries(refused)];
     };
     const one = here({ vni: 1, name: "one" });
@@ -171,6 +174,24 @@ describe("what the API left", () => {
         [one, two, three],
         { wrong: no },
       ]);
+    });
+
+    test("but nothing where the host refuses what is configured, too", async () => {
+      const wrong = here({ vni: 9, name: "wrong", ...impossible });
+      const worse = here({ vni: 8, name: "worse", ...impossible });
+      await expect(done([wrong], [wrong, worse])).rejects.toThrow(no);
+      const alone = { ...one, peers: [], mtu: 1400 };
+      await expect(done([alone], [alone])).rejects.toThrow("no network has a peer");
+    });
+
+    test("with sockets that are large enough for what is configured otherwise, and nothing else of it", async () => {
+      const small = here({ vni: 1, name: "one", mtu: 1300 });
+      const large = here({ vni: 2, name: "two", mtu: 1400, bridge: "vtepnone" });
+      const { config, found, largestMtu } = await surveyed([small, large], [small]);
+      expect(config).toEqual(configured(small));
+      expect([found.mtus, largestMtu, found.missingBridges]).toEqual([[1300], 1400, []]);
+      const both = await surveyed([small], [small, large]);
+      expect([both.found.mtus, both.found.missingBridges]).toEqual([[1300, 1400], ["vtepnone"]]);
     });
 
     test("another that needs the VNI of one that was refused", async () => {
