@@ -599,6 +599,69 @@ describe("a peer that is an address of this host", () => {
   });
 });
 
+test("a second VTEP at another address, or ours at that one, makes no peer of it", () => {
+  const config = configured({ peers: ["192.0.2.9"] });
+  const of = (held: readonly unknown[], local: string) => {
+    const routes = new Map([["192.0.2.9", { device: "lo", source: local, mtu: 65_536 }]]);
+    const more = { ...alone, config, addresses: ["192.0.2.9"], routes, sockets: held as never };
+    return diagnose(facts(more)).find(({ check }) => check === "route")?.severity;
+  };
+  expect(of([held("192.0.2.9", 4789)], "192.0.2.1")).toBe("note");
+  expect(of([held("192.0.2.8", 4789)], "192.0.2.1")).toBe("error");
+  expect(of([held("192.0.2.9", 4789)], "192.0.2.9")).toBe("error");
+});
+
+describe("the way to a peer", () => {
+  test.each<[string, Partial<Link>[], string | undefined]>([
+    ["by an interface", [], undefined],
+    ["by the port of another bridge", [{ master: "br0" }], undefined],
+    ["by what lies in a circle", [{ link: "top" }], undefined],
+    ["by what lies on something that is elsewhere", [{ link: "gone" }], undefined],
+    ["by a VLAN of an interface", [{ link: "eth0" }], undefined],
+    ["by a port of our bridge", [{ master: "br42" }], "through top: "],
+    ["by a VLAN of our TAP", [{ link: "vtep42" }], "through top, which lies on vtep42: "],
+    ["by one of a VLAN of our bridge", [{ link: "mid" }, { link: "br42" }], "which lies on br42: "],
+    ["by a veth whose end is a port", [{ link: "mid" }, { master: "br42" }], "which lies on mid: "],
+  ])("is told where it leads through the overlay: %s", (_, [top = {}, mid = {}], finding) => {
+    const links = new Map([
+      link("eth0"),
+      link("br42"),
+      link("vtep42"),
+      link("top", top),
+      link("mid", mid),
+    ]);
+    const routes = new Map([["192.0.2.2", { device: "top", source: "192.0.2.1", mtu: 1500 }]]);
+    const found = of("self-route", { links, routes });
+    if (finding === undefined) return expect(found).toEqual([]);
+    expect(found).toHaveLength(1);
+    expect(found[0]!.finding).toContain(finding);
+    const those = diagnose(facts({ links, routes })).filter(
+      ({ subject }) => subject === "192.0.2.2",
+    );
+    expect(those).toEqual(found); // and nothing else of that peer
+  });
+
+  test("is told where it leads through a TAP that is not there, as the agent has it", () => {
+    const routes = new Map([["192.0.2.2", { device: "vtep42", source: "192.0.2.1", mtu: 1500 }]]);
+    expect(of("self-route", { links: new Map([link("eth0")]), routes })).toHaveLength(1);
+  });
+
+  test.each([
+    [1500, "ok", "network 43 with its MTU of 1450 needs 1500"],
+    [1499, "warning", "network 43 with its MTU of 1450 needs 1500"],
+  ])("of %d bytes is judged by the network that needs most: %s", (mtu, severity, needs) => {
+    const { config } = load(undefined, { vni: "42", peers: ["192.0.2.2"] });
+    const [network] = config.networks;
+    const others = [1400, 1450, 1300].map((mtu, at) => {
+      return { ...network!, vni: 42 + at, name: `${42 + at}`, tap: `none${at}`, mtu };
+    });
+    const far = { ...network!, vni: 50, name: "50", tap: "none", peers: ["192.0.2.3"], mtu: 9000 };
+    const given = { ...alone, config: { ...config, networks: [...others, far] } };
+    const [found] = of("path-mtu", { ...given, paths: new Map([["192.0.2.2", whole(mtu)]]) });
+    expect(found).toMatchObject({ severity, finding: expect.stringContaining(needs) });
+  });
+});
+
 describe("source ports", () => {
   const range = (ports: string, more: Partial<Facts> = {}, keys = {}) => {
     const config = configured({ "source-ports": ports, ...keys });

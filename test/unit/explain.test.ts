@@ -141,6 +141,7 @@ const WAYS: [way: string, given: Setting, question: Question][] = [
   ["dropped VLAN_TAGGED", vlan, { ...short, tags: [...OWN_TAG, ...PRIORITY_TAG] }],
   ["delivered ", vlan, { ...short, tags: PRIORITY_TAG, from: PEER }],
   ["dropped VLAN_TAGGED", vlan, { ...short, tags: SERVICE_TAG, from: PEER }],
+  ["sent ", ONE, { ...short, by: TAP }],
   ["dropped ", { ...ONE, hasGateway: true }, { ...short, by: TAP }],
 ];
 

@@ -79,6 +79,20 @@ describe("a scrape", () => {
     });
   });
 
+  it("has what the agent is, and what is of no network", async () => {
+    const made = agent({ networks: 2 });
+    made.counters.add(0, Counter.refused, 3);
+    made.second.counters.add(0, Work.trains, 5);
+    const scrape = await made.scrape();
+    const info = `vtep_build_info{version="1.2.3",node="${process.version}"}`;
+    expect(scrape.get(info)).toBe(1);
+    expect(scrape.get('vtep_underlay_info{underlay="native"}')).toBe(1);
+    expect(scrape.get("vtep_refused_total")).toBe(3);
+    expect(scrape.get("vtep_trains_total")).toBe(5);
+    expect(scrape.get("vtep_workers")).toBe(WORKERS);
+    expect(scrape.get('vtep_network_mtu_bytes{network="net2"}')).toBe(1450);
+  });
+
   it("sums what forwarding threads counted, by network and direction", async () => {
     const made = agent({ networks: 2 });
     made.counters.add(2, Counter.encapFrames, 3);
@@ -155,10 +169,12 @@ describe("a scrape", () => {
     const made = agent();
     made.counters.add(0, Work.encapBatches, 2);
     made.counters.add(0, Work.encapRows, 64);
+    made.counters.add(0, Work.decapBatches, 3);
     for (const seconds of [0, 0.02, 7]) made.second.counters.late(seconds);
     const scrape = await made.scrape();
     expect(scrape.get('vtep_batches_total{direction="encap"}')).toBe(2);
     expect(scrape.get('vtep_batch_rows_total{direction="encap"}')).toBe(64);
+    expect(scrape.get('vtep_batches_total{direction="decap"}')).toBe(3);
     expect(scrape.get('vtep_worker_busy_seconds_total{worker="0"}')).toBe(1.5);
     const late = "vtep_worker_tick_lateness_seconds";
     const bucket = (le: string) => scrape.get(`${late}_bucket{worker="1",le="${le}"}`);
@@ -193,6 +209,7 @@ describe("a scrape", () => {
 describe("the number of series", () => {
   it("stays bounded: networks and remotes above the limits are summed as other", async () => {
     const few = agent({ networks: NETWORKS_SHOWN, remotes: REMOTES_SHOWN });
+    for (let index = 1; index <= REMOTES_SHOWN; index++) few.remotes.learnPathMtu(index, 1400);
     const made = agent({ networks: NETWORKS_SHOWN + 20, remotes: REMOTES_SHOWN + 30 });
     for (const at of [1, 2]) {
       made.counters.add(NETWORKS_SHOWN + at, Counter.encapFrames, 10);
@@ -202,6 +219,7 @@ describe("the number of series", () => {
       made.fdb.learn(NETWORKS_SHOWN + at, 0, 1, 1, 0);
     }
     made.counters.add(NETWORKS_SHOWN, Counter.encapFrames, 1);
+    for (let index = 1; index <= REMOTES_SHOWN + 1; index++) made.remotes.learnPathMtu(index, 1400);
     const scrape = await made.scrape();
     expect(scrape.get('vtep_frames_total{network="other",direction="encap"}')).toBe(20);
     expect(scrape.get('vtep_frames_total{network="net500",direction="encap"}')).toBe(1);
@@ -230,5 +248,15 @@ describe("scrapes at the same time", () => {
     expect(other).toBe(one);
     made.counters.add(1, Counter.moved, 1);
     expect((await made.scrape()).get('vtep_fdb_moved_total{network="net1"}')).toBe(1);
+  });
+
+  it("go on after one that failed", async () => {
+    const made = agent();
+    const failing = vi.spyOn(made.fdb, "limit").mockImplementation(() => {
+      throw new Error("no");
+    });
+    await expect(made.metrics.text()).rejects.toThrow("no");
+    failing.mockRestore();
+    expect((await made.scrape()).get("vtep_workers")).toBe(WORKERS);
   });
 });

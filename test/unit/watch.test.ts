@@ -70,11 +70,31 @@ describe("a listener", () => {
     expect([events, later]).toEqual([[], []]);
   });
 
-  it("hears how much it was too much to hear", () => {
-    for (let at = 0; at < JOURNAL_ROWS + 4; at++) fdb.learn(NET, 0x0200, 1, at % 2, 0);
+  it("hears what it did while others came and left", () => {
+    fdb.learn(NET, 0x0200, 1, LOCAL, 0);
+    const leaveToo = watch.listen(() => undefined);
     vi.advanceTimersByTime(100);
-    expect(events[0]).toEqual({ event: "missed", count: 20 });
-    expect(events).toHaveLength(1 + JOURNAL_ROWS - 16);
+    leaveToo();
+    fdb.learn(NET, 0x0200, 1, 2, 0);
+    vi.advanceTimersByTime(100);
+    expect(events.map(({ event }) => event)).toEqual(["learned", "moved"]);
+  });
+
+  it("leaves nothing that goes on", () => {
+    expect(vi.getTimerCount()).toBe(2);
+    leave();
+    expect(vi.getTimerCount()).toBe(1);
+    watch.listen(() => undefined);
+    watch.stop();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it.each([1, 20])("hears how much it was too much to hear: %i", (count) => {
+    const held = JOURNAL_ROWS - 16;
+    for (let at = 0; at < held + count; at++) fdb.learn(NET, 0x0200, 1, at % 2, 0);
+    vi.advanceTimersByTime(100);
+    expect(events[0]).toEqual({ event: "missed", count });
+    expect(events).toHaveLength(1 + held);
   });
 
   it("hears of a network that goes what it did before, and nothing of none", () => {
@@ -121,6 +141,7 @@ describe("a remote", () => {
       vi.advanceTimersByTime(1000);
       states.push(watch.stateOf(1));
     };
+    expect(watch.stateOf(1)).toBe("silent");
     second();
     traffic.add(1, FROM_REMOTE, 1, 60);
     second();
