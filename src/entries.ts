@@ -150,12 +150,10 @@ export class Entries {
 
   /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
   recall({ config, plan }: Live, learned: Learned): void {
-    const before = learned
-      .filter(({ name, vni }) => name === config.name && vni === config.vni)
-      .flatMap(({ learned }) => learned);
+    const before = learned.find(({ name, vni }) => name === config.name && vni === config.vni);
     const now = monotonicSeconds();
     const known = this.#known(plan);
-    for (const [mac, to, age] of before.toSorted((a, b) => b[2] - a[2])) {
+    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
       const destination = known.get(to);
       const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
       if (destination === undefined || !young) continue;

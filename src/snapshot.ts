@@ -50,14 +50,14 @@ const schema = v.object({
 
 export type Snapshot = v.InferOutput<typeof schema>;
 
-/** By network, which may be there several times. */
+/** By network. */
 export type Learned = Snapshot["networks"];
 
 /** The snapshot in a directory, its ages as of now; undefined where there is none that can be read. */
 export function readSnapshot(directory: string): Snapshot | undefined {
   try {
     const snapshot = v.parse(schema, JSON.parse(readFileSync(join(directory, FILE), "utf8")));
-    return { ...snapshot, networks: [...asOfNow(snapshot), ...readLearned(directory)] };
+    return { ...snapshot, networks: together([...asOfNow(snapshot), ...readLearned(directory)]) };
   } catch {
     return undefined;
   }
@@ -70,6 +70,17 @@ function readLearned(directory: string): Learned {
   } catch {
     return [];
   }
+}
+
+/** Every network once: there may be thousands, each of them in hundreds of lots. */
+function together(lots: Learned): Learned {
+  const networks = new Map<string, Learned[0]>();
+  for (const { name, vni, learned } of lots) {
+    const network = networks.get(`${vni} ${name}`) ?? { name, vni, learned: [] };
+    for (const entry of learned) network.learned.push(entry);
+    networks.set(`${vni} ${name}`, network);
+  }
+  return [...networks.values()];
 }
 
 function asOfNow({ writtenAt, networks }: v.InferOutput<typeof learnedSchema>): Learned {

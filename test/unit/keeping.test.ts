@@ -6,7 +6,7 @@ import type { Logger } from "pino";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { type Config, parse } from "../../src/config.ts";
 import { type Recollection, recollect, tellOfEdits, withoutIdle } from "../../src/keeping.ts";
-import { readSnapshot, writeSnapshot } from "../../src/snapshot.ts";
+import { readSnapshot, writeLearned, writeSnapshot } from "../../src/snapshot.ts";
 import { socketDescriptor, tapDescriptor } from "../../src/vtep.ts";
 
 let directory: string;
@@ -21,7 +21,7 @@ function config(given: object = {}): Config {
   return found.config;
 }
 
-const nothing = { bridges: [], ports: {}, queues: {}, direct: {}, networks: [] };
+const nothing = { bridges: [], ports: {}, queues: {}, direct: {} };
 const TAP = tapDescriptor("vtep100", 0);
 const OTHER_TAP = tapDescriptor("vtep200", 0);
 const UDP4 = socketDescriptor(4, 0);
@@ -110,18 +110,25 @@ describe("descriptors that were kept", () => {
 
 describe("a snapshot", () => {
   afterEach(() => void vi.useRealTimers());
-  const learned = [["02:00:00:00:00:01", "192.0.2.2", 7]] as [string, string, number][];
-  const written = { ...nothing, workers: 1, networks: [{ name: "blue", vni: 7, learned }] };
+  const written = { ...nothing, workers: 1 };
+  const learned = (age: number) => [
+    {
+      name: "blue",
+      vni: 7,
+      learned: [["02:00:00:00:00:01", "192.0.2.2", age]] as [string, string, number][],
+    },
+  ];
 
   test.each([
     ["on", 9_600, 10],
     ["back", -9_600, 0],
-  ])("is read as it was written, its ages as the clock went %s", (_, ms, more) => {
-    vi.useFakeTimers({ now: 1_000_000 });
+  ])("is read as it was written, its ages as the clock went %s", async (_, ms, more) => {
+    vi.useFakeTimers({ now: 1_000_000, toFake: ["Date"] });
     writeSnapshot(directory, written);
+    await writeLearned(directory, [learned(7)]);
     vi.setSystemTime(1_000_000 + ms);
-    const aged = [{ name: "blue", vni: 7, learned: [[learned[0]![0], "192.0.2.2", 7 + more]] }];
-    expect(readSnapshot(directory)).toEqual({ ...written, writtenAt: 1_000_000, networks: aged });
+    const networks = learned(7 + more);
+    expect(readSnapshot(directory)).toEqual({ ...written, writtenAt: 1_000_000, networks });
   });
 
   test.each(["", "{", "[]", "{}"])("that is damaged is as good as none: %j", (text) => {
