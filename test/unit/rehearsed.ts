@@ -10,13 +10,22 @@ import { rehearse } from "../../src/rehearsal.ts";
 import { World } from "./sim.ts";
 import { documentationMac, ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
 
-const TURBOFANNED = 1 << 6; // OptimizationStatus in V8's runtime.h
 const statusOf = new Function("of", "return %GetOptimizationStatus(of)") as (of: unknown) => number;
+/** Of a function that TurboFan has compiled: that it is a function, optimized, by TurboFan. Node 26 has other bits. */
+const example = new Function(`
+  const example = () => 7;
+  %PrepareFunctionForOptimization(example);
+  example();
+  %OptimizeFunctionOnNextCall(example);
+  example();
+  return %GetOptimizationStatus(example);`)() as number; // OptimizationStatus in V8's runtime.h
+const [, optimized] = Array.from({ length: 31 }, (_, bit) => 1 << bit).filter(
+  (bit) => example & bit,
+);
+/** By TurboFan, or by Maglev, which is there since Node 22 and comes before. */
+const isCompiled = (of: unknown) => (statusOf(of) & optimized!) !== 0;
 const { encap, decap } = Dataplane.prototype;
-const compiled = () => ({
-  encap: (statusOf(encap) & TURBOFANNED) !== 0,
-  decap: (statusOf(decap) & TURBOFANNED) !== 0,
-});
+const compiled = () => ({ encap: isCompiled(encap), decap: isCompiled(decap) });
 
 // What is compiled is compiled on another thread, which may have little time on a busy machine: then it is done again.
 for (let rehearsal = 0; rehearsal < 4 && !(compiled().encap && compiled().decap); rehearsal++) {
