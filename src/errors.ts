@@ -39,8 +39,10 @@ export type ErrorCode =
 
 /** One sentence where it is our own, whatever else is known where it is a fault of the program. */
 export function sentenceOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
   if (error instanceof VtepError) return error.message;
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+  const sentence = remedied(error.message);
+  return sentence === error.message ? (error.stack ?? sentence) : sentence;
 }
 
 /** The exit code that goes with an error. */
@@ -50,9 +52,16 @@ export function exitCode(error: unknown): number {
   return code === "UNREACHABLE" ? EXIT_UNREACHABLE : EXIT_FAILURE;
 }
 
-const RAISE_FILES = "raise the limit of open files (ulimit -n; LimitNOFILE= in a systemd unit)";
+/** What helps against limits, whatever it was that they did not allow, by how the system, Node and V8 name them. */
+const RAISE = [
+  [/\bE[MN]FILE\b|too many open files/, "open files (ulimit -n; LimitNOFILE= in a systemd unit)"],
+  [/buffer allocation failed/, "address space (ulimit -v; LimitAS= in a systemd unit)"],
+] as const;
 
-/** A message with what helps against EMFILE and ENFILE where it names one, whatever it was that could not be opened. */
+/** A message, with what helps where it tells of a limit. */
 export function remedied(message: string): string {
-  return /\bE[MN]FILE\b/.test(message) ? `${message}: ${RAISE_FILES}` : message;
+  const limit = RAISE.find(([telling]) => telling.test(message))?.[1];
+  return limit === undefined
+    ? message
+    : `${message.replace(/\.$/, "")}: raise the limit of ${limit}`;
 }

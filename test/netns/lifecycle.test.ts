@@ -376,19 +376,24 @@ describe("an ip that fails while vtep stops", () => {
   });
 });
 
-test("where no address space is left for its API, it says so and forwards", async () => {
-  const limited = ["prlimit", "--as=3000000000"];
-  await using vtep = await ours.vtepBy(limited, ...network).ready();
-  await expect(new Client(vtep.socket).status()).rejects.toThrow("the API could not be loaded");
-  const told = vtep.log.find(({ msg }) => msg === "the API could not be loaded");
-  expect(told).toMatchObject({
-    err: { message: expect.stringMatching(/WebAssembly: .*ulimit -v/) },
-  });
-  await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
-  await ours.ip("addr add 10.1.0.77/24 dev vtep42");
-  expect(await ping(ours, there.address)).toMatchObject({ received: 3 });
-  expect(await vtep.stop()).toMatchObject({ code: 0 });
-});
+// Node 26 finds room for it wherever it starts at all.
+const isOlder = Number.parseInt(process.versions.node, 10) < 26;
+test.runIf(isOlder)(
+  "where no address space is left for its API, it says so and forwards",
+  async () => {
+    const limited = ["prlimit", "--as=2400000000"];
+    await using vtep = await ours.vtepBy(limited, ...network).ready();
+    await expect(new Client(vtep.socket).status()).rejects.toThrow("the API could not be loaded");
+    const told = vtep.log.find(({ msg }) => msg === "the API could not be loaded");
+    expect(told).toMatchObject({
+      err: { message: expect.stringMatching(/WebAssembly: .*ulimit -v/) },
+    });
+    await using _kernel = await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
+    await ours.ip("addr add 10.1.0.77/24 dev vtep42");
+    expect(await ping(ours, there.address)).toMatchObject({ received: 3 });
+    expect(await vtep.stop()).toMatchObject({ code: 0 });
+  },
+);
 
 test("runs where /proc is not mounted", async () => {
   const hidden = ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"];
