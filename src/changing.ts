@@ -78,7 +78,10 @@ export class Changing {
   async apply(config: Config, removed: readonly string[]): Promise<void> {
     const { networks } = config;
     const { networks: live, bridges, containers, notes, plan, telling } = this.#of;
-    const found = networks.length === 0 ? undefined : await survey(config, live.mtus(), plan);
+    const found =
+      networks.length === 0
+        ? undefined
+        : this.#bounded(networks, await survey(config, live.mtus(), plan));
     this.#check(networks, removed, found);
     notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();
@@ -151,6 +154,21 @@ export class Changing {
   readonly #tellOfFault = ({ message }: Error) => {
     this.#log.error({ reason: message }, "cannot be taken back");
   };
+
+  /**
+   * Where an underlay has grown, an MTU that nobody asked for is no reason to refuse what was: it is what the sockets
+   * take, and of a container's TAP what that has.
+   */
+  #bounded(networks: readonly NetworkConfig[], found: Survey): Survey {
+    const { networks: live, containers, telling } = this.#of;
+    const mtus = networks.map(({ name, mtu }, at) => {
+      if (mtu !== "auto") return found.mtus[at]!;
+      const plan = live.get(name)?.plan;
+      const isOwned = plan !== undefined && containers.ownerOf(plan.index, plan.tap) !== undefined;
+      return Math.min(found.mtus[at]!, isOwned ? plan.mtu : telling.largestMtu);
+    });
+    return { ...found, mtus };
+  }
 
   /** What the sockets that are open cannot do, and what two networks cannot both have. */
   #check(

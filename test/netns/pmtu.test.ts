@@ -252,6 +252,55 @@ test("a peer that less gets to takes nothing from the others", async () => {
   await h1.ip("route del 10.0.0.9");
 });
 
+describe("where the underlay has grown, a network whose MTU nobody asked for", () => {
+  const run = (vtep: Vtep, ...words: string[]) =>
+    h1.finish(["node", cli, ...words, "--socket", vtep.socket]);
+  const grow = async (mtu: number) => {
+    for (const host of [h1, h2]) await lab.setMtu(host, mtu);
+  };
+  afterEach(() => grow(1500));
+
+  test.each([
+    { what: "gro off", flags: ["--offload", "gro=off"] },
+    { what: "dgram", flags: ["--underlay", "dgram"] },
+  ])("is changed all the same, with $what, and has what the sockets take", async ({ flags }) => {
+    await using vtep = await h1
+      .vtep("--vni", "42", "--name", "blue", "--peer", h2.address, ...flags)
+      .ready();
+    await grow(3000);
+    const edits = [
+      ["peer", "add", "blue", "10.0.0.9"],
+      ["network", "add", "--vni", "43", "--name", "red", "--peer", h2.address],
+    ];
+    for (const words of edits)
+      expect(await run(vtep, ...words)).toMatchObject({ stderr: "", code: 0 });
+    expect((await vtep.status()).networks.map(({ mtu }) => mtu)).toEqual([1450, 1450]);
+    expect(await run(vtep, "network", "add", ...edits[1]!.slice(2), "--mtu", "2000")).toMatchObject(
+      {
+        code: 1,
+        stderr: expect.stringContaining("more than the 1450 that the sockets were opened for"),
+      },
+    );
+  });
+
+  test("is changed all the same while its TAP is a container's", async () => {
+    const box = await h1.container({ number: 98 });
+    await using vtep = await h1.vtep("--vni", "42", "--name", "blue", "--peer", h2.address).ready();
+    const attached = await run(
+      vtep,
+      ...["attach", box.name, "--network", "blue", "--direct", "--ifname", "vtep0"],
+    );
+    expect(attached).toMatchObject({ code: 0, stderr: "" });
+    await grow(3000);
+    expect(await run(vtep, "peer", "add", "blue", "10.0.0.9")).toMatchObject({
+      stderr: "",
+      code: 0,
+    });
+    expect((await vtep.status()).networks[0]!.mtu).toBe(1450);
+    await run(vtep, "detach", box.name, "--ifname", "vtep0");
+  });
+});
+
 test("a route that promises more than its interface carries is not believed", async () => {
   const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", h2.address));
   await h1.ip(`route add ${h2.address} via ${route.gateway} mtu 9000`);
