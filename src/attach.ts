@@ -52,7 +52,7 @@ export interface Attached extends Attachment {
  * from the host.
  */
 export async function attach(client: Client, wanted: Wanted): Promise<Attached> {
-  const [{ attachment, place: bridge, mtu, network, port }, first] = await Promise.all([
+  const [{ attachment, place: bridge, mtu: fitting, network, port }, first] = await Promise.all([
     fitted(client, wanted, bridgeOf),
     linksByName(),
   ]);
@@ -76,8 +76,10 @@ export async function attach(client: Client, wanted: Wanted): Promise<Attached> 
         `${ifname} of ${target} is attached already, to network ${was.network}: detach it first`,
       );
     }
-    // Unless others are wanted, it keeps the MAC and the addresses that it has.
+    // Unless others are wanted, it keeps the MAC and the addresses that it has, and an MTU that crosses still.
     if (was !== undefined && wanted.mac === undefined) attachment.mac = was.mac;
+    const keepsMtu = isHere && wanted.mtu === undefined;
+    const mtu = keepsMtu ? Math.min(before.mtu, fitting) : fitting;
     if (wanted.addresses === "auto") {
       attachment.addresses = [...(was?.addresses ?? freeAddresses(network, links, turn))];
     }

@@ -233,6 +233,20 @@ describe("a container that is attached", () => {
     }
   });
 
+  test("twice is attached once, also if its network carries more by then, and not if less", async () => {
+    const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
+    const change = (mtu: string) => run("network", "add", ...network, "--mtu", mtu);
+    await change("1400");
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    await change("1450");
+    const again = await attach(box.name, "--ip", `${ADDRESS}/24`, "--json");
+    expect(again).toMatchObject({ code: 0, stderr: "" });
+    expect(JSON.parse(again.stdout)).toMatchObject({ mtu: 1400 });
+    await change("1300");
+    const less = await attach(box.name, "--ip", `${ADDRESS}/24`);
+    expect([less.code, less.stderr]).toEqual([1, expect.stringContaining("in another way")]);
+  });
+
   test("goes along when its network moves to another bridge", async () => {
     await attach(box.name, "--ip", `${ADDRESS}/24`);
     const before = await attached();
