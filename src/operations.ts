@@ -124,6 +124,9 @@ export type AgentEvent =
   | { readonly event: "learned" | "aged" | "evicted"; readonly entry: FdbEntryStatus }
   | { readonly event: "moved"; readonly entry: FdbEntryStatus; readonly from: string }
   | { readonly event: "remote-up" | "remote-down"; readonly remote: string }
+  /** Of a path that was found to be narrower than its interface, or narrower still, what it carries. */
+  | { readonly event: "path-learned"; readonly remote: string; readonly mtu: number }
+  | { readonly event: "path-forgotten"; readonly remote: string }
   | { readonly event: "offload-demoted"; readonly offload: keyof Offloads }
   /** Since the last event about that network; of no network when it has no name. */
   | { readonly event: "dropped"; readonly network: string | undefined; readonly drops: Drops }

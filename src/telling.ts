@@ -64,12 +64,16 @@ export class Telling {
     this.#counters = new Counters(plan.counters, plan.workers);
     this.#traffic = new Traffic(plan.traffic, plan.workers);
     this.#heartbeats = new Heartbeats(plan.heartbeats);
-    this.#watch = new Watch({
+    const sources = {
       fdb,
       counters: this.#counters,
       traffic: this.#traffic,
       remotes,
       networks: () => networks.rows(),
+    };
+    this.#watch = new Watch(sources, ({ event, ...path }) => {
+      const learned = "the path to a remote is narrower than its interface";
+      log.info(path, event === "path-learned" ? learned : "what a path carries is forgotten");
     });
   }
 

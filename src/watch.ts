@@ -1,6 +1,6 @@
 /**
  * What happens in a running agent, told to whoever listens: what became of MAC addresses, what was
- * dropped, which remotes answer.
+ * dropped, which remotes answer, and what the paths to them carry.
  *
  * Threads that forward tell nobody: they write to shared memory, where it is looked for. The FDB's
  * journal is read ten times a second while somebody listens; of what it could not hold for so long, the
@@ -51,6 +51,8 @@ interface Sources {
   readonly networks: () => readonly Watched[];
 }
 
+type PathEvent = Extract<AgentEvent, { event: "path-learned" | "path-forgotten" }>;
+
 /** What was known of a remote when it was last looked at. */
 interface Presence {
   readonly state: RemoteState;
@@ -58,11 +60,13 @@ interface Presence {
   /** Whether anything came in the second before. */
   readonly isHeard: boolean;
   readonly refused: number;
+  readonly pathMtu: number;
 }
-const UNKNOWN: Presence = { state: "silent", heard: 0, isHeard: false, refused: 0 };
+const UNKNOWN: Presence = { state: "silent", heard: 0, isHeard: false, refused: 0, pathMtu: 0 };
 
 export class Watch {
   readonly #from: Sources;
+  readonly #onPath: (event: PathEvent) => void;
   readonly #listeners = new Set<(event: AgentEvent) => void>();
   readonly #looking: NodeJS.Timeout;
   #reading: NodeJS.Timeout | undefined;
@@ -71,8 +75,10 @@ export class Watch {
   readonly #presences: Presence[] = [];
   readonly #drops = new Growth();
 
-  constructor(from: Sources) {
+  /** `onPath` is called also while nobody listens. */
+  constructor(from: Sources, onPath: (event: PathEvent) => void) {
     this.#from = from;
+    this.#onPath = onPath;
     this.#looking = setInterval(() => this.#lookAtCounters(), COUNTERS_MS).unref();
   }
 
@@ -146,6 +152,7 @@ export class Watch {
       const now = {
         heard: traffic.get(remote, FROM_REMOTE).frames,
         refused: remotes.refused(remote),
+        pathMtu: remotes.pathMtu(remote),
       };
       const before = this.#presences[remote - 1] ?? UNKNOWN;
       const isHeard = now.heard > before.heard;
@@ -154,10 +161,19 @@ export class Watch {
       // A thread may learn of an error up to a second late: it may be older than a frame heard before.
       else if (now.refused !== before.refused && !before.isHeard) state = "down";
       this.#presences[remote - 1] = { state, isHeard, ...now };
+      if (now.pathMtu !== before.pathMtu) this.#tellOfPath(remote, now.pathMtu);
       if (state === before.state) continue;
       const event = state === "up" ? "remote-up" : "remote-down";
       this.tell({ event, remote: remotes.address(remote) });
     }
+  }
+
+  #tellOfPath(index: number, mtu: number): void {
+    const remote = this.#from.remotes.address(index);
+    const event: PathEvent =
+      mtu === 0 ? { event: "path-forgotten", remote } : { event: "path-learned", remote, mtu };
+    this.#onPath(event);
+    this.tell(event);
   }
 
   #newDrops() {

@@ -184,6 +184,8 @@ export const event = named(
     v.object({ event: v.picklist(["learned", "aged", "evicted"]), entry: fdbEntry }),
     v.object({ event: v.literal("moved"), entry: fdbEntry, from: v.string() }),
     v.object({ event: v.picklist(["remote-up", "remote-down"]), remote: v.string() }),
+    v.object({ event: v.literal("path-learned"), remote: v.string(), mtu: v.number() }),
+    v.object({ event: v.literal("path-forgotten"), remote: v.string() }),
     v.object({ event: v.literal("offload-demoted"), offload: v.picklist(OFFLOADS) }),
     v.object({ event: v.literal("dropped"), network: v.optional(v.string()), drops }),
     v.object({ event: v.literal("reloaded"), changes }),

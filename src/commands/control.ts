@@ -49,6 +49,10 @@ function eventText(event: AgentEvent): string {
       return `remote ${event.remote} is up`;
     case "remote-down":
       return `remote ${event.remote} is down: it refuses what is sent there, or cannot be reached`;
+    case "path-learned":
+      return `the path to ${event.remote} has an MTU of ${event.mtu}: less than its interface`;
+    case "path-forgotten":
+      return `the path to ${event.remote} is taken for as wide as its interface again`;
     case "offload-demoted":
       return `offload ${event.offload} was refused: going on without`;
     case "dropped":

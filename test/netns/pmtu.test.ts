@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Container } from "../lab/host.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
@@ -127,6 +128,7 @@ describe.each([
     });
 
     test("a ping that does not fit any more is told what does, and that fits", async () => {
+      const events = await (endpoints[0] as Vtep).events();
       expect(await pings(ours, theirs.address, 1500 - overhead)).toEqual(ANSWERED);
       await lab.setMtu(h2, 1400);
       expect(await pings(ours, theirs.address6, 1500 - overhead)).toEqual([
@@ -134,6 +136,11 @@ describe.each([
       ]);
       expect(await pings(ours, theirs.address6, 1400 - overhead)).toEqual(ANSWERED);
       expect((await status()).paths).toEqual([{ address: remote, mtu: 1400 }]);
+      const learned = { event: "path-learned", remote, mtu: 1400 };
+      await until("an event", () => events.some((event) => isDeepStrictEqual(event, learned)));
+      expect((endpoints[0] as Vtep).log).toContainEqual(
+        expect.objectContaining({ remote, mtu: 1400, msg: expect.stringContaining("narrower") }),
+      );
       await lab.setMtu(h2, 1360);
       // What has just fitted is lost once: the router says so, and then it is known.
       expect(await pings(ours, theirs.address, 1400 - overhead)).toEqual([

@@ -15,6 +15,7 @@ let traffic: Traffic;
 let remotes: Remotes;
 let watch: Watch;
 let events: AgentEvent[];
+let logged: AgentEvent[];
 let leave: () => void;
 let networks: { index: number; name: string }[];
 
@@ -27,7 +28,9 @@ beforeEach(() => {
   remotes = new Remotes();
   for (const address of [A, B]) remotes.add(address, 4789);
   networks = [{ index: NET, name: "blue" }];
-  watch = new Watch({ fdb, counters, traffic, remotes, networks: () => networks });
+  logged = [];
+  const sources = { fdb, counters, traffic, remotes, networks: () => networks };
+  watch = new Watch(sources, (event) => logged.push(event));
   events = [];
   leave = watch.listen((event) => events.push(event));
 });
@@ -132,6 +135,22 @@ it("a network that has another's row counts from zero", () => {
     network: "blue",
     drops: { MAC_INVALID_SOURCE: 5 },
   });
+});
+
+it("what a path carries is told as it is learned, as it is less still, and as it is forgotten", () => {
+  remotes.learnPathMtu(2, 1400);
+  vi.advanceTimersByTime(2000);
+  remotes.learnPathMtu(2, 1360);
+  remotes.forgetPaths(1);
+  vi.advanceTimersByTime(1000);
+  leave();
+  remotes.forgetPaths(601);
+  vi.advanceTimersByTime(1000);
+  const told = [
+    { event: "path-learned", remote: B, mtu: 1400 },
+    { event: "path-learned", remote: B, mtu: 1360 },
+  ];
+  expect([events, logged]).toEqual([told, [...told, { event: "path-forgotten", remote: B }]]);
 });
 
 describe("a remote", () => {
