@@ -79,6 +79,8 @@ struct udp {
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
   int out_fd, messages, parts, headers;
+  uint32_t told_mtu;  // by ICMP, of the path to `told_of`, when errors were last asked for; 0: none
+  int32_t told_of[layout::ADDRESS_WORDS];
   bool narrow;  // it may be fragmented, as it is for narrow paths
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   mmsghdr out[OUT_MESSAGES];
@@ -115,6 +117,10 @@ int udp_set_discovery(const udp *u, int fd, int how);
 // Whether a send by `out_fd` to `remote` failed because of datagrams before it, and is to be tried
 // again. If it is the datagram that the path does not carry, the remote's row says what it does carry.
 bool udp_was_icmp(udp *u, int32_t remote, int error);
+
+// A datagram of so many bytes that was tried again left: if an ICMP message said that it would not fit, its path's row
+// says so too.
+void udp_left_again(udp *u, int32_t remote, int32_t payload);
 
 // The address as REMOTE_ADDRESS and IN_ADDRESS have it.
 void store_address(const udp *u, const udp_name *name, int32_t *words);

@@ -4,7 +4,8 @@
 // the path, which is written to the remote's row. Those that ICMP brought are counted, in all and by
 // remote: a host that answers so does not listen, or is not there. What an ICMP
 // message says about an MTU is not believed: the kernel has checked it, keeps it above its floor, and
-// tells it with the next datagram that does not fit, as a local entry.
+// tells it with the next datagram that does not fit, as a local entry. But for a route of IPv4 whose
+// MTU is locked (ip-route(8)) it keeps nothing, and sends on what is lost: a datagram was not to fit, and leaves.
 //
 // An ICMP error has a second effect (sock_alloc_send_pskb, net/core/sock.c): it is the result of the
 // socket's next send, whatever that one sends and to whom. Nothing was sent then, and trying again
@@ -50,6 +51,7 @@ static void count_refusal(udp *u, const udp_name *to) {
 // Empties the queue, and with it takes away the error that waits for the next send. Returns the MTU
 // that the last local entry tells, 0 if there was none.
 static uint32_t drain(udp *u, int fd) {
+  u->told_mtu = 0;
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(sock_extended_err) + sizeof(sockaddr_in6))];
   uint32_t mtu = 0;
   for (int i = 0; i < MOST; i++) {
@@ -64,7 +66,10 @@ static uint32_t drain(udp *u, int fd) {
     if (e == nullptr) continue;
     if (e->ee_origin == SO_EE_ORIGIN_LOCAL) {
       if (e->ee_errno == EMSGSIZE) mtu = e->ee_info;
-    } else if (e->ee_errno != EMSGSIZE) {
+    } else if (e->ee_errno == EMSGSIZE) {
+      u->told_mtu = e->ee_info;
+      store_address(u, &to, u->told_of);
+    } else {
       count_refusal(u, &to);
     }
   }
@@ -89,15 +94,27 @@ static bool may_be_icmp(int error) {
   return false;
 }
 
+static void learn(udp *u, int32_t remote, uint32_t mtu) {
+  int32_t *row = u->remotes + remote * layout::REMOTE_WORDS;
+  __atomic_store_n(row + layout::REMOTE_LEARNED_AT, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(row + layout::REMOTE_PATH_MTU, static_cast<int32_t>(mtu), __ATOMIC_RELEASE);
+}
+
 bool udp_was_icmp(udp *u, int32_t remote, int error) {
   if (!may_be_icmp(error)) return false;
   uint32_t mtu = drain(u, u->out_fd);
   if (error != EMSGSIZE || mtu == 0) return true;
   // The queue was empty after every failure before, so this is about the datagram that just failed.
-  int32_t *row = u->remotes + remote * layout::REMOTE_WORDS;
-  __atomic_store_n(row + layout::REMOTE_LEARNED_AT, 0, __ATOMIC_RELAXED);
-  __atomic_store_n(row + layout::REMOTE_PATH_MTU, static_cast<int32_t>(mtu), __ATOMIC_RELEASE);
+  learn(u, remote, mtu);
   return false;
+}
+
+void udp_left_again(udp *u, int32_t remote, int32_t payload) {
+  int32_t mtu = static_cast<int32_t>(u->told_mtu);
+  if (u->family != 4 || u->discovery != WHOLE || u->narrow || mtu < 68) return;  // RFC 791's least
+  if (payload + 20 + 8 <= mtu) return;
+  const int32_t *row = u->remotes + remote * layout::REMOTE_WORDS;
+  if (memcmp(row + layout::REMOTE_ADDRESS, u->told_of, sizeof u->told_of) == 0) learn(u, remote, u->told_mtu);
 }
 
 uint32_t udp_refusals(udp *u) {

@@ -176,6 +176,7 @@ static void flush(udp *u, const batch *b) {
     int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
                      MSG_DONTWAIT);
     if (n > 0) {
+      if (again == message) udp_left_again(u, u->out_train[message].remote, u->out_train[message].segment);
       message += n;
       continue;
     }

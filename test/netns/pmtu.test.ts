@@ -308,6 +308,29 @@ describe("where the underlay has grown, a network whose MTU nobody asked for", (
   });
 });
 
+// The kernel believes no router then, and would send whatever the sockets give it for good.
+test.each([
+  { family: 4, overhead: 50 },
+  { family: 6, overhead: 70 },
+] as const)(
+  "a path behind a route of IPv$family whose MTU is locked is learned too",
+  async ({ family, overhead }) => {
+    const remote = family === 4 ? h2.address : h2.address6;
+    const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", remote));
+    await h1.ip(`route add ${remote} via ${route.gateway} mtu lock 1500`);
+    await using endpoints = await lab.join(["native", "kernel"], { family });
+    await newcomers(1500 - overhead);
+    await lab.setMtu(h2, 1400);
+    expect(await pings(ours, theirs.address, 1500 - overhead)).toEqual([
+      fragNeeded(theirs, 1400 - overhead),
+    ]);
+    expect((await (endpoints[0] as Vtep).status()).paths).toEqual([{ address: remote, mtu: 1400 }]);
+    await streams(MB);
+    await h1.ip(`route del ${remote}`);
+    await widen();
+  },
+);
+
 test("a route that promises more than its interface carries is not believed", async () => {
   const [route] = JSON.parse(await h1.run("ip", "-json", "route", "get", h2.address));
   await h1.ip(`route add ${h2.address} via ${route.gateway} mtu 9000`);
