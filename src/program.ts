@@ -38,11 +38,17 @@ async function takeTime(): Promise<void> {
 }
 
 /** Without commander's prefix, and with what it suggests on the same line. */
-function usageOf({ message, code }: CommanderError): string {
+function usageOf({ message, code }: CommanderError, vtep: Command): string {
   const said = message.replace(/^error: /, "");
   const suggestion = /\n\((.*)\)$/;
   if (suggestion.test(said)) return said.replace(suggestion, ": $1");
-  return code === "commander.invalidArgument" ? said : `${said.replace(/\.$/, "")}: see --help`;
+  if (code === "commander.invalidArgument") return said;
+  const group = vtep.commands.find((each) => each.name() === process.argv[2]);
+  const inside = group?.commands.map((each) => each.name()) ?? [];
+  if (inside.length === 0 || inside.includes(process.argv[3]!)) {
+    return `${said.replace(/\.$/, "")}: see --help`;
+  }
+  return `${said}: the commands of vtep ${group!.name()} are ${inside.join(", ")}`;
 }
 
 /** `first` is the first of the forwarding threads, if there are to be any; `interim` forwards until then. */
@@ -55,13 +61,14 @@ export async function main(first?: Thread, interim?: Interim): Promise<void> {
   });
   process.stderr.on("error", () => undefined);
 
+  const vtep = await program(first, interim);
   try {
-    await (await program(first, interim)).parseAsync().finally(() => interim?.end());
+    await vtep.parseAsync().finally(() => interim?.end());
   } catch (error) {
     const usage = error instanceof CommanderError;
     // Help that was asked for ends with 0; commander prints it also when the command is missing.
     const said = usage && (error.exitCode === 0 || error.code === "commander.help");
-    if (!said) complain(usage ? usageOf(error) : sentenceOf(error));
+    if (!said) complain(usage ? usageOf(error, vtep) : sentenceOf(error));
     if (!usage) process.exitCode = exitCode(error);
     else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
     await takeTime();

@@ -95,6 +95,11 @@ describe.concurrent("bad usage ends with 2", () => {
     [["status", "--socket", ""], "--socket is empty"],
     [["top", "--socket", ""], "socket is empty"],
     [["network", "add"], "--vni N"],
+    [["network", "--json"], "'--json': the commands of vtep network are list, show, add, remove"],
+    [["fdb", "--socket", "X"], "'--socket': the commands of vtep fdb are list, "],
+    [["peer", "everybody"], "'everybody': the commands of vtep peer are list, add, remove"],
+    [["peer", "list", "--jsonp"], "--json"],
+    [["peer", "list", "--colour"], "'--colour': see --help"],
   ])("vtep %j", async (args, word) => {
     expectRefused(await vtep(...args), 2, [word]);
   });
