@@ -347,18 +347,13 @@ export function check(
   const parsed = parse(merged.raw());
   if ("faults" in parsed) {
     const known = parsed.faults.filter(({ path }) => path.length !== 1 || path[0] !== "networks");
-    faults.push(
-      ...inOrder(
-        known.map((fault) => merged.ofFault(fault)),
-        files,
-      ),
-    );
+    const told = known.map((fault) => merged.ofFault(fault));
+    faults.push(...inOrder([...told, ...conflictsOfRest(merged.without(known))], files));
     // They may be where something could not be read, or under a key that is misspelt.
     if (faults.length === 0) faults.push(noNetwork([...files.values()][0]));
     return { faults };
   }
-  const between = conflicts(parsed.config).map((conflict) => merged.ofConflict(conflict));
-  faults.push(...inOrder(between, files));
+  faults.push(...inOrder(merged.ofConflicts(parsed.config), files));
   if (faults.length > 0) return { faults };
   const { config } = parsed;
   return {
@@ -369,6 +364,12 @@ export function check(
     },
     faults,
   };
+}
+
+/** What does not go together, of what is left of a configuration without its faults. */
+function conflictsOfRest(rest: Merged): Complaint[] {
+  const parsed = parse(rest.raw());
+  return "faults" in parsed ? [] : rest.ofConflicts(parsed.config);
 }
 
 /** A sentence, and the place that it is about. */
@@ -401,10 +402,22 @@ function noNetwork(file: YamlFile | undefined): string {
   return `${where}: networks is empty: give one there, or with --vni N --peer ADDR`;
 }
 
+/** A network as its layer has it. */
+interface OfLayer {
+  readonly layer: Layer;
+  readonly at: number;
+  readonly data: unknown;
+  /** Whether something that it has there was wrong, and is left out. */
+  readonly lacks: boolean;
+}
+
+/** Keys of a network from which others follow. */
+const TELLING_APART: Path = ["vni", "name", "tap", "bridge"];
+
 /** Layers as one configuration in the shape that a file has, which knows whose each part is. */
 class Merged {
   readonly #setBy = new Map<string, Layer>();
-  readonly #networks: { readonly layer: Layer; readonly at: number; readonly data: unknown }[] = [];
+  readonly #networks: OfLayer[] = [];
 
   /** Adds a file. Returns a sentence for each key that cannot be had. */
   add(layer: Layer): string[] {
@@ -427,6 +440,22 @@ class Merged {
       if (key === "networks") this.#addNetworks(layer);
       else this.#setBy.set(key, layer);
     }
+  }
+
+  /** Without the values that are wrong, and without the networks that are told from others by one of these. */
+  without(faults: readonly Fault[]): Merged {
+    const rest = new Merged();
+    for (const [key, layer] of this.#setBy) {
+      if (!faults.some(({ path }) => path[0] === key)) rest.#setBy.set(key, layer);
+    }
+    for (const [index, network] of this.#networks.entries()) {
+      const ofIt = faults.filter(({ path }) => path[0] === "networks" && path[1] === index);
+      const wrong = ofIt.map(({ path }) => path[2]);
+      if (wrong.some((key) => key === undefined || TELLING_APART.includes(key))) continue;
+      const own = Object.entries(network.data as object).filter(([key]) => !wrong.includes(key));
+      rest.#networks.push({ ...network, data: Object.fromEntries(own), lacks: ofIt.length > 0 });
+    }
+    return rest;
   }
 
   raw(): Record<string, unknown> {
@@ -459,7 +488,14 @@ class Merged {
     return { source, sentence: `${place} ${message}${remedy}` };
   }
 
-  ofConflict({ path, other, message, remedy }: Conflict): Complaint {
+  ofConflicts(config: Config): Complaint[] {
+    const all = conflicts(config).filter(({ path: [first, index], other }) => {
+      return first !== "networks" || other !== undefined || !this.#networks[index as number]!.lacks;
+    });
+    return all.map((conflict) => this.#ofConflict(conflict));
+  }
+
+  #ofConflict({ path, other, message, remedy }: Conflict): Complaint {
     const { source } = this.#locate(path, "value");
     const inFile = source.from === "file";
     const here = inFile ? "here" : `by ${placeText(source)}`;
@@ -476,7 +512,7 @@ class Merged {
     if (!Array.isArray(networks)) {
       return [`${placeText(layer.source(["networks"], "value"))}: networks ${NOT_A_LIST}`];
     }
-    this.#networks.push(...networks.map((data, at) => ({ layer, at, data })));
+    this.#networks.push(...networks.map((data, at) => ({ layer, at, data, lacks: false })));
     return [];
   }
 

@@ -216,6 +216,21 @@ export function collisions(networks: readonly NetworkConfig[]): Conflict[] {
   return [...confused, ...repetitions(networks)];
 }
 
+/** Whether that is given twice because something else is, from which it follows where it is not given. */
+function follows(
+  key: NetworkKey,
+  { vni, tap, name, bridge }: NetworkConfig,
+  repeated: readonly (readonly [NetworkKey, string])[],
+): boolean {
+  const isRepeated = (other: NetworkKey) => repeated.some(([each]) => each === other);
+  const ofVni = `vtep${vni}`;
+  if (key === "tap") return isRepeated("vni") && tap === ofVni;
+  if (key === "name") {
+    return (isRepeated("vni") && name === ofVni) || (isRepeated("tap") && name === tap);
+  }
+  return key === "vlan" && bridge === undefined && isRepeated("tap");
+}
+
 function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
   const first = new Map<string, number>();
   return networks.flatMap((network, at) => {
@@ -233,16 +248,20 @@ function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
     if (network.vlan !== undefined) {
       own.push(["vlan", `VLAN ${network.vlan} of ${network.bridge ?? network.tap}`]);
     }
-    const repeated = own.find(([, said]) => first.has(said));
-    for (const [, said] of own) if (!first.has(said)) first.set(said, at);
-    if (repeated === undefined) return [];
-    const [key, said] = repeated;
-    return {
+    const repeated = own.filter(([, said]) => first.has(said));
+    const found = repeated.filter(([key], nth) => {
+      return (
+        repeated.findIndex(([other]) => other === key) === nth && !follows(key, network, repeated)
+      );
+    });
+    const conflicts = found.map(([key, said]) => ({
       path: ["networks", at, key],
       other: ["networks", first.get(said)!, key],
       message: `${said} is given to two networks`,
       remedy: "each needs its own",
-    };
+    }));
+    for (const [, said] of own) if (!first.has(said)) first.set(said, at);
+    return conflicts;
   });
 }
 
@@ -277,7 +296,11 @@ function faultsOf(
   issue: v.BaseIssue<unknown>,
   known: (mapping: Path) => readonly string[],
 ): Fault[] {
-  const path = (issue.path ?? []).map(({ key }) => key as string | number);
+  // What is wrong with a MAC names it.
+  const steps = (issue.path ?? []).filter(({ origin }) => {
+    return issue.kind !== "validation" || origin !== "key";
+  });
+  const path = steps.map(({ key }) => key as string | number);
   if (issue.received === "undefined") return [{ path, kind: "missing", message: "is missing" }];
   if (issue.type !== "strict_object" || issue.expected !== "never") {
     return [{ path, kind: "wrong", message: issue.message }];

@@ -165,7 +165,7 @@ const onOff = v.union(
       v.transform((text) => text === "on"),
     ),
   ],
-  (issue) => `a switch that is ${JSON.stringify(issue.input)}: on or off`,
+  (issue) => `as ${JSON.stringify(issue.input)}: on or off`,
 );
 
 const offloads = v.pipe(
@@ -175,17 +175,16 @@ const offloads = v.pipe(
   ),
   v.rawTransform(({ dataset, addIssue, NEVER }): Offloads => {
     const switches: Record<string, boolean> = { ...ALL_OFFLOADS };
+    const faults: string[] = [];
     for (const [name, value] of Object.entries(dataset.value)) {
       const wanted = v.safeParse(onOff, value);
-      const fault = Object.hasOwn(switches, name)
-        ? wanted.issues?.[0].message
-        : `no ${JSON.stringify(name)}${nearest(name, OFFLOADS)}`;
-      if (fault !== undefined) {
-        addIssue({ message: `has ${fault}` });
-        return NEVER;
-      }
-      switches[name] = wanted.output as boolean;
+      if (!Object.hasOwn(switches, name)) {
+        faults.push(`no ${JSON.stringify(name)}${nearest(name, OFFLOADS)}`);
+      } else if (wanted.success) switches[name] = wanted.output;
+      else faults.push(`${name} ${wanted.issues[0].message}`);
     }
+    for (const fault of faults) addIssue({ message: `has ${fault}` });
+    if (faults.length > 0) return NEVER;
     if (switches.csum) return switches as Offloads;
     // The kernel leaves no segments without leaving their checksums.
     for (const name of ["tso", "uso"]) {
@@ -200,21 +199,26 @@ const offloads = v.pipe(
   v.title("{ NAME: on or off, ... }"),
 );
 
+const stationMac = v.pipe(
+  v.string(),
+  v.check(
+    (text) => parseMac(text) !== undefined,
+    (issue) => `${JSON.stringify(issue.input)} is not a MAC address (aa:bb:cc:dd:ee:ff)`,
+  ),
+  v.check(
+    (text) => !isMulticast(parseMac(text)!.high),
+    (issue) =>
+      `has ${issue.input}, a group address, whose frames are flooded: name who is to get them as a peer`,
+  ),
+);
+
 const fdb = v.pipe(
   v.custom<object>(isMapping, "must map MAC addresses to the addresses of VTEPs"),
-  v.record(v.string(), address),
-  v.rawTransform(({ dataset, addIssue }): FdbEntry[] =>
-    Object.entries(dataset.value).flatMap(([text, to]) => {
-      const mac = parseMac(text);
-      if (mac !== undefined && !isMulticast(mac.high)) {
-        return [{ macHigh: mac.high, macLow: mac.low, address: to }];
-      }
-      const message =
-        mac === undefined
-          ? `${JSON.stringify(text)} is not a MAC address (aa:bb:cc:dd:ee:ff)`
-          : `has ${text}, a group address, whose frames are flooded: name who is to get them as a peer`;
-      addIssue({ message });
-      return [];
+  v.record(stationMac, address),
+  v.transform((entries) =>
+    Object.entries(entries).map(([text, to]): FdbEntry => {
+      const { high, low } = parseMac(text)!;
+      return { macHigh: high, macLow: low, address: to };
     }),
   ),
   v.check(

@@ -214,11 +214,67 @@ describe("faults of one file", () => {
   it("are found where an alias leads, and at keys that JavaScript has uses for", () => {
     const yaml = "networks:\n  - &a { vni: 1, peers: [host] }\n  - *a\n__proto__: 1\ntoString: 2";
     expect(faults({ f: yaml }).map((each) => each.split(": known")[0])).toEqual([
+      "f:2:15: VNI 1 is given to two networks, here and at f:2:15: each needs its own",
       'f:2:26: networks[0].peers[0] "host" is not an IPv4 or IPv6 address',
       'f:2:26: networks[1].peers[0] "host" is not an IPv4 or IPv6 address',
       "f:4:1: __proto__ is no key of the configuration",
       "f:5:1: toString is no key of the configuration",
     ]);
+  });
+
+  it("do not hide what is between networks, nor each other", () => {
+    const text = [
+      "include: nowhere",
+      "underlay: dgram",
+      "workers: 2",
+      "port: high",
+      "offload: { tso: maybe, usoo: off, csum: on, gro: 1 }",
+      "networks:",
+      "  - { vni: 1, name: a, peers: [host], masquerade: true }",
+      "  - { vni: 1, name: a, tap: t, peers: [192.0.2.2] }",
+      "  - { vni: 2, tap: t, mtu: 1, peers: [192.0.2.2] }",
+      "  - { vni: 3 }",
+      "  - { vni: x, name: a, tap: t }",
+      "  - { vni: 4, tap: 'a b', name: a, bridge: vtep3 }",
+      '  - { vni: 5, fdb: { no: host, "01:00:5e:00:00:01": 192.0.2.2, "02:00:00:00:00:01": 5 } }',
+    ];
+    const twice = (place: string, what: string, there: string) =>
+      `${place}: ${what} is given to two networks, here and at ${there}: each needs its own`;
+    expect(faults({ f: text.join("\n") }).map((each) => each.split(/, whose frames/)[0])).toEqual([
+      "f:1:10: include names nowhere, which is not there: create it, or leave the key out",
+      "f:3:10: --workers above 1 needs the native underlay: leave out --underlay dgram",
+      "f:4:7: port must be a whole number from 1 to 65535",
+      'f:5:10: offload has tso as "maybe": on or off',
+      'f:5:10: offload has no "usoo": did you mean "uso"?',
+      "f:5:10: offload has gro as 1: on or off",
+      'f:7:32: networks[0].peers[0] "host" is not an IPv4 or IPv6 address',
+      twice("f:8:12", "VNI 1", "f:7:12"),
+      twice("f:8:21", "the name a", "f:7:21"),
+      twice("f:9:20", "TAP t", "f:8:29"),
+      "f:9:28: networks[2].mtu must be auto or a whole number from 68 to 65485",
+      "f:10:5: network 3 has no peer: give one with --peer ADDR (peers:)",
+      "f:11:12: networks[4].vni must be a whole number from 0 to 16777215",
+      'f:12:20: networks[5].tap "a b" cannot name an interface: at most 15 characters, no spaces, "/", ":" or "%"',
+      'f:13:20: networks[6].fdb "no" is not a MAC address (aa:bb:cc:dd:ee:ff)',
+      "f:13:20: networks[6].fdb has 01:00:5e:00:00:01, a group address",
+      'f:13:26: networks[6].fdb.no "host" is not an IPv4 or IPv6 address',
+      "f:13:85: networks[6].fdb.02:00:00:00:00:01 must be an IPv4 or IPv6 address",
+    ]);
+  });
+
+  it("of two networks are told once for each value that was given", () => {
+    const both = (first: string, second: string) =>
+      faults({ f: `networks:\n  - ${one(1, first)}\n  - ${one(1, second)}` }).map(
+        (each) => each.split(" is given")[0],
+      );
+    expect(both("", "")).toEqual(["f:3:12: VNI 1"]);
+    expect(both(", tap: t", ", tap: t")).toEqual(["f:3:12: VNI 1", "f:3:40: TAP t"]);
+    const named = [", tap: t, name: a, vlan: 7", ", tap: t, name: a, vlan: 7"] as const;
+    expect(both(...named)).toEqual(["f:3:12: VNI 1", "f:3:40: TAP t", "f:3:49: the name a"]);
+    const bridged = ", bridge: b, vlan: 7";
+    expect(both(bridged, bridged)).toEqual(["f:3:12: VNI 1", "f:3:52: VLAN 7 of b"]);
+    const gateway = ", bridge: b, gateway: [10.9.0.1/24]";
+    expect(both(gateway, gateway)).toEqual(["f:3:12: VNI 1", "f:3:55: the gateway of b"]);
   });
 
   it("are none where many networks share their peers", () => {

@@ -327,7 +327,7 @@ describe("the flags", () => {
     [{ dscp: "ef" }, "--dscp must be inherit or a whole number from 0 to 63"],
     [{ offload: "tso" }, '--offload "tso" must be NAME=on or NAME=off'],
     [{ offload: "tso=off,=on" }, '--offload "=on" must be NAME=on or NAME=off'],
-    [{ offload: "tso=0" }, '--offload has a switch that is "0": on or off'],
+    [{ offload: "tso=0" }, '--offload has tso as "0": on or off'],
     [{ offload: "tos=off" }, '--offload has no "tos": did you mean "tso"?'],
     [{ offload: "csum=off,tso=on" }, "--offload has tso on and csum off: tso needs csum"],
     [{ offload: "uso=on,csum=off" }, "--offload has uso on and csum off: uso needs csum"],
