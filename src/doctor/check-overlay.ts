@@ -1,6 +1,7 @@
 /** Bridges, MAC addresses, and what a running agent has seen of the traffic. */
 
 import { OFFLOADS } from "../device.ts";
+import type { Link } from "../host.ts";
 import { overlayDevices } from "./check-paths.ts";
 import { type AgentFacts, type Facts, isUnseen, runningNetworks } from "./facts.ts";
 import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
@@ -20,11 +21,21 @@ export function checkOverlay(facts: Facts): Finding[] {
  * have changed them since. A TAP that is not here is in its container.
  */
 function checkTaps(facts: Facts): Finding[] {
-  const taps = runningNetworks(facts).filter(({ tap }) => facts.links.has(tap));
-  const found = taps.flatMap((network) => changesOf(network, facts.links));
+  const taps = runningNetworks(facts).filter((network) => linkOf(network, facts));
+  const found = taps.flatMap((network) => changesOf(network, facts));
   if (found.length > 0 || taps.length === 0) return found;
   const finding = `${listed(taps.map(({ tap }) => tap))} ${taps.length === 1 ? "is" : "are"} as the agent made ${taps.length === 1 ? "it" : "them"}`;
   return [{ check: "tap", severity: "ok", finding }];
+}
+
+/** A network's TAP as it is called now. */
+function linkOf({ tap, mac }: AgentFacts["networks"][0], facts: Facts): Link | undefined {
+  const { links } = facts;
+  const known = new Set(runningNetworks(facts).map((network) => network.tap)); // gateways' have one MAC
+  const isRenamed = ({ ifname, address, linkinfo }: Link) => {
+    return address === mac && linkinfo?.info_kind === "tun" && !known.has(ifname);
+  };
+  return links.get(tap) ?? [...links.values()].find(isRenamed);
 }
 
 /** How a link is not as it was made, and what sets it so again. */
@@ -36,11 +47,24 @@ interface Change {
   readonly settings: readonly string[];
 }
 
-function changesOf(
-  { vni, tap, bridge, mtu }: AgentFacts["networks"][0],
-  links: Facts["links"],
-): Finding[] {
-  const here = links.get(tap)!;
+function changesOf(network: AgentFacts["networks"][0], facts: Facts): Finding[] {
+  const { links } = facts;
+  const { vni, tap, bridge, mtu } = network;
+  const here = linkOf(network, facts)!;
+  if (!links.has(tap)) {
+    const { ifname } = here;
+    const settings = [`${ifname} down`, `${ifname} name ${tap}`, `${tap} up`];
+    return [
+      {
+        check: "tap",
+        subject: `${vni}`,
+        severity: "warning",
+        finding: `network ${vni}: its TAP ${tap} is called ${ifname} now, as which the agent cannot change it`,
+        remedy: "call it again what it was, and see what else manages this host's links",
+        commands: settings.map((each) => `ip link set dev ${each}`),
+      },
+    ];
+  }
   const port = bridge === undefined ? undefined : links.get(bridge);
   const down = [here, ...(port === undefined ? [] : [port])].filter(({ flags }) => {
     return !flags?.includes("UP");
@@ -156,8 +180,8 @@ function checkMacs(facts: Facts): Finding[] {
   const all = [...new Set(links.values())];
   const twice = config.networks.flatMap(({ vni, tap, gateway }): Finding[] => {
     if (gateway.length > 0) return []; // every gateway's TAP and bridge have the same one, on every host
-    const link = links.get(tap);
     const running = runningNetworks(facts).find((network) => network.vni === vni);
+    const link = running === undefined ? links.get(tap) : linkOf(running, facts);
     const mac = running?.mac ?? link?.address;
     if (mac === undefined) return [];
     const others = all.filter((other) => {

@@ -325,6 +325,31 @@ describe("a TAP", () => {
     ]);
   });
 
+  test("that was renamed is told of by both names, and is no other link of its MAC", () => {
+    const address = agent().networks[0]!.mac;
+    const links = new Map([
+      link("br42", { address, linkinfo: { info_kind: "bridge" } }),
+      link("uplink0", { address, master: "br42", linkinfo: { info_kind: "tun" } }),
+    ]);
+    expect(of("tap", { agent: bridged, links })).toMatchObject([
+      {
+        severity: "warning",
+        finding:
+          "network 42: its TAP vtep42 is called uplink0 now, as which the agent cannot change it",
+        commands: [
+          "ip link set dev uplink0 down",
+          "ip link set dev uplink0 name vtep42",
+          "ip link set dev vtep42 up",
+        ],
+      },
+    ]);
+    expect(of("duplicate-mac", { agent: bridged, links })).toMatchObject([{ severity: "ok" }]);
+    const other = { ...bridged.networks[0]!, vni: 43, tap: "uplink0" }; // of another gateway, then
+    const two = { ...bridged, networks: [...bridged.networks, other] };
+    const subjects = of("tap", { agent: two, links }).map(({ subject }) => subject);
+    expect(subjects).not.toContain("42");
+  });
+
   test("that is as the agent made it is well, as is one that somebody put in a bridge", () => {
     expect(found({})).toMatchObject([{ severity: "ok" }]);
     expect(found({ master: "br0" }, {}, agent() as typeof bridged)).toMatchObject([
