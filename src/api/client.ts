@@ -24,13 +24,23 @@ export type ApiStatus = AgentStatus & { readonly version: string };
 
 /** How long an agent may keep silent over a call. */
 const PATIENCE_MS = 30_000;
+/** After which whoever waits is told that nothing has gone wrong yet. */
+const SILENCE_MS = 5_000;
 
 export class Client {
   readonly socket: string;
   readonly #patienceMs: number;
+  readonly #tell: (sentence: string) => void;
 
-  /** Throws VtepError USAGE for an empty path, in whose place node:http would ask port 80 of this host. */
-  constructor(socket: string, patienceMs = PATIENCE_MS) {
+  /**
+   * `tell` is given a sentence where an agent takes long. Throws VtepError USAGE for an empty path, in whose
+   * place node:http would ask port 80 of this host.
+   */
+  constructor(
+    socket: string,
+    patienceMs = PATIENCE_MS,
+    tell: (sentence: string) => void = () => undefined,
+  ) {
     if (socket === "") {
       throw new VtepError(
         "USAGE",
@@ -39,6 +49,7 @@ export class Client {
     }
     this.socket = socket;
     this.#patienceMs = patienceMs;
+    this.#tell = tell;
   }
 
   status(): Promise<ApiStatus> {
@@ -157,6 +168,12 @@ export class Client {
     const content = body === undefined ? "" : JSON.stringify(body);
     const length = Buffer.byteLength(content);
     const headers = { "Content-Type": "application/json", "Content-Length": length };
+    const silent = setTimeout(() => {
+      const seconds = [SILENCE_MS, this.#patienceMs].map((ms) => `${ms / 1000} s`);
+      this.#tell(
+        `the agent has not answered for ${seconds[0]}, and is waited for until ${seconds[1]}: look into its log, continue it where ps says that it is stopped (T, kill -CONT)`,
+      );
+    }, SILENCE_MS);
     const answer = await new Promise<IncomingMessage>((resolve, reject) => {
       const asked = request({
         socketPath: this.socket,
@@ -170,7 +187,7 @@ export class Client {
       asked.on("error", (error) => reject(this.#unreachable(error)));
       asked.on("timeout", () => asked.destroy(Object.assign(new Error(), { code: "ETIMEDOUT" })));
       asked.end(content);
-    });
+    }).finally(() => clearTimeout(silent));
     if (answer.statusCode! < 300) return answer;
     throw refusal(answer.statusCode!, await text(answer));
   }
@@ -196,7 +213,10 @@ const WHY: Record<string, readonly [why: string, remedy: string]> = {
   EPERM: ["not permitted", "run as root or as a member of the socket's group,"],
   ECONNRESET: ["it has ended", START],
   EPIPE: ["it has ended", START],
-  ETIMEDOUT: ["it does not answer", "look into its log,"],
+  ETIMEDOUT: [
+    "it does not answer",
+    "look into its log, continue it where ps says that it is stopped (T, kill -CONT),",
+  ],
 };
 
 function refusal(status: number, content: string): VtepError {

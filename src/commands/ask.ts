@@ -44,7 +44,9 @@ export function ask(
       // What a script's variable that is not set becomes.
       const empty = values.find(([, value]) => [value].flat().includes(""));
       if (empty !== undefined) throw new VtepError("USAGE", `${empty[0]} is empty: see --help`);
-      const client = new Client((options.socket as string | undefined) ?? DEFAULT_SOCKET);
+      const socket = (options.socket as string | undefined) ?? DEFAULT_SOCKET;
+      const tell = (sentence: string) => process.stderr.write(`vtep: ${sentence}\n`);
+      const client = new Client(socket, undefined, tell);
       const answer = await act(client, command.args, options);
       if (answer === undefined) return;
       const text = options.json ? JSON.stringify(answer.data) : answer.text;

@@ -52,10 +52,11 @@ export function addDoctorCommand(vtep: Command): void {
     .action(async ({ json, config: file, ...options }: Record<string, unknown>) => {
       const given = valuesByKey(options);
       const { config } = load((file as string | undefined) ?? defaultFile(given), given);
-      const [agent, socketRefusal] = await Promise.all([
+      const [{ agent, silence }, refusal] = await Promise.all([
         runningAgent(config),
         refuseUnusable(config.socket).then(() => undefined, sentenceOf),
       ]);
+      const socketRefusal = silence ?? refusal;
       const findings = diagnose(await examine(config, { agent, socketRefusal }));
       const worst = worstOf(findings);
       process.stdout.write(
@@ -67,14 +68,17 @@ export function addDoctorCommand(vtep: Command): void {
     });
 }
 
-/** What an agent on this host says of itself, or why none does. */
-async function runningAgent({ socket }: Config): Promise<Seen<AgentFacts>> {
+/** What an agent on this host says of itself, or why none does; the sentence of one that keeps silent. */
+async function runningAgent({
+  socket,
+}: Config): Promise<{ agent: Seen<AgentFacts>; silence?: string | undefined }> {
   try {
-    return await new Client(socket, PATIENCE_MS).status();
+    return { agent: await new Client(socket, PATIENCE_MS).status() };
   } catch (error) {
     if (!(error instanceof VtepError)) throw error;
     const { message } = error;
     const [, unseen = message, remedy = "see its log"] = /^(.*?\)): (.*)$/.exec(message) ?? [];
-    return { unseen, remedy };
+    const isSilent = (error.cause as NodeJS.ErrnoException | undefined)?.code === "ETIMEDOUT";
+    return { agent: { unseen, remedy }, silence: isSilent ? message : undefined };
   }
 }

@@ -1,7 +1,9 @@
+import { once } from "node:events";
 import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { stripVTControlCharacters } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
@@ -242,6 +244,25 @@ test("vtep fdb list --json by an agent that ends meanwhile ends with 3", async (
   const { code, stderr } = await vtep("fdb", "list", "--json", "--socket", path);
   expect(stderr).toMatch(/^vtep: the agent is not reachable at [^\n]* \(it has ended\): [^\n]*\n$/);
   expect(code).toBe(3);
+});
+
+test("while the agent is stopped, whoever asks is told what to look for, and answered when it goes on", async () => {
+  process.kill(agent.pid, "SIGSTOP");
+  try {
+    const child = ours.spawn("node", cli, "network", "list", "--json", "--socket", agent.socket);
+    const [errors, answer, ended] = [text(child.stderr), text(child.stdout), once(child, "exit")];
+    let told = "";
+    child.stderr.on("data", (piece) => {
+      told += piece;
+    });
+    await until("what is said of silence", () => told.includes("kill -CONT"), 10_000);
+    process.kill(agent.pid, "SIGCONT");
+    expect(await ended).toEqual([0, null]);
+    expect(await errors).toMatch(/^vtep: the agent has not answered for 5 s, [^\n]*\n$/);
+    expect(JSON.parse(await answer)).toMatchObject([{ name: "blue" }]);
+  } finally {
+    process.kill(agent.pid, "SIGCONT");
+  }
 });
 
 describe("on a terminal", () => {

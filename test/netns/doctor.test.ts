@@ -212,6 +212,11 @@ describe("the socket's path", () => {
     const [finding] = await at(agent.socket);
     expect(finding).toMatchObject({ severity: "ok" });
     expect(finding?.finding).toContain(`pid ${agent.pid}`);
+    process.kill(agent.pid, "SIGSTOP");
+    const [silence] = await at(agent.socket).finally(() => process.kill(agent.pid, "SIGCONT"));
+    expect(silence).toMatchObject({ severity: "warning" });
+    expect(silence?.finding).toContain("(it does not answer)");
+    expect(silence?.remedy).toContain("kill -CONT");
     const others = ["node", cli, "doctor", "--json", "--vni", "77", "--peer", there.address];
     expect((await visit([...others, "--socket", agent.socket])).of("socket")).toMatchObject([
       { severity: "note", finding: expect.stringContaining("forwards none of these networks") },
