@@ -61,14 +61,15 @@ export async function main(first?: Thread, interim?: Interim): Promise<void> {
   });
   process.stderr.on("error", () => undefined);
 
-  const vtep = await program(first, interim);
+  let vtep: Command | undefined;
   try {
+    vtep = await program(first, interim);
     await vtep.parseAsync().finally(() => interim?.end());
   } catch (error) {
     const usage = error instanceof CommanderError;
     // Help that was asked for ends with 0; commander prints it also when the command is missing.
     const said = usage && (error.exitCode === 0 || error.code === "commander.help");
-    if (!said) complain(usage ? usageOf(error, vtep) : sentenceOf(error));
+    if (!said) complain(usage ? usageOf(error, vtep!) : sentenceOf(error));
     if (!usage) process.exitCode = exitCode(error);
     else if (error.exitCode !== 0) process.exitCode = EXIT_USAGE;
     await takeTime();

@@ -31,11 +31,13 @@ function checkTaps(facts: Facts): Finding[] {
 /** A network's TAP as it is called now. */
 function linkOf({ tap, mac }: AgentFacts["networks"][0], facts: Facts): Link | undefined {
   const { links } = facts;
+  const link = links.get(tap);
+  if (link !== undefined) return link;
   const known = new Set(runningNetworks(facts).map((network) => network.tap)); // gateways' have one MAC
   const isRenamed = ({ ifname, address, linkinfo }: Link) => {
     return address === mac && linkinfo?.info_kind === "tun" && !known.has(ifname);
   };
-  return links.get(tap) ?? [...links.values()].find(isRenamed);
+  return [...links.values()].find(isRenamed);
 }
 
 /** How a link is not as it was made, and what sets it so again. */
