@@ -208,7 +208,6 @@ export class Agent implements Operations {
     }
     this.#plan = { ...endpoint, networks: this.#live.plans() };
     const present = {
-      fdb,
       remotes,
       networks: () => this.#config.networks,
       plan: () => ({ ...this.#plan, networks: this.#live.plans() }),
@@ -224,6 +223,7 @@ export class Agent implements Operations {
         ...this.#containers.traces,
       }),
       learned: () => this.#entries.learned(),
+      latest: (since: number) => this.#entries.latest(since),
     };
     const directory = keeping?.directory;
     const { edited } = before;

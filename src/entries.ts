@@ -74,18 +74,50 @@ export class Entries {
       (remote === undefined || this.#remotes.place(destination) === remote);
   }
 
-  /** So many of each network at most, by its name. */
+  /** So many of each network at most, by its name: those that no frame teaches, and those that were seen last. */
   first(most: number): ReadonlyMap<string, readonly FdbEntryStatus[]> {
-    const called = this.#networks.called();
-    const names = [...called.values()].map(({ name }) => name);
-    const entries = new Map(names.map((name) => [name, [] as FdbEntryStatus[]]));
     const now = monotonicSeconds();
-    for (const row of this.#fdb.rows()) {
-      const { name } = called.get(row.network)!;
-      const first = entries.get(name)!;
-      if (first.length < most) first.push(this.#describe(row, name, now));
+    const networks = [...this.#networks];
+    const rows = new Map(networks.map(({ plan }) => [plan.index, [] as FdbRow[]]));
+    for (const row of this.#fixed()) rows.get(row.network)!.push(row);
+    const told = networks.map(({ config: { name }, plan }) => {
+      const first = rows.get(plan.index)!;
+      for (const row of this.#fdb.newest(plan.index)) {
+        if (first.length >= most) break;
+        first.push(row);
+      }
+      return [name, first.slice(0, most).map((row) => this.#describe(row, name, now))] as const;
+    });
+    return new Map(told);
+  }
+
+  /**
+   * Those that no frame teaches, then what was seen at `since` or later: of each network in turn one, what was seen last
+   * first. However many entries there are, no others are looked at.
+   */
+  *latest(since: number): Generator<FdbRow> {
+    yield* this.#fixed();
+    let networks = [...this.#networks].map(({ plan }) => this.#fdb.newest(plan.index));
+    while (networks.length > 0) {
+      const rows = networks.map((network) => network.next().value as FdbRow | undefined);
+      const areYoung = rows.map((row) => row !== undefined && row.seenAt >= since);
+      for (const [at, row] of rows.entries()) if (areYoung[at]) yield row!;
+      networks = networks.filter((_, at) => areYoung[at]);
     }
-    return entries;
+  }
+
+  /** What is configured, and what is attached where nothing is configured. */
+  *#fixed(): Generator<FdbRow> {
+    for (const { config, plan } of this.#networks) {
+      for (const { macHigh, macLow } of config.fdb) {
+        const row = this.#fdb.entry(plan.index, macHigh, macLow);
+        if (row?.origin === STATIC) yield row;
+      }
+    }
+    for (const { index, macHigh, macLow } of this.#attached.values()) {
+      const row = this.#fdb.entry(index, macHigh, macLow);
+      if (row?.origin === CONTROL) yield row;
+    }
   }
 
   /** For who is to `recall` them, in lots as they are listed. */

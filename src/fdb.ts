@@ -388,6 +388,21 @@ export class Fdb {
     }
   }
 
+  /**
+   * What a network has learned, what was seen last first. Beside writers one that is seen again meanwhile may be left
+   * out, or come twice with those after it; there are never more than it has.
+   */
+  *newest(network: number): Generator<FdbRow> {
+    const words = this.#words;
+    const row = this.#networkAt(network);
+    let entry = Atomics.load(words, row + NEWEST);
+    for (let left = words[row + LEARNED_COUNT]!; entry !== 0 && left > 0; left--) {
+      const found = this.#row(entry);
+      if (found?.network === network && found.origin === LEARNED) yield found;
+      entry = Atomics.load(words, entry + OLDER);
+    }
+  }
+
   *#lot(first: number): Generator<FdbRow> {
     const end = Math.min(first + LOT, Atomics.load(this.#words, FRESH));
     for (let at = first; at < end; at++) {

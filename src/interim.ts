@@ -51,18 +51,21 @@ interface Legacy {
   readonly entries: readonly FdbRow[];
 }
 
-/** For the next agent of the service; where that cannot be, it finds nothing. Throws what the system says. */
+/**
+ * For the next agent of the service; where that cannot be, it finds nothing. `latest` are the entries that no frame
+ * teaches, then those that were seen since a second of the monotonic clock. Throws what the system says.
+ */
 export function writePlan(
   directory: string,
   plan: Plan,
   remotes: Remotes,
-  rows: Iterable<FdbRow>,
+  latest: (since: number) => Iterable<FdbRow>,
 ): void {
   const legacy: Legacy = {
     version: version(),
     plan: outlineOf(plan),
     remotes: Array.from({ length: remotes.count }, (_, at) => remotes.address(at + 1)),
-    entries: [...recent(rows)],
+    entries: [...few(latest(monotonicSeconds() - RECENT_SECONDS))],
   };
   forgetPlan(directory); // what is not so any more is not to be done
   replaceFile(join(directory, FILE), JSON.stringify(legacy));
@@ -78,12 +81,12 @@ function outlineOf(plan: Plan): Outline {
   return outline;
 }
 
-function* recent(rows: Iterable<FdbRow>): Generator<FdbRow> {
-  const since = monotonicSeconds() - RECENT_SECONDS;
+function* few(rows: Iterable<FdbRow>): Generator<FdbRow> {
   let room = ENTRIES;
   for (const row of rows) {
     // Without one of the others, its MAC would be learned wherever a frame claims it to be.
-    if (row.origin !== LEARNED || (row.seenAt >= since && room-- > 0)) yield row;
+    if (row.origin === LEARNED && room-- === 0) return;
+    yield row;
   }
 }
 

@@ -8,7 +8,6 @@ import type { Logger } from "pino";
 import { type Config, type NetworkConfig, reached } from "./config.ts";
 import { different, type Edited, merge, readEdits, writeEdits } from "./edits.ts";
 import { VtepError } from "./errors.ts";
-import type { Fdb } from "./fdb.ts";
 import { linksByName, type Surroundings, surroundings } from "./host.ts";
 import { forgetPlan, type Interim, writePlan } from "./interim.ts";
 import { resizeQueues } from "./links.ts";
@@ -238,13 +237,13 @@ export function tellOfEdits(log: Logger, edited: Edited, refused: Surveyed["refu
 
 /** What is written for the next agent, as it is when it is written. */
 interface Present {
-  readonly fdb: Fdb;
   readonly remotes: Remotes;
   /** As they are meant to be: while a change is under way, as before. */
   networks(): readonly NetworkConfig[];
   plan(): Plan;
   snapshot(): Parameters<typeof writeSnapshot>[1];
   learned(): Iterable<Learned>;
+  latest: Parameters<typeof writePlan>[3];
 }
 
 /**
@@ -358,10 +357,8 @@ export class Notes {
 
   /** How frames are forwarded, for the first moments of the next agent. */
   leavePlan(): void {
-    const { remotes, fdb } = this.#present;
-    this.#leave((directory) => {
-      writePlan(directory, this.#present.plan(), remotes, fdb.rows());
-    });
+    const { remotes, latest } = this.#present;
+    this.#leave((directory) => writePlan(directory, this.#present.plan(), remotes, latest));
   }
 
   /** Until the next `leavePlan` frames are not forwarded as the last one said. */

@@ -132,10 +132,13 @@ async function listen(): Promise<{ sockets: dgram.Socket[]; received: Buffer[][]
 /** One frame out of the TAP to the station. */
 const speak = () => within("bash", "-c", "echo >/dev/udp/192.0.2.2/9");
 
+const latest = (since: number) => [...fdb.rows()].filter(({ seenAt }) => seenAt >= since);
+const none = () => [];
+
 describe("between two agents", () => {
   it("forwards both ways as the last one did, by what that had learned, and leaves the devices open", async () => {
     fdb.learn(1, 0x0200, 2, 2, monotonicSeconds());
-    writePlan(directory, plan, remotes, fdb.rows());
+    writePlan(directory, plan, remotes, latest);
     const { sockets, received } = await listen();
     const interim = await begin();
     speak();
@@ -165,7 +168,7 @@ describe("between two agents", () => {
 
   it("floods what was not seen of late", async () => {
     fdb.learn(1, 0x0200, 2, 2, monotonicSeconds() - 60);
-    writePlan(directory, plan, remotes, fdb.rows());
+    writePlan(directory, plan, remotes, latest);
     const { received } = await listen();
     await begin();
     speak();
@@ -187,7 +190,7 @@ describe("between two agents", () => {
       },
     ],
   ])("does nothing, and opens nothing, with %s", async (_, spoil) => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     spoil();
     const before = descriptors();
     expect(await begin()).toBeUndefined();
@@ -195,7 +198,7 @@ describe("between two agents", () => {
   });
 
   it.each(["tap", "udp"])("does nothing, and opens nothing, without a %s", async (kind) => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     const before = descriptors();
     expect(await begin(kept().filter(({ name }) => !name.startsWith(kind)))).toBeUndefined();
     expect(descriptors()).toBe(before);
@@ -203,7 +206,7 @@ describe("between two agents", () => {
   });
 
   it("makes no TAP in place of one that was deleted", async () => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     within("ip", "link", "delete", plan.networks[0]!.tap);
     const before = descriptors();
     expect(await begin()).toBeUndefined();
@@ -211,7 +214,7 @@ describe("between two agents", () => {
   });
 
   it("closes nothing that a thread opened when its own were closed already", async () => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     within("ip", "link", "delete", plan.networks[0]!.tap);
     const opened: number[] = [];
     const { close } = Vtep.prototype;
@@ -226,27 +229,27 @@ describe("between two agents", () => {
   });
 
   it("does not forward by what is not so any more, where it cannot be written how it is", async () => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     mkdirSync(join(directory, "plan.json.new"));
-    expect(() => writePlan(directory, { ...plan, port: 4790 }, remotes, [])).toThrow(
+    expect(() => writePlan(directory, { ...plan, port: 4790 }, remotes, none)).toThrow(
       /EISDIR.*plan\.json\.new/,
     );
     expect(await begin()).toBeUndefined();
   });
 
   it("leaves the threads their source ports", async () => {
-    writePlan(directory, { ...plan, sourcePorts: [50_000, 50_030] }, remotes, []);
+    writePlan(directory, { ...plan, sourcePorts: [50_000, 50_030] }, remotes, none);
     expect(await begin()).toBeUndefined();
   });
 
   it("is begun once with what was written, whatever comes of it", async () => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     expect(await begin([])).toBeUndefined();
     expect(await begin()).toBeUndefined();
   });
 
   it("fits whoever opens the same devices in the same way, for whichever networks", async () => {
-    writePlan(directory, plan, remotes, []);
+    writePlan(directory, plan, remotes, none);
     const interim = await begin();
     expect(interim!.fits({ ...plan, networks: [], largestMtu: 1400, flowSeed: 1 })).toBe(true);
     expect(interim!.fits({ ...plan, port: 4790 })).toBe(false);

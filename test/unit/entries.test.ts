@@ -1,5 +1,5 @@
 import { setImmediate as turn } from "node:timers/promises";
-import { beforeEach, describe, expect, test } from "vitest";
+import { beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { networkConfig } from "../../src/config.ts";
 import { Entries } from "../../src/entries.ts";
 import { Fdb, LEARNED, LOT } from "../../src/fdb.ts";
@@ -146,6 +146,51 @@ describe("a flush", () => {
     expect(await entries.flush(filter)).toBe(4 - left.length);
     expect(known("learned")).toEqual(left);
     expect(known("static")).toEqual([`red 9 ${STATION}`]);
+  });
+});
+
+describe("of many entries", () => {
+  const now = monotonicSeconds();
+  /** What of the FDB's memory is read meanwhile. */
+  function reads(of: () => unknown): number {
+    const load = vi.spyOn(Atomics, "load");
+    onTestFinished(() => load.mockRestore());
+    of();
+    return load.mock.calls.length;
+  }
+
+  beforeEach(() => {
+    fdb = new Fdb(Fdb.allocate(10 * LOT, 0x5eed));
+    entries = new Entries(fdb, remotes, PORT, networks, turn);
+    for (const network of networks) entries.configure(network);
+    entries.attach([{ network: "blue", mac: mac(7) }]);
+    for (const { plan } of [red, blue]) {
+      fdb.setLimit(plan.index, 5 * LOT);
+      for (let at = 0; at < 4 * LOT; at++) fdb.learn(plan.index, 2, at, LOCAL, now - 4 * LOT + at);
+    }
+  });
+
+  test("those that no frame teaches and those that were seen last are told first, and no others looked at", () => {
+    let first: ReturnType<Entries["first"]> | undefined;
+    expect(reads(() => (first = entries.first(3)))).toBeLessThan(LOT / 8);
+    const told = [...first!].map(([name, all]) => [name, ...all.map((each) => each.mac.slice(-5))]);
+    expect(told).toEqual([
+      ["red", "53:09", "1f:ff", "1f:fe"],
+      ["blue", "53:07", "1f:ff", "1f:fe"],
+    ]);
+  });
+
+  test("the latest are found, of each network in turn, and no others looked at", () => {
+    let latest: [network: number, macLow: number][] = [];
+    const find = () => {
+      latest = [...entries.latest(now - 3)].map(({ network, macLow }) => [network, macLow]);
+    };
+    expect(reads(find)).toBeLessThan(LOT / 8);
+    expect(latest).toEqual([
+      [1, 0x5e005309],
+      [2, 0x5e005307],
+      ...[1, 2, 3].flatMap((back) => [1, 2].map((network) => [network, 4 * LOT - back])),
+    ]);
   });
 });
 
