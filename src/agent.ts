@@ -109,8 +109,8 @@ export class Agent implements Operations {
   readonly #containers: Containers;
   readonly #telling: Telling;
   readonly #changing: Changing;
-  /** The change that is under way, and whatever waits for its end. */
-  #turn: Promise<unknown> = Promise.resolve();
+  /** The change that is under way, and whatever waits for its end; at first what was learned before is recalled. */
+  #turn: Promise<unknown>;
   readonly #keeping: Keeping | undefined;
   readonly #notes: Notes;
   readonly #queues: ParkedQueues;
@@ -204,8 +204,8 @@ export class Agent implements Operations {
         this.#containers.assume(at + 1, before.snapshot?.direct[tap]);
       }
       this.#entries.configure(live);
-      this.#entries.recall(live, before.snapshot?.networks ?? []);
     }
+    this.#turn = this.#entries.recall(before.snapshot?.learned ?? []);
     this.#plan = { ...endpoint, networks: this.#live.plans() };
     const present = {
       remotes,
@@ -487,7 +487,7 @@ export class Agent implements Operations {
       const restore = () => this.#exclusively(() => this.#restoreQueues());
       const waiting = setTimeout(() => void restore(), DRAINED_MS).unref();
       this.#undo.push(() => clearTimeout(waiting));
-      this.#notes.begin();
+      void this.#exclusively(async () => this.#notes.begin()); // when all is known that is written then
     }
     this.#undo.push(() => this.#notes.stop());
   }

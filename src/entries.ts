@@ -7,7 +7,7 @@
 
 import { writeStaticRoutes } from "./control/static.ts";
 import { VtepError } from "./errors.ts";
-import { CONTROL, type Fdb, type FdbRow, LEARNED, ORIGIN_NAMES, STATIC } from "./fdb.ts";
+import { CONTROL, type Fdb, type FdbRow, LEARNED, LOT, ORIGIN_NAMES, STATIC } from "./fdb.ts";
 import type { Seen } from "./interim.ts";
 import type { Live, LiveNetworks } from "./live.ts";
 import type { FdbEntryStatus, FdbFilter } from "./operations.ts";
@@ -18,6 +18,9 @@ import { monotonicSeconds, type NetworkPlan } from "./vtep.ts";
 import { formatMac, parseMac } from "./wire/ethernet.ts";
 
 type Key = Pick<FdbEntry, "macHigh" | "macLow">;
+
+/** Of an entry that is recalled: network, MAC and destination, among many that no object is made for. */
+const KEY_WORDS = 4;
 
 export class Entries {
   readonly #fdb: Fdb;
@@ -180,18 +183,53 @@ export class Entries {
     }
   }
 
-  /** What was learned before a restart, the entry that was seen longest ago first, as ageing wants it. */
-  recall({ config, plan }: Live, learned: Learned): void {
-    const before = learned.find(({ name, vni }) => name === config.name && vni === config.vni);
-    const now = monotonicSeconds();
-    const known = this.#known(plan);
-    for (const [mac, to, age] of before?.learned.toSorted((a, b) => b[2] - a[2]) ?? []) {
-      const destination = known.get(to);
-      const young = plan.ageSeconds === 0 || age <= plan.ageSeconds;
-      if (destination === undefined || !young) continue;
-      const { macHigh, macLow } = keyOf(mac);
-      this.#fdb.learn(plan.index, macHigh, macLow, destination, now - age);
+  /**
+   * What was learned before a restart, while others have turns and frames may be forwarded: what they teach meanwhile is
+   * newer. What was seen last comes first, and each as older than all that is there, as ageing wants it.
+   */
+  async recall(lots: Iterable<Learned>): Promise<void> {
+    const bySecond = await this.#bySecond(lots);
+    let entered = 0;
+    for (const seenAt of Float64Array.from(bySecond.keys()).sort().reverse()) {
+      const keys = bySecond.get(seenAt)!;
+      for (let at = 0; at < keys.length; at += KEY_WORDS) {
+        this.#fdb.recall(keys[at]!, keys[at + 1]!, keys[at + 2]!, keys[at + 3]!, seenAt);
+        if (++entered % LOT === 0) await this.#turn();
+      }
     }
+  }
+
+  /** What of it is young enough and can be so still, by the second in which it was seen last: sorted with no comparison. */
+  async #bySecond(lots: Iterable<Learned>): Promise<ReadonlyMap<number, readonly number[]>> {
+    const networks = new Map(
+      [...this.#networks].map(({ config, plan }) => {
+        return [`${plan.vni} ${config.name}`, { ...plan, known: this.#known(plan) }];
+      }),
+    );
+    const bySecond = new Map<number, number[]>();
+    let looked = 0;
+    for (const lot of lots) {
+      const now = monotonicSeconds();
+      for (const { name, vni, learned } of lot) {
+        looked += learned.length;
+        const network = networks.get(`${vni} ${name}`);
+        if (network === undefined) continue;
+        const { index, known, ageSeconds } = network;
+        for (const [text, to, age] of learned) {
+          const destination = known.get(to);
+          const mac = parseMac(text);
+          const isYoung = ageSeconds === 0 || age <= ageSeconds;
+          if (destination === undefined || mac === undefined || !isYoung) continue;
+          const keys = bySecond.get(now - age);
+          if (keys === undefined) bySecond.set(now - age, [index, mac.high, mac.low, destination]);
+          else keys.push(index, mac.high, mac.low, destination);
+        }
+      }
+      if (looked < LOT) continue; // so few are known before anything is forwarded
+      looked = 0;
+      await this.#turn();
+    }
+    return bySecond;
   }
 
   /** What was seen during a restart, by VNI, which is newer than what was learned before. */

@@ -219,6 +219,32 @@ export class Fdb {
   }
 
   /**
+   * Enters what was learned before all else that the network has learned, seen last at `seenAt`, as the first to age;
+   * nothing where anything is known of the MAC, or no room is left. Returns whether it was entered. It is no news, so the
+   * journal has nothing of it. May wait for another writer.
+   */
+  recall(
+    network: number,
+    macHigh: number,
+    macLow: number,
+    destination: number,
+    seenAt: number,
+  ): boolean {
+    this.#lock();
+    const words = this.#words;
+    const row = this.#networkAt(network);
+    const hasRoom = words[row + LEARNED_COUNT]! < words[row + LIMIT]! && !this.#isUsedUp();
+    const isEntered = hasRoom && this.#find(network, macHigh, macLow) === 0;
+    if (isEntered) {
+      const entry = this.#take(network);
+      this.#enter(entry, network, macHigh, macLow, (destination << 2) | LEARNED);
+      this.#listFirst(entry, network, seenAt);
+    }
+    this.#unlock();
+    return isEntered;
+  }
+
+  /**
    * Enters or replaces an entry of the control plane or of the configuration. Returns false when an
    * entry of higher origin is there, or no entry is left. May wait for another writer.
    */
@@ -330,9 +356,8 @@ export class Fdb {
   prospect(network: number): typeof ADDED | typeof PASSED | FdbRow {
     const words = this.#words;
     const row = this.#networkAt(network);
-    const isUsedUp = words[FREE] === 0 && words[FRESH]! > this.#capacity;
     if (words[row + LIMIT] === 0) return PASSED;
-    if (words[row + LEARNED_COUNT]! < words[row + LIMIT]! && !isUsedUp) return ADDED;
+    if (words[row + LEARNED_COUNT]! < words[row + LIMIT]! && !this.#isUsedUp()) return ADDED;
     const oldest = words[row + OLDEST]!;
     return oldest === 0 ? PASSED : (this.#row(oldest) ?? ADDED);
   }
@@ -529,7 +554,7 @@ export class Fdb {
   /** An entry out of the pool, or the network's oldest learned one when the pool is used up. */
   #take(network: number): number {
     const words = this.#words;
-    if (words[FREE] === 0 && words[FRESH]! > this.#capacity) {
+    if (this.#isUsedUp()) {
       const oldest = words[this.#networkAt(network) + OLDEST]!;
       if (oldest === 0) return 0;
       this.#forget(oldest, EVICTED);
@@ -542,6 +567,11 @@ export class Fdb {
     const fresh = this.#entries + words[FRESH]! * ENTRY_WORDS;
     words[FRESH] = words[FRESH]! + 1;
     return fresh;
+  }
+
+  /** Whether the pool has no entry that is not in use. */
+  #isUsedUp(): boolean {
+    return this.#words[FREE] === 0 && this.#words[FRESH]! > this.#capacity;
   }
 
   /** The network with the most learned entries. */
@@ -620,6 +650,20 @@ export class Fdb {
     if (newest === 0) words[row + OLDEST] = entry;
     else words[newest + NEWER] = entry;
     words[row + NEWEST] = entry;
+    words[row + LEARNED_COUNT] = words[row + LEARNED_COUNT]! + 1;
+  }
+
+  /** The same as the one that was seen longest ago. */
+  #listFirst(entry: number, network: number, seenAt: number): void {
+    const words = this.#words;
+    const row = this.#networkAt(network);
+    const oldest = words[row + OLDEST]!;
+    words[entry + SEEN_AT] = seenAt;
+    words[entry + OLDER] = 0;
+    words[entry + NEWER] = oldest;
+    if (oldest === 0) words[row + NEWEST] = entry;
+    else words[oldest + OLDER] = entry;
+    words[row + OLDEST] = entry;
     words[row + LEARNED_COUNT] = words[row + LEARNED_COUNT]! + 1;
   }
 

@@ -4,7 +4,8 @@
  * made here, how long the queues of the TAPs are to be again, and what else is soon written.
  *
  * They are written when the agent stops and now and then before, for when it is killed; each as a whole or not
- * at all. Of entries there may be two million: they are written a line a lot, between which others have a turn.
+ * at all. Of entries there may be two million: they are written a line a lot, between which others have a turn, and
+ * read so again.
  * Ages are as of the time of writing, by the clock on the wall: only that one goes on while
  * nobody runs. A file that cannot be read is no reason not to start, and is as good as none.
  */
@@ -16,13 +17,17 @@ import { replaceFile, replaceFileInPieces } from "./files.ts";
 const FILE = "state.json";
 const LEARNED_FILE = "learned.jsonl";
 
-const learnedBy = v.object({
-  name: v.string(),
-  vni: v.number(),
+/** By network. */
+export type Learned = readonly {
+  readonly name: string;
+  readonly vni: number;
   /** MAC, "local" or the address of a remote, and seconds since it was last seen. */
-  learned: v.array(v.tuple([v.string(), v.string(), v.number()])),
-});
-const learnedSchema = v.object({ writtenAt: v.number(), networks: v.array(learnedBy) });
+  readonly learned: [mac: string, to: string, age: number][];
+}[];
+
+/** Not a schema for each of millions. */
+const learned = v.custom<Learned>(isLearned, "this is not what was learned");
+const lotSchema = v.object({ writtenAt: v.number(), networks: learned });
 
 const schema = v.object({
   /** Milliseconds since 1970. */
@@ -45,57 +50,68 @@ const schema = v.object({
     }),
   ),
   /** Empty: an agent of before had here what was learned, and asks for it. */
-  networks: v.array(learnedBy),
+  networks: learned,
 });
 
-export type Snapshot = v.InferOutput<typeof schema>;
+type Written = v.InferOutput<typeof schema>;
 
-/** By network. */
-export type Learned = Snapshot["networks"];
+export interface Snapshot extends Omit<Written, "writtenAt" | "networks"> {
+  /** In lots, their ages as of when they are asked for; once. */
+  readonly learned: Iterable<Learned>;
+}
 
-/** The snapshot in a directory, its ages as of now; undefined where there is none that can be read. */
+/** The snapshot in a directory; undefined where there is none that can be read. */
 export function readSnapshot(directory: string): Snapshot | undefined {
   try {
-    const snapshot = v.parse(schema, JSON.parse(readFileSync(join(directory, FILE), "utf8")));
-    return { ...snapshot, networks: together([...asOfNow(snapshot), ...readLearned(directory)]) };
+    const text = readFileSync(join(directory, FILE), "utf8");
+    const { writtenAt, networks, ...rest } = v.parse(schema, JSON.parse(text));
+    return { ...rest, learned: lotsIn(directory, { writtenAt, networks }) };
   } catch {
     return undefined;
   }
 }
 
-function readLearned(directory: string): Learned {
+function* lotsIn(directory: string, older: v.InferOutput<typeof lotSchema>): Generator<Learned> {
+  yield asOfNow(older);
   try {
-    const lines = readFileSync(join(directory, LEARNED_FILE), "utf8").trimEnd().split("\n");
-    return lines.flatMap((line) => asOfNow(v.parse(learnedSchema, JSON.parse(line))));
+    const file = readFileSync(join(directory, LEARNED_FILE));
+    for (let from = 0, end = 0; from < file.length; from = end + 1) {
+      end = file.indexOf(NEWLINE, from);
+      if (end < 0) end = file.length;
+      yield asOfNow(v.parse(lotSchema, JSON.parse(file.toString("utf8", from, end))));
+    }
   } catch {
-    return [];
+    // what is left cannot be read
   }
 }
 
-/** Every network once: there may be thousands, each of them in hundreds of lots. */
-function together(lots: Learned): Learned {
-  const networks = new Map<string, Learned[0]>();
-  for (const { name, vni, learned } of lots) {
-    const network = networks.get(`${vni} ${name}`) ?? { name, vni, learned: [] };
-    for (const entry of learned) network.learned.push(entry);
-    networks.set(`${vni} ${name}`, network);
-  }
-  return [...networks.values()];
-}
+const NEWLINE = 10;
 
-function asOfNow({ writtenAt, networks }: v.InferOutput<typeof learnedSchema>): Learned {
+/** Of a lot that nobody else has. */
+function asOfNow({ writtenAt, networks }: v.InferOutput<typeof lotSchema>): Learned {
   const since = Math.max(0, Math.round((Date.now() - writtenAt) / 1000));
-  return networks.map((network) => ({
-    ...network,
-    learned: network.learned.map(
-      ([mac, to, age]) => [mac, to, age + since] as (typeof network.learned)[0],
-    ),
-  }));
+  for (const { learned } of networks) for (const entry of learned) entry[2] += since;
+  return networks;
+}
+
+function isLearned(networks: unknown): boolean {
+  return Array.isArray(networks) && networks.every(isOfNetwork);
+}
+
+function isOfNetwork(network: Partial<Learned[0]> | null): boolean {
+  const isNamed = typeof network?.name === "string" && typeof network.vni === "number";
+  return isNamed && Array.isArray(network.learned) && network.learned.every(isEntry);
+}
+
+function isEntry(entry: unknown): boolean {
+  if (!Array.isArray(entry)) return false;
+  const [mac, to, age] = entry;
+  return typeof mac === "string" && typeof to === "string" && typeof age === "number";
 }
 
 export function writeSnapshot(
   directory: string,
-  snapshot: Omit<Snapshot, "writtenAt" | "networks">,
+  snapshot: Omit<Written, "writtenAt" | "networks">,
 ): void {
   const text = JSON.stringify({ writtenAt: Date.now(), ...snapshot, networks: [] });
   replaceFile(join(directory, FILE), text);

@@ -7,6 +7,7 @@ import type { Live } from "../../src/live.ts";
 import { LiveNetworks } from "../../src/live.ts";
 import { LOCAL, Remotes } from "../../src/remotes.ts";
 import { monotonicSeconds } from "../../src/vtep.ts";
+import { formatMac } from "../../src/wire/ethernet.ts";
 
 const PORT = 4789;
 const PEER = "192.0.2.2";
@@ -51,44 +52,79 @@ const known = (origin?: "learned" | "control" | "static") =>
     .sort();
 
 describe("what was learned before a restart", () => {
-  const learned = (...rows: [last: number, to: string, age: number][]) => [
-    { name: "red", vni: 1, learned: rows.map(([last, to, age]) => [mac(last), to, age]) as never },
+  type Row = [last: number, to: string, age: number];
+  const learned = (name: string, vni: number, ...rows: Row[]) => [
+    {
+      name,
+      vni,
+      learned: rows.map(([last, to, age]): [string, string, number] => [mac(last), to, age]),
+    },
   ];
+  const recall = (...rows: Row[]) => entries.recall([learned("red", 1, ...rows)]);
 
-  test("is known again where it may be: here, behind a peer, and where static entries lead", () => {
-    entries.recall(red, learned([1, "local", 1], [2, PEER, 1], [3, STATION, 1], [4, STRANGER, 1]));
+  test("is known again where it may be: here, behind a peer, and where static entries lead", async () => {
+    await recall([1, "local", 1], [2, PEER, 1], [3, STATION, 1], [4, STRANGER, 1], [9, PEER, 1]);
     expect(known("learned")).toEqual(["red 1 local", `red 2 ${PEER}`, `red 3 ${STATION}`]);
+    expect(known("static")).toEqual([`red 9 ${STATION}`]);
   });
 
-  test("is not, of a network that has another VNI or another name", () => {
-    const [before] = learned([1, PEER, 1]);
-    entries.recall(red, [{ ...before!, vni: 2 }]);
-    entries.recall(red, [{ ...before!, name: "blue" }]);
+  test("is not, of a network that has another VNI or another name, nor with a MAC that is none", async () => {
+    await entries.recall([learned("red", 2, [1, PEER, 1]), learned("blue", 1, [1, PEER, 1])]);
+    await entries.recall([[{ name: "red", vni: 1, learned: [["02:00", PEER, 1]] }]]);
     expect(known("learned")).toEqual([]);
   });
 
-  test("is too old after the network's time, where that ends", () => {
+  test("is too old after the network's time, where that ends", async () => {
     const { ageSeconds } = red.config;
-    const rows = learned([1, PEER, ageSeconds], [2, PEER, ageSeconds + 1]);
-    entries.recall(red, rows);
-    entries.recall(blue, [{ ...rows[0]!, name: "blue", vni: 2 }]);
+    const rows: Row[] = [
+      [1, PEER, ageSeconds],
+      [2, PEER, ageSeconds + 1],
+    ];
+    await entries.recall([learned("red", 1, ...rows), learned("blue", 2, ...rows)]);
     expect(known("learned")).toEqual([`blue 1 ${PEER}`, `blue 2 ${PEER}`, `red 1 ${PEER}`]);
   });
 
-  test("makes room in the order in which it was seen", () => {
+  test("has only as much room as there is, what was seen last first", async () => {
     fdb.setLimit(red.plan.index, 2);
-    entries.recall(red, learned([1, PEER, 5], [2, PEER, 9], [3, PEER, 1]));
+    await recall([1, PEER, 5], [2, PEER, 9], [3, PEER, 1]);
     expect(known("learned")).toEqual([`red 1 ${PEER}`, `red 3 ${PEER}`]);
   });
 
-  test("is overtaken by what was seen meanwhile, where that may be", () => {
-    entries.recall(red, learned([1, PEER, 5]));
+  test("is overtaken by what was seen meanwhile, where that may be", async () => {
+    await recall([1, PEER, 5]);
     const seen = (last: number, address: string) => {
       const macLow = 0x5e005300 + last;
       return { macHigh: 0, macLow, moves: 0, seenAt: monotonicSeconds(), address };
     };
     entries.catchUp(new Map([[1, [seen(1, STATION), seen(2, STRANGER)]]]));
     expect(known("learned")).toEqual([`red 1 ${STATION}`]);
+  });
+
+  test("comes in lots, between which others have a turn, before what is learned meanwhile, and ages first", async () => {
+    const LOTS = 6;
+    fdb = new Fdb(Fdb.allocate(LOTS * LOT, 0x5eed));
+    let turns = 0;
+    const macLow = (at: number) => (at * 0x9e3779b1) | 0;
+    const lots = Array.from({ length: LOTS }, (_, lot) => {
+      const rows = Array.from({ length: LOT }, (_, at) => lot * LOT + at);
+      const learned = rows.map((at) => [formatMac(2, macLow(at)), PEER, at % 100]) as never;
+      return [{ name: "red", vni: 1, learned }];
+    });
+    const meanwhile = async () => {
+      // What is recalled last was seen longest ago: this has moved, and is newer.
+      fdb.learn(red.plan.index, 2, macLow(99), LOCAL, monotonicSeconds());
+      turns++;
+    };
+    entries = new Entries(fdb, remotes, PORT, networks, meanwhile);
+    entries.configure(red);
+    fdb.setLimit(red.plan.index, LOTS * LOT - 2);
+    await entries.recall(lots);
+    expect(turns).toBe(2 * LOTS);
+    expect(fdb.lookup(red.plan.index, 2, macLow(99))).toBe(LOCAL);
+    const seen = [...fdb.newest(red.plan.index)].map(({ seenAt }) => seenAt);
+    expect(seen).toEqual(seen.toSorted((one, other) => other - one));
+    expect(fdb.count(red.plan.index, LEARNED)).toBe(LOTS * LOT - 2);
+    expect(monotonicSeconds() - seen.at(-1)!).toBeGreaterThanOrEqual(99);
   });
 });
 

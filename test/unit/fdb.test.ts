@@ -440,6 +440,62 @@ describe("the pool", () => {
   });
 });
 
+describe("what was learned before all else", () => {
+  const recall = (fdb: Fdb, last: number, to: number, seenAt: number) =>
+    fdb.recall(NET, HIGH, LOW + last, to, seenAt);
+
+  it("is found, ages first, and is no news", () => {
+    const fdb = fdbOf();
+    learn(fdb, 1, A, 50);
+    const { written } = fdb;
+    expect([recall(fdb, 2, B, 40), recall(fdb, 3, B, 30)]).toEqual([true, true]);
+    expect(lookup(fdb, 2)).toBe(B);
+    expect([...fdb.newest(NET)].map(({ macLow, seenAt }) => [macLow - LOW, seenAt])).toEqual([
+      [1, 50],
+      [2, 40],
+      [3, 30],
+    ]);
+    expect(fdb.written).toBe(written);
+    expect(fdb.expire(NET, 100, 65, 10)).toBe(1);
+    expect(macs(fdb)).toEqual([1, 2]);
+    learn(fdb, 2, B, 101);
+    expect(fdb.expire(NET, 120, 65, 10)).toBe(1);
+    expect(macs(fdb)).toEqual([2]);
+    expectConsistent(fdb, 64, [NET]);
+  });
+
+  it("may be the first that there is", () => {
+    const fdb = fdbOf();
+    recall(fdb, 1, A, 40);
+    learn(fdb, 2, A, 50);
+    expect([...fdb.newest(NET)].map(({ macLow }) => macLow - LOW)).toEqual([2, 1]);
+    expectConsistent(fdb, 64, [NET]);
+  });
+
+  it("overrides nothing that is known, of whatever origin", () => {
+    const fdb = fdbOf();
+    learn(fdb, 1, A, 50);
+    set(fdb, 2, LOCAL, CONTROL);
+    set(fdb, 3, A, STATIC);
+    const before = [...fdb.rows()];
+    expect([1, 2, 3].map((last) => recall(fdb, last, B, 40))).toEqual([false, false, false]);
+    expect([...fdb.rows()]).toEqual(before);
+  });
+
+  it("takes no other's place: neither at the limit, nor where the pool is used up", () => {
+    const limited = fdbOf({ limit: 1 });
+    learn(limited, 1, A, 50);
+    expect(recall(limited, 2, A, 40)).toBe(false);
+    const full = fdbOf({ capacity: 2 });
+    learn(full, 1, A, 50);
+    learn(full, 2, A, 50);
+    expect(recall(full, 3, A, 40)).toBe(false);
+    expect([macs(limited), macs(full)]).toEqual([[1], [1, 2]]);
+    remove(full, 1, LEARNED);
+    expect(recall(full, 3, A, 40)).toBe(true);
+  });
+});
+
 describe("a listing", () => {
   it("shows every entry of every network once, with all that is known of it", () => {
     const fdb = fdbOf();

@@ -127,8 +127,7 @@ describe("a snapshot", () => {
     writeSnapshot(directory, written);
     await writeLearned(directory, [learned(7)]);
     vi.setSystemTime(1_000_000 + ms);
-    const networks = learned(7 + more);
-    expect(readSnapshot(directory)).toEqual({ ...written, writtenAt: 1_000_000, networks });
+    expect([...readSnapshot(directory)!.learned].flat()).toEqual(learned(7 + more));
   });
 
   test.each(["", "{", "[]", "{}"])("that is damaged is as good as none: %j", (text) => {
@@ -139,7 +138,12 @@ describe("a snapshot", () => {
   test("of an older version has what that had not", () => {
     const older = { writtenAt: Date.now(), workers: 1, bridges: [], networks: [] };
     writeFileSync(join(directory, "state.json"), JSON.stringify(older));
-    expect(readSnapshot(directory)).toEqual({ ...older, ports: {}, queues: {}, direct: {} });
+    expect(readSnapshot(directory)).toMatchObject({
+      workers: 1,
+      ports: {},
+      queues: {},
+      direct: {},
+    });
   });
 });
 
