@@ -1,75 +1,104 @@
 /**
- * Events on their way to one client, as server-sent events. A client that reads too slowly loses
- * events, not the agent its memory: what found no room is counted, and told in its place.
+ * Events on their way to clients, as server-sent events. A client that reads too slowly loses events, not
+ * the agent its memory or its time: the last ones are kept once for all, each client has a place among them,
+ * and what it had not read when it went is counted, and told in its place.
  */
 import type { AgentEvent } from "../operations.ts";
 
-/** Events that wait for one client. */
-const MOST_WAITING = 4096;
+/** Events that are kept for who reads slowly. */
+const MOST_KEPT = 4096;
+/** Events that are under way to one client at once, and as many again that wait for them. */
+const MOST_AT_ONCE = 256;
 /** A comment is sent this often, so that a dead connection is noticed by either end. */
 const HEARTBEAT_MS = 10_000;
 
-class Feed {
-  #waiting: AgentEvent[] = [];
-  #wake: (() => void) | undefined;
+type Listen = (listener: (event: AgentEvent) => void) => () => void;
 
-  /** Enters an event. Never waits. */
-  push(event: AgentEvent): void {
-    const last = this.#waiting.at(-1);
-    const lost = event.event === "missed" ? event.count : 1;
-    if (this.#waiting.length < MOST_WAITING) this.#waiting.push(event);
-    else if (last?.event === "missed") this.#waiting.splice(-1, 1, missed(last.count + lost));
-    else this.#waiting.push(missed(lost));
-    this.#wake?.();
+interface Told {
+  readonly event: AgentEvent;
+  /** Events before it, with those that were missed. */
+  readonly before: number;
+  /** In words, as soon as anybody reads it. */
+  text?: string;
+}
+
+/** Up to where a client has read: the events that were told until then, and those of them that it is to know of. */
+interface Place {
+  at: number;
+  count: number;
+}
+
+export class Feed {
+  readonly #listen: Listen;
+  /** The last ones, each at its number modulo MOST_KEPT. */
+  readonly #kept: Told[] = [];
+  #told = 0;
+  #count = 0;
+  #clients = 0;
+  /** Ends what tells, which is asked to for as long as there are clients. */
+  #end: (() => void) | undefined;
+  readonly #waiting = new Set<() => void>();
+
+  constructor(listen: Listen) {
+    this.#listen = listen;
   }
 
-  /** Everything that waits, as text; when nothing does, the next event, or a sign of life. */
-  async next(): Promise<string> {
-    if (this.#waiting.length === 0) await this.#something();
-    const events = this.#waiting;
-    this.#waiting = [];
-    if (events.length === 0) return ": still here\n\n";
-    return events.map(textOf).join("");
+  /** What `listen` tells from now on, for as long as somebody reads it. */
+  stream(): ReadableStream<Uint8Array> {
+    if (this.#clients++ === 0) this.#end = this.#listen((event) => this.#tell(event));
+    const place = { at: this.#told, count: this.#count };
+    return new ReadableStream<Uint8Array>({
+      start: (controller) => controller.enqueue(Buffer.from(": listening\n\n")),
+      pull: async (controller) => controller.enqueue(Buffer.from(await this.#next(place))),
+      cancel: () => {
+        if (--this.#clients === 0) this.#end!();
+      },
+    });
+  }
+
+  #tell(event: AgentEvent): void {
+    this.#kept[this.#told % MOST_KEPT] = { event, before: this.#count };
+    this.#told++;
+    this.#count += event.event === "missed" ? event.count : 1;
+    for (const wake of this.#waiting) wake();
+    this.#waiting.clear();
+  }
+
+  /** What comes next, as text; when nothing does, a sign of life. */
+  async #next(place: Place): Promise<string> {
+    if (place.at === this.#told) await this.#something();
+    if (place.at === this.#told) return ": still here\n\n";
+    const from = Math.max(place.at, this.#told - MOST_KEPT);
+    const to = Math.min(from + MOST_AT_ONCE, this.#told);
+    const missed = this.#countAt(from) - place.count;
+    let text = missed > 0 ? textOf({ event: "missed", count: missed }) : "";
+    for (let at = from; at < to; at++) {
+      const told = this.#kept[at % MOST_KEPT]!;
+      told.text ??= textOf(told.event);
+      text += told.text;
+    }
+    place.at = to;
+    place.count = this.#countAt(to);
+    return text;
+  }
+
+  #countAt(at: number): number {
+    return at === this.#told ? this.#count : this.#kept[at % MOST_KEPT]!.before;
   }
 
   async #something(): Promise<void> {
     let patience: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {
-      this.#wake = resolve;
-      patience = setTimeout(resolve, HEARTBEAT_MS).unref();
+      this.#waiting.add(resolve);
+      patience = setTimeout(() => {
+        this.#waiting.delete(resolve);
+        resolve();
+      }, HEARTBEAT_MS).unref();
     });
     clearTimeout(patience);
-    this.#wake = undefined;
   }
 }
 
-/** Of what is told to several, once. */
-const texts = new WeakMap<AgentEvent, string>();
-
 function textOf(event: AgentEvent): string {
-  const known = texts.get(event);
-  if (known !== undefined) return known;
-  const text = `event: ${event.event}\ndata: ${JSON.stringify(event)}\n\n`;
-  texts.set(event, text);
-  return text;
-}
-
-function missed(count: number): AgentEvent {
-  return { event: "missed", count };
-}
-
-/** A stream of what `listen` tells, for as long as somebody reads it. */
-export function eventStream(listen: (listener: (event: AgentEvent) => void) => () => void) {
-  const feed = new Feed();
-  let end: () => void;
-  return new ReadableStream<Uint8Array>({
-    start(controller) {
-      end = listen((event) => feed.push(event));
-      controller.enqueue(Buffer.from(": listening\n\n"));
-    },
-    async pull(controller) {
-      controller.enqueue(Buffer.from(await feed.next()));
-    },
-    cancel: () => end(),
-  });
+  return `event: ${event.event}\ndata: ${JSON.stringify(event)}\n\n`;
 }

@@ -25,7 +25,7 @@ import type {
 } from "../operations.ts";
 import { isMapping, nearest } from "../schema.ts";
 import type { ApiStatus } from "./client.ts";
-import { eventStream } from "./feed.ts";
+import { Feed } from "./feed.ts";
 import * as schemas from "./schemas.ts";
 
 /** What is served. */
@@ -58,6 +58,7 @@ const STATUS: Partial<Record<ErrorCode, ContentfulStatusCode>> = {
 };
 
 export function routes({ version, operations, reload, metrics, log }: Served): Hono {
+  const feed = new Feed((listener) => operations.listen(listener));
   const app = new Hono();
   let described: ReturnType<typeof description> | undefined;
   app.use(leftUnread);
@@ -284,11 +285,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
       { media: EVENTS },
     ),
     query(schemas.nothing),
-    () =>
-      stream(
-        eventStream((listener) => operations.listen(listener)),
-        EVENTS,
-      ),
+    () => stream(feed.stream(), EVENTS),
   );
 
   app.get(

@@ -11,6 +11,7 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { Client } from "../../src/api/client.ts";
+import { Feed } from "../../src/api/feed.ts";
 import { routes } from "../../src/api/routes.ts";
 import { serve } from "../../src/api/server.ts";
 import { networkConfig } from "../../src/config.ts";
@@ -575,10 +576,13 @@ describe("events", () => {
     await until("no listener", () => operations.listeners.size === 0);
   });
 
-  test("are put into words once, however many listen", async () => {
-    const listening = Array.from({ length: 20 }, () => client.events());
-    const told = listening.map((events) => events.next());
-    await until("listeners", () => operations.listeners.size === 20);
+  test("are taken and put into words once, however many listen", async () => {
+    const listening = Array.from({ length: 20 }, () => connect(socket));
+    for (const caller of listening) {
+      caller.write("GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+      await once(caller, "readable");
+    }
+    expect(operations.listeners.size).toBe(1);
     let times = 0;
     const event = { event: "remote-down", remote: "192.0.2.2" } as const;
     const toJSON = () => {
@@ -586,9 +590,48 @@ describe("events", () => {
       return event;
     };
     operations.tell({ ...event, toJSON } as typeof event);
-    for (const { value } of await Promise.all(told)) expect(value).toEqual(event);
+    for (const caller of listening) {
+      let heard = "";
+      caller.on("data", (piece) => {
+        heard += piece;
+      });
+      await until("the event", () => heard.includes('"remote-down"'));
+    }
     expect(times).toBe(1);
-    for (const events of listening) await events.return(undefined);
+    for (const caller of listening) caller.destroy();
+    await until("no listener", () => operations.listeners.size === 0);
+  });
+
+  test("are under way to one who listens a few at a time, the last ones, and what was lost before them", async () => {
+    const feed = new Feed((listener) => operations.listen(listener));
+    const [one, late] = [feed.stream().getReader(), feed.stream().getReader()];
+    const next = async (reader: typeof one) => Buffer.from((await reader.read()).value!).toString();
+    for (const reader of [one, late]) expect(await next(reader)).toBe(": listening\n\n");
+    const numbers = (text: string) =>
+      [...text.matchAll(/"remote":"(\d+)"/g)].map(([, at]) => Number(at));
+    const tell = (from: number, to: number) => {
+      for (let at = from; at < to; at++) operations.tell({ event: "remote-up", remote: `${at}` });
+    };
+    const read = one.read(); // it waits for the first
+    tell(0, 1);
+    expect(numbers(Buffer.from((await read).value!).toString())).toEqual([0]);
+    operations.tell({ event: "missed", count: 30 });
+    tell(1, 10_000);
+    const heard: number[] = [];
+    let missed = 0;
+    while (heard.at(-1) !== 9999) {
+      const text = await next(one);
+      const found = numbers(text);
+      expect(found.length).toBeLessThanOrEqual(256);
+      heard.push(...found);
+      for (const [, count] of text.matchAll(/"missed","count":(\d+)/g)) missed += Number(count);
+    }
+    expect(heard).toEqual(
+      Array.from({ length: heard.length }, (_, at) => 10_000 - heard.length + at),
+    );
+    expect(heard.length + missed).toBe(9999 + 30);
+    for (const reader of [one, late]) await reader.cancel();
+    expect(operations.listeners.size).toBe(0);
   });
 
   test("are lost to a slow reader, who is told how many", async () => {
