@@ -232,13 +232,13 @@ export class Changing {
       const { opened, plan } = before;
       return { before, after: { ...networks.planned(config, plan.index, mtu), opened } };
     });
-    undo.push(() => entries.restrict(changes.map(({ before }) => before)));
+    const back = changes.map(({ before, after }) => ({ before: after, after: before }));
+    undo.push(() => entries.restrict(back));
     for (const { before, after } of changes) {
       undo.push(() => this.#change(before));
       await this.#change(after);
     }
-    await entries.restrict(changes.map(({ after }) => after));
-    const back = changes.map(({ before, after }) => ({ before: after, after: before }));
+    await entries.restrict(changes);
     undo.push(() => this.#relink(back, links, this.#tellOfFault));
     await this.#relink(changes, links, (fault) => {
       throw fault;

@@ -258,15 +258,20 @@ export class Entries {
 
   // what is forgotten
 
-  /** What networks' configurations no longer have: static entries, and what was learned behind other remotes. */
-  async restrict(networks: readonly Live[]): Promise<void> {
-    const rules = new Map(
-      networks.map(({ config, plan }) => {
-        const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
-        const kept = new Set(config.fdb.map(numberOf));
-        return [plan.index, { may, kept }];
-      }),
-    );
+  /**
+   * What networks' configurations no longer have: static entries, and what was learned behind other remotes. Where they
+   * have all that they had, nothing is looked through.
+   */
+  async restrict(
+    changes: readonly { readonly before: Live; readonly after: Live }[],
+  ): Promise<void> {
+    const rules = new Map<number, ReturnType<typeof ruleOf>>();
+    for (const { before, after } of changes) {
+      const [had, has] = [ruleOf(before), ruleOf(after)];
+      const isLess = !isWithin(had.may, has.may) || !isWithin(had.kept, has.kept);
+      if (isLess) rules.set(after.plan.index, has);
+    }
+    if (rules.size === 0) return;
     await this.#clear(({ network, origin, macHigh, macLow, destination }) => {
       const rule = rules.get(network);
       if (rule === undefined) return false;
@@ -305,6 +310,16 @@ export class Entries {
     }
     return removed;
   }
+}
+
+/** Where stations of a network may be, and MACs that it has static entries of. */
+function ruleOf({ config, plan }: Live): { may: ReadonlySet<number>; kept: ReadonlySet<number> } {
+  const may = new Set([LOCAL, ...plan.allowed, ...plan.flood]);
+  return { may, kept: new Set(config.fdb.map(numberOf)) };
+}
+
+function isWithin(some: ReadonlySet<number>, all: ReadonlySet<number>): boolean {
+  return [...some].every((each) => all.has(each));
 }
 
 function numberOf({ macHigh, macLow }: Key): number {

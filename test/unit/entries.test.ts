@@ -140,7 +140,8 @@ describe("what a changed configuration has no more", () => {
       for (const network of [red, blue]) learn(network, last, to);
     }
     const config = networkConfig({ vni: 1, name: "red", peers: [STATION] });
-    await entries.restrict([networks.planned(config, red.plan.index, 1450)]);
+    const after = networks.planned(config, red.plan.index, 1450);
+    await entries.restrict([{ before: red, after }]);
     expect(known()).toEqual([
       "blue 1 local",
       `blue 2 ${PEER}`,
@@ -150,6 +151,27 @@ describe("what a changed configuration has no more", () => {
       `red 3 ${STATION}`,
       "red 7 local",
     ]);
+  });
+});
+
+describe("a configuration that has all that it had", () => {
+  test.each([
+    ["another peer", { peers: [PEER, STRANGER] }, 0],
+    ["another entry", { fdb: { [mac(9)]: STATION, [mac(8)]: PEER } }, 0],
+    ["a peer for another", { peers: [STRANGER] }, 1],
+    ["an entry for another", { fdb: { [mac(8)]: STATION } }, 1],
+  ])("with %s: how often is all looked through", async (_, given, times) => {
+    const before = { peers: [PEER], fdb: { [mac(9)]: STATION } };
+    const config = networkConfig({ vni: 1, name: "red", ...before, ...given });
+    const after = networks.planned(config, red.plan.index, 1450);
+    const lots = vi.spyOn(fdb, "lots");
+    await entries.restrict([
+      { before: red, after },
+      { before: blue, after: blue },
+    ]);
+    expect(lots).toHaveBeenCalledTimes(times);
+    await entries.restrict([{ before: after, after: red }]); // it is taken back
+    expect(lots).toHaveBeenCalledTimes(times + 1);
   });
 });
 
