@@ -7,7 +7,7 @@ import type { AgentEvent } from "../operations.ts";
 
 /** Events that are kept for who reads slowly. */
 const MOST_KEPT = 4096;
-/** Events that are under way to one client at once, and as many again that wait for them. */
+/** Events that are under way to one client at once, and as many again that wait for them: the same piece for all. */
 const MOST_AT_ONCE = 256;
 /** A comment is sent this often, so that a dead connection is noticed by either end. */
 const HEARTBEAT_MS = 10_000;
@@ -20,6 +20,8 @@ interface Told {
   readonly before: number;
   /** In words, as soon as anybody reads it. */
   text?: string;
+  /** Of the first of MOST_AT_ONCE: all of them. */
+  piece?: Uint8Array;
 }
 
 /** Up to where a client has read: the events that were told until then, and those of them that it is to know of. */
@@ -49,7 +51,7 @@ export class Feed {
     const place = { at: this.#told, count: this.#count };
     return new ReadableStream<Uint8Array>({
       start: (controller) => controller.enqueue(Buffer.from(": listening\n\n")),
-      pull: async (controller) => controller.enqueue(Buffer.from(await this.#next(place))),
+      pull: async (controller) => controller.enqueue(await this.#next(place)),
       cancel: () => {
         if (--this.#clients === 0) this.#end!();
       },
@@ -64,22 +66,32 @@ export class Feed {
     this.#waiting.clear();
   }
 
-  /** What comes next, as text; when nothing does, a sign of life. */
-  async #next(place: Place): Promise<string> {
+  /** What comes next; when nothing does, a sign of life. */
+  async #next(place: Place): Promise<Uint8Array> {
     if (place.at === this.#told) await this.#something();
-    if (place.at === this.#told) return ": still here\n\n";
+    if (place.at === this.#told) return Buffer.from(": still here\n\n");
     const from = Math.max(place.at, this.#told - MOST_KEPT);
-    const to = Math.min(from + MOST_AT_ONCE, this.#told);
+    const to = Math.min(from - (from % MOST_AT_ONCE) + MOST_AT_ONCE, this.#told);
     const missed = this.#countAt(from) - place.count;
-    let text = missed > 0 ? textOf({ event: "missed", count: missed }) : "";
+    place.at = to;
+    place.count = this.#countAt(to);
+    const piece = this.#piece(from, to);
+    if (missed === 0) return piece;
+    return Buffer.concat([Buffer.from(textOf({ event: "missed", count: missed })), piece]);
+  }
+
+  #piece(from: number, to: number): Uint8Array {
+    const first = this.#kept[from % MOST_KEPT]!;
+    if (first.piece !== undefined) return first.piece;
+    let text = "";
     for (let at = from; at < to; at++) {
       const told = this.#kept[at % MOST_KEPT]!;
       told.text ??= textOf(told.event);
       text += told.text;
     }
-    place.at = to;
-    place.count = this.#countAt(to);
-    return text;
+    const piece = Buffer.from(text);
+    if (to - from === MOST_AT_ONCE) first.piece = piece;
+    return piece;
   }
 
   #countAt(at: number): number {

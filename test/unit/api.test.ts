@@ -602,7 +602,7 @@ describe("events", () => {
     await until("no listener", () => operations.listeners.size === 0);
   });
 
-  test("are under way to one who listens a few at a time, the last ones, and what was lost before them", async () => {
+  test("are under way to one who listens a few at a time, the last ones, in pieces that are the same for all, after what was lost", async () => {
     const feed = new Feed((listener) => operations.listen(listener));
     const [one, late] = [feed.stream().getReader(), feed.stream().getReader()];
     const next = async (reader: typeof one) => Buffer.from((await reader.read()).value!).toString();
@@ -630,7 +630,18 @@ describe("events", () => {
       Array.from({ length: heard.length }, (_, at) => 10_000 - heard.length + at),
     );
     expect(heard.length + missed).toBe(9999 + 30);
-    for (const reader of [one, late]) await reader.cancel();
+    await one.cancel();
+    const others = [feed.stream().getReader(), feed.stream().getReader()];
+    for (const reader of others) await next(reader);
+    tell(10_000, 11_000);
+    const pieces = others.map(async (reader) => {
+      await reader.read(); // up to where pieces begin for all
+      return (await reader.read()).value!;
+    });
+    const [piece, same] = await Promise.all(pieces);
+    expect(piece).toBe(same);
+    expect(numbers(Buffer.from(piece!).toString())).toHaveLength(256);
+    for (const reader of [late, ...others]) await reader.cancel();
     expect(operations.listeners.size).toBe(0);
   });
 
