@@ -139,13 +139,15 @@ describe("what is asked of an agent happens", () => {
     const client = new Client(vtep.socket);
     for (const [network, code] of [
       [{ peers: [theirs.address6] }, "ADDRESS"],
-      [{ peers: [theirs.address] }, "MTU"],
+      [{ peers: [theirs.address], mtu: 1450 }, "MTU"],
     ] as const) {
       const message = expect.stringContaining("restart the agent");
       const put = client.putNetwork("red", { vni: 7, ...network });
       await expect(put).rejects.toMatchObject({ code, message });
     }
     expect((await client.networks()).map(({ name }) => name)).toEqual(["blue"]);
+    const red = await client.putNetwork("red", { vni: 7, peers: [theirs.address] });
+    expect(red.mtu).toBe(1400); // which they take; nothing was asked for
   });
 
   test("static entries are entered and removed; what was learned is flushed", async () => {
