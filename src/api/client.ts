@@ -26,6 +26,7 @@ export type ApiStatus = AgentStatus & { readonly version: string };
 const PATIENCE_MS = 30_000;
 /** After which whoever waits is told that nothing has gone wrong yet. */
 const SILENCE_MS = 5_000;
+const CONTINUE = "look into its log, continue it where ps says that it is stopped (T, kill -CONT)";
 
 export class Client {
   readonly socket: string;
@@ -64,9 +65,14 @@ export class Client {
     return this.#call("GET", at`/v1/networks/${name}`);
   }
 
-  /** `described` in the shape that a configuration file has. */
-  putNetwork(name: string, described: object): Promise<NetworkStatus> {
-    return this.#call("PUT", at`/v1/networks/${name}`, described);
+  /** `described` in the shape that a configuration file has. Tells also whether there was none of that name. */
+  async putNetwork(
+    name: string,
+    described: object,
+  ): Promise<NetworkStatus & { readonly isNew: boolean }> {
+    const answer = await this.#answer("PUT", at`/v1/networks/${name}`, described);
+    const isNew = answer.statusCode === 201;
+    return { ...(await this.#content<NetworkStatus>(answer)), isNew };
   }
 
   removeNetwork(name: string): Promise<void> {
@@ -154,7 +160,10 @@ export class Client {
   }
 
   async #call<Answer>(method: string, path: string, body?: object): Promise<Answer> {
-    const answer = await this.#answer(method, path, body);
+    return this.#content(await this.#answer(method, path, body));
+  }
+
+  async #content<Answer>(answer: IncomingMessage): Promise<Answer> {
     try {
       const content = await text(answer);
       return (content === "" ? undefined : JSON.parse(content)) as Answer;
@@ -171,7 +180,7 @@ export class Client {
     const silent = setTimeout(() => {
       const seconds = [SILENCE_MS, this.#patienceMs].map((ms) => `${ms / 1000} s`);
       this.#tell(
-        `the agent has not answered for ${seconds[0]}, and is waited for until ${seconds[1]}: look into its log, continue it where ps says that it is stopped (T, kill -CONT)`,
+        `the agent has not answered for ${seconds[0]}, and is waited for until ${seconds[1]}: ${CONTINUE}`,
       );
     }, SILENCE_MS);
     const answer = await new Promise<IncomingMessage>((resolve, reject) => {
@@ -213,10 +222,7 @@ const WHY: Record<string, readonly [why: string, remedy: string]> = {
   EPERM: ["not permitted", "run as root or as a member of the socket's group,"],
   ECONNRESET: ["it has ended", START],
   EPIPE: ["it has ended", START],
-  ETIMEDOUT: [
-    "it does not answer",
-    "look into its log, continue it where ps says that it is stopped (T, kill -CONT),",
-  ],
+  ETIMEDOUT: ["it does not answer", `${CONTINUE},`],
 };
 
 function refusal(status: number, content: string): VtepError {

@@ -135,9 +135,8 @@ async function add(client: Client, _: unknown, options: Options): Promise<Answer
   }
   const { name } = load(undefined, given).config.networks[0]!;
   const { name: _name, ...described } = networkOf(given);
-  const isThere = (await client.networks()).some((network) => network.name === name);
-  const data = await client.putNetwork(name, described);
-  const was = isThere ? " was there, has this configuration in place of its own, and" : "";
+  const { isNew, ...data } = await client.putNetwork(name, described);
+  const was = isNew ? "" : " was there, has this configuration in place of its own, and";
   return { data, text: `network ${name}${was} is forwarded through ${data.tap}, MTU ${data.mtu}` };
 }
 

@@ -18,6 +18,7 @@ import { networkConfig } from "../../src/config.ts";
 import { sectionHeader } from "../../src/wire/pcapng.ts";
 import { until } from "../lab/until.ts";
 import { MemoryOperations } from "./operations.ts";
+import { Turns } from "./turns.ts";
 
 let directory: string;
 let socket: string;
@@ -523,21 +524,15 @@ describe("a long list", () => {
     ["is looked through in pieces for what is not in it", { remote: "192.0.2.77" }, 0],
   ])("%s, between which others have a turn", { timeout: 30_000 }, async (_, filter, count) => {
     operations.learn("blue", 100_000);
-    let turns = 0;
+    let had = 0;
     const { fdb } = operations;
     operations.fdb = function* (filter) {
-      let isDone = false;
-      const count = () => {
-        if (isDone) return;
-        turns++;
-        setImmediate(count);
-      };
-      setImmediate(count);
+      using turns = new Turns();
       yield* fdb.call(operations, filter);
-      isDone = true;
+      had = turns.count;
     };
     expect(await client.fdb(filter)).toHaveLength(count);
-    expect(turns).toBeGreaterThan(40);
+    expect(had).toBeGreaterThan(40);
   });
 
   test("whose reader hangs up is not made to its end", { timeout: 30_000 }, async () => {

@@ -8,6 +8,7 @@ import { LiveNetworks } from "../../src/live.ts";
 import { LOCAL, Remotes } from "../../src/remotes.ts";
 import { monotonicSeconds } from "../../src/vtep.ts";
 import { formatMac } from "../../src/wire/ethernet.ts";
+import { Turns } from "./turns.ts";
 
 const PORT = 4789;
 const PEER = "192.0.2.2";
@@ -257,17 +258,9 @@ test("many entries are forgotten in lots, between which others have a turn", asy
   entries = new Entries(fdb, remotes, PORT, networks, turn);
   fdb.setLimit(red.plan.index, 10 * LOT);
   for (let low = 0; low < 10 * LOT; low++) fdb.learn(red.plan.index, 2, low, LOCAL, 0);
-  let turns = 0;
-  let isDone = false;
-  const count = () => {
-    if (isDone) return;
-    turns++;
-    setImmediate(count);
-  };
-  setImmediate(count);
+  using turns = new Turns();
   expect(await entries.flush({})).toBe(10 * LOT);
-  isDone = true;
-  expect(turns).toBeGreaterThan(8);
+  expect(turns.count).toBeGreaterThan(8);
 });
 
 test("a removed network leaves nothing, and the others all", async () => {

@@ -5,6 +5,7 @@ import { pino } from "pino";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { Notes } from "../../src/keeping.ts";
 import { type Learned, readSnapshot, writeLearned, writeSnapshot } from "../../src/snapshot.ts";
+import { Turns } from "./turns.ts";
 
 let directory: string;
 beforeEach(() => {
@@ -25,21 +26,15 @@ const found = () => [...readSnapshot(directory)!.learned].flat().flatMap(({ lear
 
 test("what was learned is written in lots, between which others have a turn, and read again", async () => {
   writeSnapshot(directory, rest);
-  let turns = 0;
-  const count = () => {
-    turns++;
-    counting = setImmediate(count);
-  };
-  let counting = setImmediate(count);
+  using turns = new Turns();
   const asked = new Set<number>();
   function* each() {
     for (const lot of lots) {
-      asked.add(turns);
+      asked.add(turns.count);
       yield lot;
     }
   }
   await writeLearned(directory, each());
-  clearImmediate(counting);
   expect(asked.size).toBe(lots.length);
   const { learned, ...others } = readSnapshot(directory)!;
   expect(others).toEqual(rest);
