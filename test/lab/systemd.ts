@@ -2,6 +2,7 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
 import { basename, join } from "node:path";
 import { ROOT } from "../native/fixture.ts";
+import { unlessGone } from "./gone.ts";
 import type { Host } from "./host.ts";
 import type { Child, Finished } from "./namespace.ts";
 import { until } from "./until.ts";
@@ -105,11 +106,11 @@ export class Machine implements AsyncDisposable {
   /** A process of it, as this machine knows it. */
   outerPid(inner: number): number {
     const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
-    const [pid] = pids.filter((pid) => {
-      if (!existsSync(`/proc/${pid}/status`)) return false;
+    const isIt = (pid: string) => {
       const ids = /^NSpid:\t(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
       return ids?.split("\t").at(-1) === `${inner}` && isIn(pid, this.#cgroup);
-    });
+    };
+    const pid = pids.find((pid) => unlessGone(() => isIt(pid)));
     if (pid === undefined) throw new Error(`the machine has no process ${inner}`);
     return Number(pid);
   }
@@ -195,12 +196,11 @@ function cgroups(): string {
 
 /** Removes a cgroup and those within; false while there are processes in it. */
 function remove(cgroup: string): boolean {
-  const within = readdirSync(cgroup, { withFileTypes: true }).filter((entry) =>
-    entry.isDirectory(),
-  );
-  if (!within.every(({ name }) => remove(join(cgroup, name)))) return false;
+  const within = unlessGone(() => readdirSync(cgroup, { withFileTypes: true })) ?? [];
+  const groups = within.filter((entry) => entry.isDirectory());
+  if (!groups.every(({ name }) => remove(join(cgroup, name)))) return false;
   try {
-    rmdirSync(cgroup);
+    unlessGone(() => rmdirSync(cgroup));
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EBUSY") return false;

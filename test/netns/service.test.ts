@@ -19,6 +19,7 @@ import {
   test,
 } from "vitest";
 import { blast } from "../../bench/blast.ts";
+import { unlessGone } from "../lab/gone.ts";
 import { Lab } from "../lab/lab.ts";
 import { Machine, PACKAGE } from "../lab/systemd.ts";
 import { ping, reach, send, transferTcp } from "../lab/traffic.ts";
@@ -742,6 +743,11 @@ describe("the service", () => {
 
     /** The thread that waits for its TAPs: in a call whose first argument is what polls the poll of those. */
     function forwardingThread(pid: number): Promise<number> {
+      const look = () => unlessGone(() => waitingForTaps(pid));
+      return until("a thread that waits for its TAP", look);
+    }
+
+    function waitingForTaps(pid: number): number | undefined {
       const file = (fd: string) => readlinkSync(`/proc/${pid}/fd/${fd}`);
       const polled = (fd: string) => {
         const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
@@ -754,10 +760,8 @@ describe("the service", () => {
       const poll = polls.find((fd) => polled(fd).some((other) => taps.includes(other)));
       const call = (tid: string) => readFileSync(`/proc/${pid}/task/${tid}/syscall`, "utf8");
       const waits = new RegExp(`^\\d+ 0x${Number(poll).toString(16)} `);
-      return until("a thread that waits for its TAP", () => {
-        const thread = readdirSync(`/proc/${pid}/task`).find((tid) => waits.test(call(tid)));
-        return thread === undefined ? undefined : Number(thread);
-      });
+      const thread = readdirSync(`/proc/${pid}/task`).find((tid) => waits.test(call(tid)));
+      return thread === undefined ? undefined : Number(thread);
     }
 
     async function hold(tid: number): Promise<number> {
