@@ -42,7 +42,8 @@ export interface RouteInside {
  *
  * Last of all the container's end is given the MAC that it has: the kernel takes that for a change, and
  * announces the addresses (arp_notify, ndisc_notify). When the interface comes up, the bridge does not
- * forward from its port yet.
+ * forward from its port yet, and for a moment after it joined, until the kernel has heeded its carrier
+ * (net/core/link_watch.c), neither does it, nor does the container's end send.
  *
  * The end that is here comes up as the bridge's port and not before: until then what the container sends would be
  * for this host, which would take it for its router (RFC 4861), and keep that route.
@@ -84,11 +85,16 @@ export function nameTaken(
   return new VtepError("CONFLICT", message, cause);
 }
 
-/** Two steps in two namespaces, for the time of one. */
+/** Two steps in two namespaces, for the time of one. Where the port stays disabled, as of a bridge that is down, after a second. */
 async function joinAndAnnounce(veth: Veth): Promise<VtepError | undefined> {
   const { name, bridge, namespace, ifname, mac } = veth;
   const steps = `
 ip link set dev "$0" master "$1" up || exit 3
+looks=1
+until case "$(ip -d link show dev "$0")" in *"state disabled"*) [ "$looks" = 100 ] ;; esac; do
+  looks=$((looks + 1))
+  sleep 0.01
+done
 exec nsenter --net="$2" ip link set dev "$3" address "$4"`;
   const words = ["sh", "-c", steps, name, bridge, namespace, ifname, mac];
   const { code, refusal } = await command(words, "", "iproute2");

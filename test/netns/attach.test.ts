@@ -171,6 +171,21 @@ describe("a container that is attached", () => {
     expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
   });
 
+  test("is announced when the bridge forwards from its port, and not before", async () => {
+    await attach(box.name, "--ip", `${ADDRESS}/24`);
+    await reach(there, ADDRESS);
+    await run("detach", box.name);
+    // A port of a bridge that is down is what one is until the kernel has heeded its carrier.
+    const script = `case "$*" in
+      *"master br0 up") ip link set br0 down ;;
+      "-d link show"*) echo >>$here/looks; [ $(wc -l <$here/looks) -lt 4 ] || ip link set br0 up ;;
+    esac
+    exec ip "$@"`;
+    expect((await attachBy(script, other.name, "--ip", `${ADDRESS}/24`).ended).code).toBe(0);
+    await ours.run("ip", "link", "set", "br0", "up");
+    expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
+  });
+
   test("has a MAC that no remote can take over", async () => {
     await attach(box.name, "--ip", `${ADDRESS}/24`);
     const [{ mac }] = (await attached()) as [Attachment];
