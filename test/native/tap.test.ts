@@ -216,7 +216,7 @@ for _ in range(5): s.sendto(bytes(64), ("192.0.2.2", 9))`;
     const script = `for (let localPort = 20000; localPort < 20064; localPort += 2) {
       require("node:net").connect({ host: "${other}", port: 9, localPort }).on("error", () => {});
     }
-    setTimeout(() => process.exit(), 200);`; // before any is sent again
+    setImmediate(() => process.exit());`; // long before any is sent again
     within(process.execPath, "-e", script);
     const perQueue = queues.map((queue) => {
       const rows = alone(queue).read(batch);
