@@ -3,12 +3,13 @@ import { expect, test } from "vitest";
 import { command } from "../../src/command.ts";
 
 test("a program that does not end is killed with what it has started, and named", async () => {
-  const words = ["sh", "-c", "sleep 98765 & wait"];
+  const started = `sleep 98765.${process.pid}`; // no other run's
+  const words = ["sh", "-c", `${started} & wait`];
   await expect(command(words, "", "dash", 1000)).rejects.toMatchObject({
     code: "LINK",
     message: expect.stringMatching(/^the command sh had not ended after 1 s, and was killed: see /),
   });
-  await expect.poll(() => spawnSync("pgrep", ["-f", "^sleep 98765"]).stdout.length).toBe(0);
+  await expect.poll(() => spawnSync("pgrep", ["-f", `^${started}`]).stdout.length).toBe(0);
 });
 
 test("a program that was killed says so where it said nothing", async () => {
