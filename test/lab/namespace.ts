@@ -129,7 +129,8 @@ export class Rule implements AsyncDisposable {
 
 /** Creates the namespaces, each with its loopback up and set to add nothing of its own to a test. */
 export async function create(...namespaces: Namespace[]): Promise<void> {
-  ipNetns(namespaces.map(({ name }) => `add ${name}`));
+  const { status, stderr } = ipNetns(namespaces.map(({ name }) => `add ${name}`));
+  if (status !== 0) throw new Error(`ip netns: ${stderr}`);
   await Promise.all(
     namespaces.map(async (namespace) => {
       await namespace.sysctl({
@@ -146,18 +147,22 @@ export async function create(...namespaces: Namespace[]): Promise<void> {
 export function removeWhere(matches: (name: string) => boolean): void {
   const names = existsSync("/run/netns") ? readdirSync("/run/netns").filter(matches) : [];
   if (names.length === 0) return;
+  const { status, signal, stderr } = ipNetns(names.map((name) => `del ${name}`));
   // An impatient second Ctrl-C ends `ip` half-way.
-  if (!ipNetns(names.map((name) => `del ${name}`))) removeWhere(matches);
+  if (signal !== null) return removeWhere(matches);
+  // Another process may have removed some meanwhile: of a lab that is abandoned, whoever draws the next one.
+  if (status !== 0 && names.some(exists)) throw new Error(`ip netns: ${stderr}`);
 }
 
-/** False when a signal ended it. */
-function ipNetns(lines: string[]): boolean {
-  const { status, signal, stderr } = spawnSync("ip", ["-force", "-batch", "-"], {
+function exists(name: string): boolean {
+  return existsSync(`/run/netns/${name}`);
+}
+
+function ipNetns(lines: string[]) {
+  return spawnSync("ip", ["-force", "-batch", "-"], {
     input: batch(lines.map((line) => `netns ${line}`)),
     encoding: "utf8",
   });
-  if (status !== 0 && signal === null) throw new Error(`ip netns: ${stderr}`);
-  return signal === null;
 }
 
 function batch(lines: string[]): string {

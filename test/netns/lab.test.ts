@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync } from "node:fs";
 import { constants } from "node:os";
@@ -6,6 +6,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { Lab } from "../lab/lab.ts";
+import { removeWhere } from "../lab/namespace.ts";
 import { isSilent, ping } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 
@@ -34,6 +35,17 @@ test("hosts reach each other over IPv4 and IPv6, and know nothing of what is beh
   await expect(ping(first, "10.1.0.3", { count: 1 })).rejects.toThrow("unreachable");
   await expect(isSilent(first, "10.1.0.3")).rejects.toThrow("unreachable");
   expect(await isSilent(first, "10.0.0.9")).toBe(true);
+});
+
+test("what another process has removed meanwhile is removed", () => {
+  const names = ["first", "second"].map((which) => `lab-${process.pid}-${which}`);
+  const ip = (does: string, name: string) => execFileSync("ip", ["netns", does, name]);
+  for (const name of names) ip("add", name);
+  removeWhere((name) => {
+    if (name === names[0]) ip("del", name); // listed, and gone before it is its turn
+    return names.includes(name);
+  });
+  expect(namespacesOf(process.pid)).toEqual([]);
 });
 
 const drawAndWait = `
