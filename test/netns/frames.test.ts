@@ -75,6 +75,11 @@ describe.each(kinds)("%s beside two hosts with kernel VXLAN", (kind) => {
       return Array.from({ length: 10 }, () => ethernet({ to, from, payload: randomBytes(60) }));
     });
     await Promise.all(probes.map((probe, i) => probe.send(...spoken[i]!)));
+    const isHeard = (frames: Buffer[], i: number) => {
+      const rest = probes.filter((_, j) => i !== j);
+      return rest.every((probe) => frames.every((frame) => probe.count(frame) > 0));
+    };
+    await until("all of them", () => spoken.every(isHeard));
     // What came back through the underlay would do so before this.
     const end = ethernet({ to: broadcast, from: crossing.from, payload: randomBytes(60) });
     await near.send(end);
