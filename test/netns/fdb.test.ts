@@ -90,10 +90,15 @@ describe.each(underlays)("the FDB on the %s underlay", (kind) => {
 
   test("forgets a learned station after --age seconds and counts it", async () => {
     await using vtep = await start(kind, "--age", "1");
+    const events = await vtep.events(); // by a status it may have gone before it was seen
     await send(peer, { address: ours.address, port }, [vxlan(42, station(1))]);
-    const known = (status: Status) => rows(status, "learned").some((row) => row.mac === mac(1));
-    await vtep.waitFor(known, 900);
-    await vtep.waitFor((status) => !known(status));
+    const entry = expect.objectContaining({ mac: mac(1) });
+    for (const event of ["learned", "aged"] as const) {
+      await until(event, () =>
+        events.some((each) => expect.objectContaining({ event, entry }).asymmetricMatch(each)),
+      );
+    }
+    expect(rows(await vtep.status(), "learned").map((row) => row.mac)).not.toContain(mac(1));
     // One status may be of the moment between its going and its being counted.
     await vtep.waitFor(({ networks }) => networks[0]!.counters.aged >= 1);
   });
