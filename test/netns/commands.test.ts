@@ -127,9 +127,10 @@ describe("for people", () => {
     child.stdout.on("data", (text) => {
       heard += text;
     });
-    await heardOf(() => heard.includes("\n"));
+    // A container may speak meanwhile, and be learned anew.
+    await heardOf(() => /reloaded.*\n/.test(heard));
     child.kill();
-    expect(heard).toMatch(/^\d\d:\d\d:\d\d {2}reloaded: no network has changed\n/);
+    expect(heard).toMatch(/^\d\d:\d\d:\d\d {2}reloaded: no network has changed\n/m);
   });
 });
 
@@ -160,9 +161,13 @@ describe("for programs", () => {
     child.stdout.on("data", (text) => {
       heard += text;
     });
-    await heardOf(() => heard.includes("\n"));
+    await heardOf(() => /reloaded.*\n/.test(heard));
     child.kill();
-    expect(JSON.parse(heard.split("\n")[0]!)).toMatchObject({ event: "reloaded" });
+    const events = heard
+      .split("\n")
+      .slice(0, -1)
+      .map((line) => JSON.parse(line));
+    expect(events).toContainEqual(expect.objectContaining({ event: "reloaded" }));
   });
 
   test("events end when whoever reads has had enough", async () => {
@@ -173,7 +178,7 @@ describe("for programs", () => {
     });
     await heardOf(() => isOver);
     const { stdout, stderr } = await over;
-    expect(JSON.parse(stdout)).toMatchObject({ event: "reloaded" });
+    expect(JSON.parse(stdout)).toMatchObject({ event: expect.any(String) });
     expect(stderr).toBe("");
   });
 
