@@ -221,7 +221,6 @@ function isIn(pid: string, cgroup: string): boolean {
 }
 
 function childOf(pid: number): number | undefined {
-  const path = `/proc/${pid}/task/${pid}/children`;
-  const [child] = existsSync(path) ? readFileSync(path, "utf8").split(" ") : [];
-  return child ? Number(child) : undefined;
+  const children = unlessGone(() => readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8"));
+  return Number(children?.split(" ")[0]) || undefined;
 }

@@ -7,6 +7,7 @@ import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { latencies, plots } from "../../bench/html.ts";
 import type { Finding } from "../../bench/report.ts";
+import { unlessGone } from "../lab/gone.ts";
 import { hears } from "../lab/traffic.ts";
 import { ROOT } from "../native/fixture.ts";
 
@@ -89,7 +90,8 @@ async function brokenRun(): Promise<void> {
 /** What V8 has written for perf, of this checkout's code. */
 function perfMaps(): string[] {
   const all = readdirSync("/tmp").filter((name) => /^perf-\d+\.map$/.test(name));
-  return all.filter((name) => readFileSync(join("/tmp", name), "utf8").includes(ROOT));
+  const text = (name: string) => unlessGone(() => readFileSync(join("/tmp", name), "utf8"));
+  return all.filter((name) => text(name)?.includes(ROOT));
 }
 
 /** What V8 logs beside that, of any process of this checkout's. */

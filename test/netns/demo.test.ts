@@ -1,7 +1,8 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { onTestFinished, test } from "vitest";
+import { unlessGone } from "../lab/gone.ts";
 import { until } from "../lab/until.ts";
 import { ROOT } from "../native/fixture.ts";
 
@@ -9,7 +10,8 @@ import { ROOT } from "../native/fixture.ts";
 function drawnBy(session: number): string[] {
   return readdirSync("/run/netns").filter((name) => {
     const stat = `/proc/${/^lab-(\d+)-/.exec(name)?.[1]}/stat`;
-    return existsSync(stat) && Number(readFileSync(stat, "utf8").split(" ")[5]) === session;
+    const fields = unlessGone(() => readFileSync(stat, "utf8").split(" "));
+    return Number(fields?.[5]) === session;
   });
 }
 
