@@ -796,6 +796,9 @@ describe("what a running agent has counted", () => {
     for (const header of Object.values(HEADERS)) {
       await say(header + frame);
     }
+    await agent.waitFor(({ networks: [network], drops }) => {
+      return drops.VXLAN_VNI_NOT_FOUND === 1 && network!.counters.reservedBits === 1;
+    });
     const { code, of } = await visited();
     expect(of("traffic").map(({ severity, finding }) => `${severity} ${finding}`)).toEqual([
       "warning 1 datagram came with a VNI that no network here has",
@@ -809,6 +812,7 @@ describe("what a running agent has counted", () => {
     const [{ address }] = JSON.parse(await here.run("ip", "-json", "link", "show", "vtep42"));
     const looped = `0800000000002a00${"f".repeat(12)}${address.replaceAll(":", "")}${frame.slice(24)}`;
     await say(looped);
+    await agent.waitFor(({ networks: [network] }) => network!.drops.LOCAL_MAC === 1);
     const found = await complaints("duplicate-mac", "--socket", agent.socket);
     expect(found).toMatchObject([{ severity: "warning", subject: "42" }]);
     expect(found[0]?.finding).toContain("1 frame came from a peer with the MAC address");
