@@ -87,6 +87,13 @@ function attachSlowly(target: string, ...options: string[]) {
   return attachBy(script, target, ...options);
 }
 
+/** Waits until who has known the address behind another MAC has heard of this container's, and then reaches it. */
+async function announced(container: Namespace): Promise<void> {
+  const [{ address }] = JSON.parse(await container.run("ip", "-json", "link", "show", "eth0"));
+  await until("the announcement", async () => (await there.neighbour(ADDRESS)) === address);
+  expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
+}
+
 /** Says to all hosts that it is a router, for half an hour (RFC 4861, section 4.2). */
 const ROUTER = `
 import socket, sys
@@ -168,7 +175,7 @@ describe("a container that is attached", () => {
     await reach(there, ADDRESS);
     await run("detach", box.name);
     await attach(other.name, "--ip", `${ADDRESS}/24`);
-    expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
+    await announced(other);
   });
 
   test("is announced when the bridge forwards from its port, and not before", async () => {
@@ -183,7 +190,7 @@ describe("a container that is attached", () => {
     exec ip "$@"`;
     expect((await attachBy(script, other.name, "--ip", `${ADDRESS}/24`).ended).code).toBe(0);
     await ours.run("ip", "link", "set", "br0", "up");
-    expect(await ping(there, ADDRESS, { count: 3 })).toMatchObject({ received: 3 });
+    await announced(other);
   });
 
   test("has a MAC that no remote can take over", async () => {
