@@ -1,7 +1,9 @@
 /** What is asked of ip, and what is made of its answers and refusals: an `ip` of the test's own. */
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { Bridges } from "../../src/bridges.ts";
 import { surroundings, vxlanDeviceOn } from "../../src/host.ts";
 import { batch, batchOfEach } from "../../src/iproute.ts";
 import { ParkedQueues } from "../../src/keeping.ts";
@@ -289,5 +291,32 @@ describe("bridges", () => {
     expect(removed()).toBe(true);
     expect(await removeIdleBridges(["used"])).toEqual(["used"]);
     expect(removed()).toBe(false);
+  });
+
+  test("that were made go when no network has them, and are nobody's then; those in use are told of", async () => {
+    const lines: object[] = [];
+    const log = pino({}, { write: (line) => lines.push(JSON.parse(line)) });
+    const bridges = new Bridges(["before"], false, log);
+    await bridges.make(["made"]);
+    expect(bridges.names).toEqual(["before", "made"]);
+    has([bridge("before"), bridge("made"), { ifname: "eth1", mtu: 1450, master: "made" }]);
+    asked();
+    await bridges.removeIdle(new Set(["before", "made"]));
+    expect(asked()).toEqual([]);
+    await bridges.removeIdle(new Set());
+    expect(asked()).toContainEqual(expect.stringMatching(/^link set dev before group/));
+    expect(bridges.names).toEqual(["made"]);
+    expect(lines).toMatchObject([{ bridge: "made" }]);
+    has([bridge("before"), bridge("made")]);
+    await bridges.removeIdle(new Set(["made"])); // and another has the name of the one that went
+    expect(asked()).toEqual([]);
+  });
+
+  test("that stay over a restart are no news", async () => {
+    const lines: string[] = [];
+    const bridges = new Bridges(["made"], true, pino({}, { write: (line) => lines.push(line) }));
+    has([bridge("made"), { ifname: "eth1", mtu: 1450, master: "made" }]);
+    await bridges.removeIdle(new Set());
+    expect([bridges.names, lines]).toEqual([["made"], []]);
   });
 });
