@@ -259,7 +259,12 @@ for frame in "${frames.join(" ")}".split(): s.send(bytes.fromhex(frame))`;
     return `0800 4500003f0000${fragment}40${protocol}0000 c0000201 c0000202`;
   };
   const TCP = "06";
-  it.each([
+  type Row = [what: string, at: number, header: string, count: number];
+  const of6 = (what: string, at: number, protocol: string, count: number): Row => {
+    const header = `${MACS} 86dd 60000000 0017 ${protocol} 40 ${"20010db8".repeat(8)}`;
+    return [what, at, header, count];
+  };
+  const rows: Row[] = [
     ["stations that it is for", 5, `${MACS} 88b5`, 2],
     ["stations that it is of", 11, `${MACS} 88b5`, 2],
     ["what is no address, of no protocol", 20, `${MACS} 88b5`, 1],
@@ -270,12 +275,23 @@ for frame in "${frames.join(" ")}".split(): s.send(bytes.fromhex(frame))`;
     ["ports of UDP", 35, `${MACS} ${ipv4("11")}`, 1],
     ["what is in the place of ports in a first fragment", 35, `${MACS} ${ipv4(TCP, "2000")}`, 1],
     ["what is in the place of ports in a last fragment", 35, `${MACS} ${ipv4(TCP, "0001")}`, 1],
+    ["ports behind options of IPv4", 39, `${MACS} ${ipv4(TCP).replace("4500", "4600")}`, 2],
+    ["options of IPv4", 35, `${MACS} ${ipv4(TCP).replace("4500", "4600")}`, 1],
+    ...[25, 29, 33, 37].map((at) => of6(`sources of IPv6, byte ${at - 22}`, at, TCP, 2)),
+    ...[41, 45, 49, 53].map((at) => of6(`destinations of IPv6, byte ${at - 38}`, at, TCP, 2)),
+    of6("ports of TCP over IPv6", 55, TCP, 2),
+    of6("ports of UDP over IPv6", 55, "11", 1),
+    of6("what is in the place of ports behind another header of IPv6", 55, "2c", 1),
     ["ports of TCP in a VLAN", 39, `${MACS} 8100 0007 ${ipv4(TCP)}`, 2],
     ["ports of TCP in a service's VLAN", 39, `${MACS} 88a8 0007 ${ipv4(TCP)}`, 2],
     ["ports of UDP in a VLAN", 39, `${MACS} 8100 0007 ${ipv4("11")}`, 1],
-  ])("gives what differs in %s to so many queues", async (_, differing, header, count) => {
-    expect(await queuesOf(differing, header)).toBe(count);
-  });
+  ];
+  it.each(rows)(
+    "gives what differs in %s to so many queues",
+    async (_, differing, header, count) => {
+      expect(await queuesOf(differing, header)).toBe(count);
+    },
+  );
 
   describe("with further queues", () => {
     const FLOWS = 16;
