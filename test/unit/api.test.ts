@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:f
 import { type IncomingHttpHeaders, type IncomingMessage, request } from "node:http";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { Validator } from "@seriousme/openapi-schema-validator";
 import { Ajv2020 } from "ajv/dist/2020.js";
@@ -15,6 +15,7 @@ import { Feed } from "../../src/api/feed.ts";
 import { routes } from "../../src/api/routes.ts";
 import { serve } from "../../src/api/server.ts";
 import { networkConfig } from "../../src/config.ts";
+import { VtepError } from "../../src/errors.ts";
 import { sectionHeader } from "../../src/wire/pcapng.ts";
 import { until } from "../lab/until.ts";
 import { MemoryOperations } from "./operations.ts";
@@ -57,6 +58,7 @@ interface Answer {
 }
 
 interface Question {
+  at?: string;
   body?: string | undefined;
   headers?: Record<string, string>;
 }
@@ -67,9 +69,9 @@ const JSON_BODY = { "Content-Type": "application/json" };
 async function ask(
   method: string,
   path: string,
-  { body, headers }: Question = {},
+  { at = socket, body, headers }: Question = {},
 ): Promise<Answer> {
-  const asked = request({ socketPath: socket, method, path, headers, agent: false });
+  const asked = request({ socketPath: at, method, path, headers, agent: false });
   asked.on("error", () => {}); // it may be told before it has said everything
   asked.end(body);
   const [answer] = (await once(asked, "response")) as [IncomingMessage];
@@ -85,8 +87,14 @@ async function say(words: string): Promise<string> {
   return text(caller);
 }
 
-test("the socket's directory is made, and the socket is for its owner and its group", () => {
-  expect(statSync(socket).mode & 0o777).toBe(0o660);
+test("the socket's directory is made, and the socket is for its owner and its group, whatever others get", async () => {
+  const before = process.umask(0o077);
+  onTestFinished(() => void process.umask(before));
+  const path = join(directory, "own", "vtep.sock");
+  await using _ = await start({ path });
+  expect(statSync(path).mode & 0o777).toBe(0o660);
+  expect(statSync(dirname(path)).mode & 0o777).toBe(0o755);
+  expect(process.umask()).toBe(0o077);
 });
 
 describe("a path", () => {
@@ -370,6 +378,7 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     ["GET", "/", {}, 404, "NOT_FOUND", ["openapi.json"]],
     ["GET", "/v1/network", {}, 404, "NOT_FOUND", ["did you mean /v1/networks?"]],
     ["GET", "/v1/networks/blue/fbd/x", {}, 404, "NOT_FOUND", ["/v1/networks/blue/fdb/x"]],
+    ["GET", "/v1/networks/", {}, 404, "NOT_FOUND", ["did you mean /v1/networks?"]],
     ["POST", "/v1/status", {}, 405, "USAGE", ["POST", "use GET"]],
     ["PATCH", "/v1/fdb", {}, 405, "USAGE", ["GET, DELETE"]],
     ["GET", "/v1/status?verbose=1", {}, 400, "USAGE", ['"verbose" is no parameter']],
@@ -438,6 +447,7 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     ["GET", "/v1/fdb?remote=there", {}, 400, "USAGE", ['"local"']],
     ["GET", "/v1/fdb?origin=made-up", {}, 400, "USAGE", ["learned, control, static"]],
     ["GET", "/v1/fdb?macc=x", {}, 400, "USAGE", ['did you mean "mac"?']],
+    ["DELETE", "/v1/fdb?network=red", {}, 404, "NOT_FOUND", ["known are blue"]],
     ["DELETE", "/v1/fdb?origin=static", {}, 400, "USAGE", ['"origin"']],
     ["PUT", "/v1/log-level", body({ level: "loud" }), 400, "USAGE", ["level must be one of"]],
     ["PUT", "/v1/log-level", body({ level: 7 }), 400, "USAGE", ["level must be one of"]],
@@ -453,6 +463,13 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     expect(refusal.message).toMatch(/^[^\n]+$/);
     expect(Object.keys(refusal)).toEqual(["code", "message"]);
     expect(JSON.stringify([...operations.configs, operations.entries])).toBe(before);
+  });
+
+  test("a body's type is known in whatever spelling, with parameters", async () => {
+    for (const type of ["application/json; charset=utf-8", "Application/JSON;charset=UTF-8"]) {
+      const question = { body: '{"level":"debug"}', headers: { "Content-Type": type } };
+      expect((await ask("PUT", "/v1/log-level", question)).status).toBe(200);
+    }
   });
 
   test("a method that is not served says which ones are", async () => {
@@ -484,12 +501,39 @@ describe("bad input is refused in one sentence, and changes nothing", () => {
     expect(answer).toContain(`HTTP/1.1 ${status}`);
   });
 
-  test("a caller that never finishes its question is turned away", {
-    timeout: 15_000,
+  test("a caller that never finishes its question is turned away, be it head or body", {
+    timeout: 30_000,
   }, async () => {
-    const answer = await say("GET /v1/status HTTP/1.1\r\nHost: x\r\n");
-    expect(answer).toContain("HTTP/1.1 408 Request Timeout");
-    expect(answer).toContain('{"code":"USAGE","message":"the request did not arrive in time"}');
+    const head = "PUT /v1/log-level HTTP/1.1\r\nHost: x\r\n";
+    const more = "Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    for (const answer of await Promise.all([say(head), say(head + more)])) {
+      expect(answer).toContain("HTTP/1.1 408 Request Timeout");
+      const [head, body] = answer.split("\r\n\r\n");
+      expect(body).toBe('{"code":"USAGE","message":"the request did not arrive in time"}\n');
+      expect(head).toContain(`Content-Length: ${body!.length}\r\n`);
+    }
+  });
+
+  test("a refusal is the host's, the agent's or the program's own, of which alone the log tells", async () => {
+    const lines: { err: { message: string } }[] = [];
+    const log = pino({}, { write: (line) => lines.push(JSON.parse(line)) });
+    const path = join(directory, "refusing.sock");
+    let error: Error;
+    const reload = () => Promise.reject(error);
+    await using _ = await serve({ path }, { ...served(), reload, log });
+    const status = async (given: Error) => {
+      error = given;
+      return (await ask("POST", "/v1/reload", { at: path })).status;
+    };
+    for (const code of ["CONFLICT", "NAME_IN_USE", "ADDRESS", "MTU"] as const) {
+      expect(await status(new VtepError(code, "it cannot be had here"))).toBe(409);
+    }
+    expect(await status(new VtepError("CLOSED", "the agent is stopping"))).toBe(503);
+    expect(lines).toEqual([]);
+    expect(await status(new VtepError("LINK", "ip refused"))).toBe(500);
+    expect(await status(new TypeError("it was not thought of"))).toBe(500);
+    const told = lines.map(({ err }) => err.message);
+    expect(told).toEqual(["ip refused", "it was not thought of"]);
   });
 
   test("an agent that takes long over an answer is waited for, a caller that keeps silent is not", async () => {
@@ -638,6 +682,21 @@ describe("events", () => {
     expect(numbers(Buffer.from(piece!).toString())).toHaveLength(256);
     for (const reader of [late, ...others]) await reader.cancel();
     expect(operations.listeners.size).toBe(0);
+  });
+
+  test("come whole to one who reads later than another", async () => {
+    const feed = new Feed((listener) => operations.listen(listener));
+    const [early, late] = [feed.stream().getReader(), feed.stream().getReader()];
+    const next = async (reader: typeof early) => String(Buffer.from((await reader.read()).value!));
+    await next(early);
+    operations.tell({ event: "remote-up", remote: "1" });
+    expect(await next(early)).toContain('"remote":"1"');
+    operations.tell({ event: "remote-up", remote: "2" });
+    operations.tell({ event: "remote-up", remote: "3" });
+    let heard = "";
+    while (!heard.includes('"remote":"3"')) heard += await next(late);
+    expect(heard).toMatch(/"remote":"1".*"remote":"2".*"remote":"3"/s);
+    for (const reader of [early, late]) await reader.cancel();
   });
 
   test("are lost to a slow reader, who is told how many", async () => {
