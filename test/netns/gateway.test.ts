@@ -1,5 +1,6 @@
 import { createInterface } from "node:readline";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { Client } from "../../src/api/client.ts";
 import { GATEWAY_MAC } from "../../src/gateways.ts";
 import { Lab } from "../lab/lab.ts";
 import { type Child, create, type Finished, Namespace } from "../lab/namespace.ts";
@@ -236,11 +237,23 @@ describe("what was made for it", () => {
       (await shown()).addr_info.map(({ local }: { local: string }) => local);
     expect(await shown()).toMatchObject({ address: GATEWAY_MAC });
     expect(await addresses()).toEqual(expect.arrayContaining(["192.0.2.9", "10.9.0.1", "fd09::1"]));
+    const another = theirs.address.replace(/\d+$/, "77");
+    await new Client(vtep.socket).putPeer("blue", another); // all of it is gone through again
     await vtep.stop();
     expect(await shown()).toMatchObject({ address: "02:00:00:00:00:99" });
     expect((await addresses()).filter((each: string) => !each.startsWith("fe80"))).toEqual([
       "192.0.2.9",
     ]);
+    await ours.ip("link del br0");
+  });
+
+  test("leaves no bridge the MAC of gateways, though an agent that was killed left that", async () => {
+    await vteps[0]!.stop();
+    await ours.ip(`link add br0 address ${GATEWAY_MAC} type bridge`, "link set br0 up");
+    await (await start(ours, theirs.address)).stop();
+    const [bridge] = JSON.parse(await ours.run("ip", "-json", "link", "show", "br0"));
+    expect(bridge.address).toMatch(/^02:/);
+    expect(bridge.address).not.toBe(GATEWAY_MAC);
     await ours.ip("link del br0");
   });
 
