@@ -198,6 +198,9 @@ describe("a container that is attached", () => {
     const [{ mac }] = (await attached()) as [Attachment];
     const entry = async () => JSON.parse((await run("fdb", "list", "--mac", mac, "--json")).stdout);
     expect(await entry()).toMatchObject([{ destination: "local", origin: "control" }]);
+    await ours.ip("link del vtep42");
+    await until("the TAP", () => vtep.log.some(({ msg }) => msg === "the TAP is there again"));
+    expect(await entry()).toMatchObject([{ destination: "local", origin: "control" }]);
     await run("detach", box.name);
     expect(
       (await entry()).filter(({ origin }: { origin: string }) => origin === "control"),
