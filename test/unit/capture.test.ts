@@ -142,6 +142,8 @@ describe("a capture", () => {
     const first = own.take();
     const captured = cut(first).blocks.filter(({ type }) => type === "packet").length;
     expect(missed(first)).toEqual([[0, 20 - captured]]);
+    const told = cut(first).blocks.find(({ type }) => type === "statistics")!;
+    expect(told.bytes.readBigUInt64LE(24)).toBe(20n); // isb_ifrecv, those that were missed among them
     expect(missed(own.take())).toEqual([]);
     expect(missed(own.end())).toEqual([
       [0, 20 - captured],
