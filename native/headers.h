@@ -27,11 +27,9 @@ constexpr int32_t ETHERNET_TYPE = 12;
 constexpr int32_t TAG = 4;
 
 constexpr int32_t IPV4 = 20;
-constexpr int32_t IPV4_TOS = 1;
 constexpr int32_t IPV4_LENGTH = 2;
 constexpr int32_t IPV4_ID = 4;
 constexpr int32_t IPV4_FRAGMENT = 6;
-constexpr int32_t IPV4_TTL = 8;
 constexpr int32_t IPV4_PROTOCOL = 9;
 constexpr int32_t IPV4_CHECKSUM = 10;
 constexpr int32_t IPV4_ADDRESSES = 12;
@@ -44,10 +42,8 @@ constexpr int32_t IPV6_ADDRESSES = 8;
 
 constexpr int32_t TCP = 20;
 constexpr int32_t TCP_SEQUENCE = 4;
-constexpr int32_t TCP_ACK_NUMBER = 8;
 constexpr int32_t TCP_OFFSET = 12;
 constexpr int32_t TCP_FLAGS = 13;
-constexpr int32_t TCP_WINDOW = 14;
 constexpr int32_t TCP_CHECKSUM = 16;
 constexpr uint8_t TCP_FIN = 0x01, TCP_PSH = 0x08, TCP_ACK = 0x10, TCP_CWR = 0x80;
 
