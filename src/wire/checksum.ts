@@ -81,36 +81,17 @@ export function completeChecksum(
   return true;
 }
 
-const IPV4_CHECKSUM = 10;
-
-/** Whether the checksum of an IPv4 header (one that `ip.isIpv4` has seen) is right. */
-export function isIpv4HeaderIntact(view: DataView, header: number): boolean {
-  return checksum(view, header, ip.ipv4HeaderLength(view, header), 0) === 0;
-}
-
-/** Writes the checksum of an IPv4 header that is complete otherwise. */
+/** Writes the checksum of an IPv4 header (one that `ip.isIpv4` has seen) that is complete otherwise. */
 export function writeIpv4HeaderChecksum(view: DataView, header: number): void {
-  view.setInt16(header + IPV4_CHECKSUM, 0);
+  view.setInt16(header + ip.IPV4_CHECKSUM, 0);
   const value = checksum(view, header, ip.ipv4HeaderLength(view, header), 0);
-  view.setInt16(header + IPV4_CHECKSUM, value);
+  view.setInt16(header + ip.IPV4_CHECKSUM, value);
 }
 
 /**
- * The folded sum of the pseudo-header (RFC 768, RFC 9293 section 3.1) of an upper layer of
- * `upperLength` bytes under the IPv4 header at `header`.
- */
-export function ipv4PseudoHeaderSum(
-  view: DataView,
-  header: number,
-  protocol: number,
-  upperLength: number,
-): number {
-  return sum(view, header + ip.IPV4_SOURCE, 8, fold(protocol + upperLength));
-}
-
-/**
- * The same for IPv6 (RFC 8200 section 8.1). The destination is the header's: a packet that still
- * has a routing header ahead of it is summed by its final one, which is not looked for.
+ * The folded sum of the pseudo-header (RFC 8200 section 8.1) of an upper layer of `upperLength` bytes
+ * under the IPv6 header at `header`. The destination is the header's: a packet that still has a
+ * routing header ahead of it is summed by its final one, which is not looked for.
  */
 export function ipv6PseudoHeaderSum(
   view: DataView,

@@ -68,18 +68,8 @@ export function ipv4HeaderLength(view: DataView, ip: number): number {
   return (view.getUint8(ip) & 0x0f) << 2;
 }
 
-/** Bytes of the packet as its header claims; 0 in a super-frame over 64 KiB. */
-export function ipv4TotalLength(view: DataView, ip: number): number {
-  return view.getUint16(ip + 2);
-}
-
 export function ipv4Protocol(view: DataView, ip: number): number {
   return view.getUint8(ip + 9);
-}
-
-/** Whether the sender forbade routers to fragment (DF). */
-export function ipv4DontFragment(view: DataView, ip: number): boolean {
-  return (view.getUint16(ip + 6) & 0x4000) !== 0;
 }
 
 /** Whether this is a fragment, the first one included: more follow, or it has an offset. */

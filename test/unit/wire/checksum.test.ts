@@ -38,7 +38,7 @@ describe("the internet checksum", () => {
 
   it("is right in the headers and messages that Linux sends", () => {
     const { view, at } = place(LINUX_PING4);
-    expect(checksum.isIpv4HeaderIntact(view, at + IP)).toBe(true);
+    expect(checksum.checksum(view, at + IP, 20, 0)).toBe(0);
     expect(checksum.checksum(view, at + 34, LINUX_PING4.length - 34, 0)).toBe(0);
   });
 
@@ -121,17 +121,8 @@ describe("the checksum of an IPv4 header", () => {
         const { view, at } = place(broken);
         checksum.writeIpv4HeaderChecksum(view, at);
         expect(read(view, at, packet.length)).toEqual(packet);
-        expect(checksum.isIpv4HeaderIntact(view, at)).toBe(true);
       }),
     );
-  });
-
-  it("does not hold once any one bit of the header is flipped", () => {
-    const header = LINUX_PING4.subarray(IP, IP + 20);
-    for (let bit = 8; bit < header.length * 8; bit++) {
-      const flipped = header.with(bit >> 3, header[bit >> 3]! ^ (1 << (bit & 7)));
-      expect(checksum.isIpv4HeaderIntact(fence(flipped), 0), `bit ${bit}`).toBe(false);
-    }
   });
 });
 
@@ -149,8 +140,8 @@ function pseudoHeader(
     : bytes(source, destination, size, zeros, protocol);
 }
 
-describe("the sum of a pseudo-header", () => {
-  it("equals the naive one for IPv4 and IPv6, at every length of the upper layer", () => {
+describe("the sum of an IPv6 pseudo-header", () => {
+  it("equals the naive one at every length of the upper layer", () => {
     const lengths = fc.oneof(anyPort, fc.integer({ min: 0x10000, max: 0x20000 }));
     fc.assert(
       fc.property(anyIpv6, anyIpv6, fc.nat(255), lengths, (source, destination, next, length) => {
@@ -159,21 +150,11 @@ describe("the sum of a pseudo-header", () => {
         expect(checksum.ipv6PseudoHeaderSum(view, at, next, length)).toBe(expected);
       }),
     );
-    fc.assert(
-      fc.property(anyIpv4, anyIpv4, fc.nat(255), anyPort, (source, destination, next, length) => {
-        const packet = ipv4Packet({ source, destination, protocol: next, payload: bytes() });
-        const { view, at } = place(packet);
-        const expected = naiveSum(pseudoHeader(source, destination, next, length));
-        expect(checksum.ipv4PseudoHeaderSum(view, at, next, length)).toBe(expected);
-      }),
-    );
   });
 
   it("is what Linux leaves in the field of a partial checksum", () => {
-    const four = place(LINUX_PARTIAL_UDP4);
-    expect(checksum.ipv4PseudoHeaderSum(four.view, four.at + IP, UDP, 15)).toBe(0x8424);
-    const six = place(LINUX_PARTIAL_UDP6);
-    expect(checksum.ipv6PseudoHeaderSum(six.view, six.at + IP, UDP, 16)).toBe(0x5b96);
+    const { view, at } = place(LINUX_PARTIAL_UDP6);
+    expect(checksum.ipv6PseudoHeaderSum(view, at + IP, UDP, 16)).toBe(0x5b96);
   });
 });
 

@@ -31,7 +31,6 @@ describe("an IPv4 header", () => {
     );
     expect(ip.version(view, at)).toBe(4);
     expect(ip.ipv4HeaderLength(view, at)).toBe(20);
-    expect(ip.ipv4TotalLength(view, at)).toBe(28);
     expect(ip.ipv4Protocol(view, at)).toBe(UDP);
     expect(ip.ipv4Source(view, at)).toBe(0xc00002c8 | 0);
     expect(ip.ipv4Destination(view, at)).toBe(0xc0000202 | 0);
@@ -60,11 +59,6 @@ describe("an IPv4 header", () => {
     expect(ip.isIpv4(fence(header.subarray(0, 19)), 0, 19)).toBe(false);
   });
 
-  it("claims a total length of up to 65,535", () => {
-    const { view, at } = place(ipv4Packet({ protocol: UDP, payload: new Uint8Array(65_515) }));
-    expect(ip.ipv4TotalLength(view, at)).toBe(65_535);
-  });
-
   it("is none where the version is not 4 or the header claims fewer than 20 bytes", () => {
     for (let first = 0; first < 256; first++) {
       const packet = ipv4Packet({ protocol: UDP, payload: new Uint8Array(60) });
@@ -85,18 +79,6 @@ describe("an IPv4 header", () => {
     expect(fragment(0x2000)).toBe(true);
     expect(fragment(0x0001)).toBe(true);
     expect(fragment(0x1fff)).toBe(true);
-  });
-
-  it("forbids fragmentation where DF is set", () => {
-    for (const [bits, forbids] of [
-      [0x4000, true],
-      [0xffff, true],
-      [0xbfff, false],
-      [0x0000, false],
-    ] as const) {
-      const { view, at } = place(ipv4Packet({ protocol: UDP, payload, fragment: bits }));
-      expect(ip.ipv4DontFragment(view, at)).toBe(forbids);
-    }
   });
 });
 
