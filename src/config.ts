@@ -117,11 +117,6 @@ export function parse(raw: unknown): { config: Config } | { faults: readonly Fau
   return output === undefined ? { faults } : { config: complete(output) };
 }
 
-/** Throws VtepError USAGE unless what it has goes together. */
-export function checkConfig(config: Config): void {
-  refuseConflicts(conflicts(config));
-}
-
 /** What no single key can know: names and VNIs used twice, a network that reaches nobody. */
 export function conflicts(config: Config): Conflict[] {
   const { networks, local } = config;

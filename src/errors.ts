@@ -17,7 +17,7 @@ export class VtepError extends Error {
 export const EXIT_FAILURE = 1;
 export const EXIT_USAGE = 2;
 /** There is no agent to be asked: a script may want to start one, or to wait. */
-export const EXIT_UNREACHABLE = 3;
+const EXIT_UNREACHABLE = 3;
 
 export type ErrorCode =
   | "USAGE" // unknown flag or key, value out of range, contradiction: exit code 2

@@ -131,7 +131,7 @@ function devicesOf({ networks, local4, local6 }: Outline, worker: number): strin
 }
 
 /** A station that was seen, where, and at what second of the monotonic clock. */
-export interface Seen extends Pick<FdbRow, "macHigh" | "macLow" | "moves" | "seenAt"> {
+export interface Seen extends Pick<FdbRow, "macHigh" | "macLow" | "seenAt"> {
   /** A remote's, or "local". */
   readonly address: string;
 }
@@ -219,10 +219,10 @@ export class Interim {
     const learned = new Map<number, Seen[]>();
     for (const row of new Fdb(this.#shared.fdb).rows()) {
       if (row.origin !== LEARNED || row.seenAt < this.#beganAt) continue;
-      const { macHigh, macLow, moves, seenAt, destination, network } = row;
+      const { macHigh, macLow, seenAt, destination, network } = row;
       const vni = vnis.get(network)!;
       const seen = learned.get(vni) ?? [];
-      seen.push({ macHigh, macLow, moves, seenAt, address: remotes.place(destination) });
+      seen.push({ macHigh, macLow, seenAt, address: remotes.place(destination) });
       learned.set(vni, seen);
     }
     return learned;

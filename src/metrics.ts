@@ -32,7 +32,7 @@ import type { Remotes } from "./remotes.ts";
 export const NETWORKS_SHOWN = 500;
 export const REMOTES_SHOWN = 500;
 /** The name under which the others are summed. */
-export const OTHER = "other";
+const OTHER = "other";
 
 /** What is told of. Whatever changes while the agent runs is asked for each time. */
 export interface Sources {

@@ -39,7 +39,7 @@ export interface MirrorFilter {
 }
 
 /** Bytes of a ring: 30 ms of 1 Gbit/s. */
-export const RING_BYTES = 4 * 1024 * 1024;
+const RING_BYTES = 4 * 1024 * 1024;
 
 /** Words before the ring: positions; and, in doubles, frames missed by network (0: of none). */
 const TAIL = 0;

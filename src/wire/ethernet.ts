@@ -20,9 +20,9 @@ export const ETHERTYPE_IPV4 = 0x0800;
 export const ETHERTYPE_ARP = 0x0806;
 export const ETHERTYPE_IPV6 = 0x86dd;
 /** Customer tag, IEEE 802.1Q. */
-export const ETHERTYPE_VLAN = 0x8100;
+const ETHERTYPE_VLAN = 0x8100;
 /** Service tag, IEEE 802.1ad ("QinQ"). */
-export const ETHERTYPE_SERVICE_VLAN = 0x88a8;
+const ETHERTYPE_SERVICE_VLAN = 0x88a8;
 /** Below this the field is the length of an IEEE 802.3 frame, not a type. */
 export const ETHERTYPE_MIN = 0x0600;
 

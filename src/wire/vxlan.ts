@@ -20,7 +20,7 @@ import * as ip from "./ip.ts";
 /** Bytes of the header. */
 export const HEADER = 8;
 /** The I flag, in the first byte: the VNI is valid. */
-export const FLAG_I = 0x08;
+const FLAG_I = 0x08;
 /** UDP port that IANA assigned. Linux's own default, 8472, is older than the assignment. */
 export const DEFAULT_PORT = 4789;
 /** VNIs are 24 bits. */

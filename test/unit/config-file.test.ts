@@ -5,7 +5,7 @@ import { dirname, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
 import { parse as parseYaml } from "yaml";
 import { example, reference, shown } from "../../src/commands/config.ts";
-import { checkConfig, networkConfig } from "../../src/config.ts";
+import { conflicts, networkConfig } from "../../src/config.ts";
 import { check, type FlagValues, load, sourceText } from "../../src/config-file.ts";
 import { VtepError } from "../../src/errors.ts";
 import { flags, keys } from "../../src/keys.ts";
@@ -352,12 +352,15 @@ describe("a network as plain data", () => {
     const { config } = load(undefined, { vni: "7", peers: ["192.0.2.2"], local: "192.0.2.1" });
     const and = (more: object) => {
       const added = networkConfig({ vni: 8, peers: ["192.0.2.2"], ...more });
-      return () => checkConfig({ ...config, networks: [...config.networks, added] });
+      const all = { ...config, networks: [...config.networks, added] };
+      return conflicts(all).map(({ message, remedy }) => `${message}: ${remedy}`);
     };
-    expect(and({})).not.toThrow();
-    expect(and({ vni: 7, tap: "x" })).toThrow("VNI 7 is given to two networks: each needs its own");
-    expect(and({ name: "vtep7" })).toThrow("the name vtep7 is given to two networks");
-    expect(and({ peers: ["192.0.2.1"] })).toThrow("this VTEP's own local address");
+    expect(and({})).toEqual([]);
+    expect(and({ vni: 7, tap: "x" })).toEqual([
+      "VNI 7 is given to two networks: each needs its own",
+    ]);
+    expect(and({ name: "vtep7" })[0]).toMatch("the name vtep7 is given to two networks");
+    expect(and({ peers: ["192.0.2.1"] })[0]).toMatch("this VTEP's own local address");
   });
 });
 

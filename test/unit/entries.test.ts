@@ -95,7 +95,7 @@ describe("what was learned before a restart", () => {
     await recall([1, PEER, 5]);
     const seen = (last: number, address: string) => {
       const macLow = 0x5e005300 + last;
-      return { macHigh: 0, macLow, moves: 0, seenAt: monotonicSeconds(), address };
+      return { macHigh: 0, macLow, seenAt: monotonicSeconds(), address };
     };
     entries.catchUp(new Map([[1, [seen(1, STATION), seen(2, STRANGER)]]]));
     expect(known("learned")).toEqual([`red 1 ${STATION}`]);
