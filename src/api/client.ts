@@ -2,7 +2,7 @@
  * Asks and tells a running agent, over its socket. Every call throws VtepError: with the agent's own
  * code and sentence when it refuses, UNREACHABLE when there is none or it does not answer.
  */
-import { type IncomingMessage, request } from "node:http";
+import { type ClientRequest, type IncomingMessage, request } from "node:http";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import type { Attachment } from "../attachments.ts";
@@ -164,9 +164,17 @@ export class Client {
   }
 
   async #content<Answer>(answer: IncomingMessage): Promise<Answer> {
+    const content = await this.#textOf(answer);
     try {
-      const content = await text(answer);
       return (content === "" ? undefined : JSON.parse(content)) as Answer;
+    } catch (error) {
+      throw this.#unreachable(error as NodeJS.ErrnoException);
+    }
+  }
+
+  async #textOf(answer: IncomingMessage): Promise<string> {
+    try {
+      return await text(answer);
     } catch (error) {
       throw this.#unreachable(error as NodeJS.ErrnoException);
     }
@@ -177,7 +185,7 @@ export class Client {
     const content = body === undefined ? "" : JSON.stringify(body);
     const length = Buffer.byteLength(content);
     const headers = { "Content-Type": "application/json", "Content-Length": length };
-    const silent = setTimeout(() => {
+    const waiting = setTimeout(() => {
       const seconds = [SILENCE_MS, this.#patienceMs].map((ms) => `${ms / 1000} s`);
       this.#tell(
         `the agent has not answered for ${seconds[0]}, and is waited for until ${seconds[1]}: ${CONTINUE}`,
@@ -192,13 +200,17 @@ export class Client {
         timeout: this.#patienceMs,
         headers: body === undefined ? {} : headers,
       });
-      asked.on("response", resolve);
+      let silent: ClientRequest | IncomingMessage = asked;
+      asked.on("response", (answer) => {
+        silent = answer;
+        resolve(answer);
+      });
       asked.on("error", (error) => reject(this.#unreachable(error)));
-      asked.on("timeout", () => asked.destroy(Object.assign(new Error(), { code: "ETIMEDOUT" })));
+      asked.on("timeout", () => silent.destroy(Object.assign(new Error(), { code: "ETIMEDOUT" })));
       asked.end(content);
-    }).finally(() => clearTimeout(silent));
+    }).finally(() => clearTimeout(waiting));
     if (answer.statusCode! < 300) return answer;
-    throw refusal(answer.statusCode!, await text(answer));
+    throw refusal(answer.statusCode!, await this.#textOf(answer));
   }
 
   #unreachable(error: {

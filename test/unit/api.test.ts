@@ -755,6 +755,31 @@ describe("the client says in one sentence why there is no agent", () => {
     await expect(new Client(path, 50).status()).rejects.toThrow("it does not answer");
     mute.close();
   });
+
+  const midway: [string, string, "end" | "wait", string][] = [
+    ["one that ends within an answer", "200 OK", "end", "it has ended"],
+    ["one that ends within a refusal", "409 Conflict", "end", "it has ended"],
+    ["one that stops within an answer", "200 OK", "wait", "it does not answer"],
+    ["one that stops within a refusal", "409 Conflict", "wait", "it does not answer"],
+  ];
+  const calls: [string, (client: Client) => Promise<unknown>][] = [
+    ["a call", (client) => client.status()],
+    ["events", (client) => client.events().next()],
+  ];
+  const both = midway.flatMap((each) => calls.map((call) => [...each, ...call] as const));
+  test.each(both)("%s (%s, %s, %s: %s)", async (_, status, then, why, _kind, call) => {
+    const path = join(directory, "midway.sock");
+    const half = createServer((caller) => {
+      caller.on("error", () => undefined);
+      caller.write(`HTTP/1.1 ${status}\r\nContent-Length: 9\r\n\r\n{"a"`);
+      if (then === "end") caller.once("data", () => caller.destroy());
+    }).listen(path);
+    await once(half, "listening");
+    onTestFinished(() => void half.close());
+    const asked = call(new Client(path, 50));
+    await expect(asked).rejects.toBeInstanceOf(VtepError);
+    await expect(asked).rejects.toThrow(`(${why})`);
+  });
 });
 
 test("where what answers cannot be loaded, each caller is told so, and nothing else ends", async () => {
