@@ -220,8 +220,7 @@ export class Changing {
     }
     const [collision] = collisions([...stay, ...networks]);
     if (collision === undefined) return;
-    const { message, remedy = "choose another" } = collision;
-    throw new VtepError("CONFLICT", `${message}: ${remedy}`);
+    throw new VtepError("CONFLICT", `${collision.message}: ${collision.remedy}`);
   }
 
   /** The settings one after the other, the links all at once. */

@@ -502,8 +502,7 @@ class Merged {
     const there = other && placeText(this.#locate(other, "value").source);
     const both = there === undefined ? "" : `, ${here} and at ${there}`;
     const where = inFile ? `${placeText(source)}: ` : "";
-    const help = remedy === undefined ? "" : `: ${remedy}`;
-    return { source, sentence: `${where}${message}${both}${help}` };
+    return { source, sentence: `${where}${message}${both}: ${remedy}` };
   }
 
   #addNetworks(layer: Layer): string[] {

@@ -85,7 +85,7 @@ export interface Conflict {
   /** The other place, of two that have what only one may have. */
   readonly other?: Path;
   readonly message: string;
-  readonly remedy: string | undefined;
+  readonly remedy: string;
 }
 
 /** One network in the shape that a file has, complete. Throws VtepError USAGE with one sentence. */
@@ -151,7 +151,7 @@ function networkConflicts(
 ): Conflict[] {
   const { vni, peers, fdb, bridge, vlan, gateway, ranges } = network;
   const found: Conflict[] = [];
-  const refuse = (key: NetworkKey | undefined, message: string, remedy?: string) => {
+  const refuse = (key: NetworkKey | undefined, message: string, remedy: string) => {
     const where = key === undefined ? path : [...path, key];
     found.push({ path: where, message: `network ${vni}${message}`, remedy });
   };
@@ -206,7 +206,7 @@ export function collisions(networks: readonly NetworkConfig[]): Conflict[] {
     const message = `network ${vni}: ${tap} cannot name both a TAP and a bridge`;
     const path = ["networks", at, "tap"];
     const place = other === at ? {} : { other: ["networks", other, "bridge"] };
-    return [{ path, ...place, message, remedy: undefined }];
+    return [{ path, ...place, message, remedy: "choose another" }];
   });
   return [...confused, ...repetitions(networks)];
 }
@@ -262,8 +262,7 @@ function repetitions(networks: readonly NetworkConfig[]): Conflict[] {
 
 function refuseConflicts([first]: readonly Conflict[]): void {
   if (first === undefined) return;
-  const { message, remedy } = first;
-  throw new VtepError("USAGE", remedy === undefined ? message : `${message}: ${remedy}`);
+  throw new VtepError("USAGE", `${first.message}: ${first.remedy}`);
 }
 
 /** Every address that a network's frames may go to: its peers first. */

@@ -86,11 +86,12 @@ export function conflictOf(own: Attachment, attached: readonly Attachment[]): st
     if (other.link === own.link) continue;
     const whose = `${other.ifname} of ${other.target}`;
     const port = other.published.find((each) => own.published.some((one) => isSame(one, each)));
-    if (port !== undefined) return `port ${hostPort(port)} is published already, for ${whose}`;
+    if (port !== undefined)
+      return `port ${hostPort(port)} is published already, for ${whose}: publish another`;
     if (other.network !== own.network) continue;
-    if (other.mac === own.mac) return `${own.mac} is the MAC of ${whose}`;
+    if (other.mac === own.mac) return `${own.mac} is the MAC of ${whose}: choose another`;
     const address = other.addresses.map(bare).find((each) => used.has(each));
-    if (address !== undefined) return `${address} is used already, by ${whose}`;
+    if (address !== undefined) return `${address} is used already, by ${whose}: choose another`;
   }
   return undefined;
 }
@@ -111,7 +112,7 @@ export async function checkPorts(
     published.slice(0, at).some((one) => isSame(one, each)),
   );
   if (twice !== undefined) {
-    throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice`);
+    throw new VtepError("USAGE", `port ${hostPort(twice)} is published twice: publish it once`);
   }
   // TAPs in containers have some too. Addresses are settled elsewhere.
   checkAlone({ ...attachment, addresses: [] }, await client.attachments());

@@ -310,7 +310,8 @@ function readState(file: string): Record<string, string> {
     return v.parse(state, JSON.parse(readFileSync(file, "utf8")));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};
-    throw new VtepError("SYSTEM", `${file} cannot be read: ${(error as Error).message}`, error);
+    const message = `${file} cannot be read (${(error as Error).message}): remove it, and create Docker's networks anew`;
+    throw new VtepError("SYSTEM", message, error);
   }
 }
 

@@ -100,7 +100,10 @@ export class LiveNetworks implements Iterable<Live> {
   /** A row that no network has. Throws VtepError CONFLICT where each has one. */
   freeIndex(): number {
     for (let index = 1; index < NETWORKS; index++) if (!this.#indices.has(index)) return index;
-    throw new VtepError("CONFLICT", `there are ${NETWORKS - 1} networks, and no more can be had`);
+    throw new VtepError(
+      "CONFLICT",
+      `there are ${NETWORKS - 1} networks, and no more can be had: remove one`,
+    );
   }
 
   /** A network as it is to be, its remotes entered; neither the FDB has heard of it, nor is it one of these. */

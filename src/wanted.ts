@@ -92,7 +92,10 @@ export function bridgeOf(network: NetworkStatus): string {
 function mtuOf({ mtu }: Pick<Wanted, "mtu">, { name, mtu: largest }: NetworkStatus): number {
   if (mtu === undefined) return largest;
   if (mtu <= largest) return mtu;
-  throw new VtepError("USAGE", `MTU ${mtu} is more than the ${largest} of network ${name}`);
+  throw new VtepError(
+    "USAGE",
+    `MTU ${mtu} is more than the ${largest} of network ${name}: take that, or less`,
+  );
 }
 
 /** Throws VtepError USAGE. */
@@ -110,7 +113,10 @@ function macOf(text: string | undefined, otherwise: string): string {
   if (mac !== undefined && !isMulticast(mac.high) && !isZero(mac.high, mac.low)) {
     return formatMac(mac.high, mac.low);
   }
-  throw new VtepError("USAGE", `${JSON.stringify(text)} is not the MAC address of a station`);
+  throw new VtepError(
+    "USAGE",
+    `${JSON.stringify(text)} is not the MAC address of a station (02:00:00:00:00:07)`,
+  );
 }
 
 export function checkedPrefix(text: string): string {
@@ -153,7 +159,7 @@ export function checkRoutes(routes: Wanted["routes"], addresses: readonly string
     }
     if (via === undefined) continue;
     if (!ipaddr.isValid(via)) {
-      throw new VtepError("USAGE", `${JSON.stringify(via)} is not an address`);
+      throw new VtepError("USAGE", `${JSON.stringify(via)} is not an address (192.0.2.1)`);
     }
     const gateway = ipaddr.parse(via);
     const isNear = subnets.some(
@@ -175,17 +181,23 @@ export function checkSubnets(
 ): void {
   if (gateway.length === 0) return;
   if (mac === own) {
-    throw new VtepError("CONFLICT", `${mac} is the MAC of the gateway of network ${name}`);
+    throw new VtepError(
+      "CONFLICT",
+      `${mac} is the MAC of the gateway of network ${name}: choose another`,
+    );
   }
   for (const address of addresses) {
     const near = gateway.filter((each) => each.includes(":") === address.includes(":"));
     if (near.some((each) => bare(each) === bare(address))) {
-      throw new VtepError("CONFLICT", `${bare(address)} is the gateway of network ${name}`);
+      throw new VtepError(
+        "CONFLICT",
+        `${bare(address)} is the gateway of network ${name}: choose another`,
+      );
     }
     if (near.length === 0 || near.some((each) => isIn(address, each))) continue;
     throw new VtepError(
       "USAGE",
-      `${address} is in no subnet of network ${name}, whose gateway is ${near.join(", ")}`,
+      `${address} is in no subnet of network ${name}, whose gateway is ${near.join(", ")}: choose one in its subnet`,
     );
   }
 }

@@ -340,7 +340,7 @@ describe("a network as plain data", () => {
       [{ vni: 1 }, "network 1 has no peer: give one with --peer ADDR (peers:)"],
       [
         { vni: 1, peers: ["192.0.2.2"], bridge: "vtep1" },
-        "network 1: vtep1 cannot name both a TAP and a bridge",
+        "network 1: vtep1 cannot name both a TAP and a bridge: choose another",
       ],
     ];
     for (const [value, sentence] of refused) {

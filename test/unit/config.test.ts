@@ -367,8 +367,8 @@ describe("the flags", () => {
       { ...given, underlay: "dgram" },
       `${flag} needs the native underlay: leave out --underlay dgram`,
     ]),
-    [{ tap: "x", bridge: "x" }, "network 7: x cannot name both a TAP and a bridge"],
-    [{ bridge: "vtep7" }, "network 7: vtep7 cannot name both a TAP and a bridge"],
+    [{ tap: "x", bridge: "x" }, "network 7: x cannot name both a TAP and a bridge: choose another"],
+    [{ bridge: "vtep7" }, "network 7: vtep7 cannot name both a TAP and a bridge: choose another"],
     [{ peers: [] }, "network 7 has no peer: give one with --peer ADDR (peers:)"],
     ...[
       "10.9.0.0/24",
@@ -632,7 +632,7 @@ describe("a file", () => {
     ],
     [
       "networks: [{vni: 1, tap: br0, peers: [192.0.2.2]}, {vni: 2, bridge: br0, peers: [192.0.2.2]}]",
-      "FILE: network 1: br0 cannot name both a TAP and a bridge, here and at FILE:1:69",
+      "FILE: network 1: br0 cannot name both a TAP and a bridge, here and at FILE:1:69: choose another",
     ],
     [
       `port: 1\nport: 2\n${ONE_NETWORK}`,
