@@ -26,6 +26,7 @@ import {
   type Route,
   type RouteNumber,
 } from "./cni.ts";
+import { remedied } from "./errors.ts";
 import { linksByName } from "./host.ts";
 import { HeldNamespace, namespaceId } from "./namespace.ts";
 import { linkInside, routesInside } from "./plug.ts";
@@ -226,9 +227,17 @@ export class Plugin {
       env: environment,
       stdio: ["pipe", "pipe", "inherit"],
     });
+    const ended = once(child, "close");
+    if (child.pid === undefined) {
+      // Throws why; it may not even have streams.
+      await ended.catch(({ message }: Error) => {
+        const sentence = `${ipam} ${command}: it could not be run: ${message}`;
+        throw new CniError(CODE.other, remedied(sentence));
+      });
+    }
     child.stdin.on("error", () => undefined); // it may end without having read everything
     child.stdin.end(this.#call.input);
-    const [output, [code]] = await Promise.all([text(child.stdout), once(child, "close")]);
+    const [output, [code]] = await Promise.all([text(child.stdout), ended]);
     const said = output.trim() === "" ? {} : parsed(output);
     if (code === 0 && said !== undefined) return said as Result;
     const { code: theirs, msg } = (said ?? {}) as { code?: number; msg?: string };
