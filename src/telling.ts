@@ -286,9 +286,9 @@ export class Telling {
 
   // to the log
 
-  /** The status, and the first entries of each FDB. */
+  /** The status, and the first entries of each FDB; each line has the process already. */
   report() {
-    const status = this.status();
+    const { pid: _, ...status } = this.status();
     const entries = this.#from.entries.first(REPORT_ROWS);
     const networks = status.networks.map((network) => {
       const { learned, control, static: fixed } = network.fdb;

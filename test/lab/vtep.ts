@@ -113,7 +113,10 @@ export class Vtep implements Endpoint {
     });
     createInterface(this.#child.stdout).on("line", (line) => {
       try {
-        this.log.push(JSON.parse(line) as LogLine);
+        const said = JSON.parse(line) as LogLine;
+        this.log.push(said);
+        if (JSON.stringify(said).length < line.length)
+          this.stderr += `a key comes twice: ${line}\n`;
       } catch {
         this.stderr += `not a JSON line on standard output: ${line}\n`;
       }

@@ -71,6 +71,7 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
 
   test("logs one JSON line a message, the last before traffic being ready", async () => {
     const vtep = await ours.vtep(...args).ready();
+    await vtep.status();
     await vtep.stop();
     expect(vtep.stderr).toBe("");
     for (const line of vtep.log) {
