@@ -5,8 +5,8 @@
  *   spread out PREFIX FIRST NETWORKS MACS FLOWS FRAMES RATE     frames by the interfaces PREFIX1, PREFIX2, …
  *
  * FIRST is the first network's VNI. Flow f is of network f modulo NETWORKS, and has the MACs number f modulo MACS
- * of up to 2^24; addresses and ports are its own up to 2^16. All are the same both ways. RATE is in frames a second, kept by sleeping between bursts of
- * BURST. Every frame is sent, or the exit code is 1.
+ * of up to 2^24; addresses and ports are its own up to 2^16. All are the same both ways. RATE is in frames a
+ * second, kept by sleeping between bursts of BURST. Every frame is sent, or the exit code is 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -105,10 +105,9 @@ export interface Capabilities {
 export interface Underlay {
   readonly capabilities: Capabilities;
   /**
-   * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inTos,
-   * inAddress).
-   * Returns the number of rows; 0 when nothing waits. A device that lets datagrams gather takes a moment before it looks.
-   * The batch belongs to the caller.
+   * Receives datagrams to the batch's in rows (inOffset, inLength, inSegment, inFlags, inTos, inAddress).
+   * Returns the number of rows; 0 when nothing waits. A device that lets datagrams gather takes a moment
+   * before it looks. The batch belongs to the caller.
    */
   receive(batch: Batch): number;
   /**

@@ -3,7 +3,8 @@
  * the metrics or a signal. Everything here is plain data, as JSON can carry it.
  *
  * A request that is refused throws VtepError and has changed nothing. Networks go by their name.
- * Changes made here last until the agent ends or reloads; the configuration file stays as it is.
+ * Changes made here last until the agent reloads, or ends where no service restarts it; the configuration
+ * file stays as it is.
  */
 import type { Attachment } from "./attachments.ts";
 import type { Config, NetworkConfig } from "./config.ts";

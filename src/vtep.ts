@@ -199,8 +199,7 @@ export class Vtep {
 
   /**
    * Begins to forward. `onLost` is told of every device that goes away, and of a TAP whose network it was,
-   * `onOffloads` which offloads are
-   * in use: at once, and again when the kernel has refused one.
+   * `onOffloads` which offloads are in use: at once, and again when the kernel has refused one.
    */
   forward(onLost: OnLost, onOffloads: (inUse: Offloads) => void): void {
     const dataplane = this.#dataplane;

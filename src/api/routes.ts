@@ -2,7 +2,7 @@
  * The API: what each call takes, does and answers. The OpenAPI description at /v1/openapi.json follows from
  * the same declarations as the checks.
  *
- * Every answer is JSON but for events and metrics; one that says why a call came to nothing is
+ * Every answer is JSON but for events, captures and metrics; one that says why a call came to nothing is
  * `{ code, message }`. What may be long is told in pieces, between which other callers have their turn.
  */
 import { setImmediate } from "node:timers/promises";

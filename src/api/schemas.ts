@@ -8,9 +8,11 @@ import type { Attachment } from "../attachments.ts";
 import { WHOLE } from "../capture.ts";
 import { Counter, Drop } from "../counters.ts";
 import { OFFLOADS } from "../device.ts";
+import type { Explanation, Question } from "../explain.ts";
 import { ORIGIN_NAMES } from "../fdb.ts";
 import type {
   AgentEvent,
+  CaptureFilter,
   Changes,
   FdbEntryStatus,
   FdbFilter,
@@ -164,7 +166,7 @@ export const explanation = named(
       sentence: v.string(),
     }),
   }),
-);
+) satisfies v.GenericSchema<Explanation>;
 
 export const changes = named(
   "Changes",
@@ -269,7 +271,7 @@ export const captureFilter = v.strictObject({
   mac: v.optional(mac),
   remote: v.optional(address),
   snaplen: v.optional(snaplen),
-});
+}) satisfies v.GenericSchema<unknown, CaptureFilter>;
 
 const text = (what: string) => v.optional(v.string(`must be ${what}`));
 export const question = v.strictObject({
@@ -278,7 +280,7 @@ export const question = v.strictObject({
   source: text("a MAC address"),
   destination: text("a MAC address"),
   from: v.optional(address),
-});
+}) satisfies v.GenericSchema<unknown, Question>;
 
 export const networkPath = v.object({ name: networkName });
 export const fdbPath = v.object({ name: networkName, mac: unicastMac });

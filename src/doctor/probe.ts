@@ -4,8 +4,8 @@
  *
  * **Paths** are measured with ICMP echo requests that routers must not fragment (DF), each as long as
  * the datagrams of VXLAN would be. A router that cannot pass one on says what it can, and that is tried
- * next. Where nothing is said, eight lengths at once narrow the answer down; three rounds do for 1,500
- * bytes. A path's way back is not measured: Linux answers in fragments where it is narrower.
+ * next. Where nothing is said, eight lengths at once narrow the answer down; four rounds do for 1,500
+ * bytes, six for the longest. A path's way back is not measured: Linux answers in fragments where it is narrower.
  *
  * This needs raw sockets, which Node does not have: the package `raw-socket`, an optional dependency,
  * and CAP_NET_RAW. IP_PMTUDISC_PROBE keeps the kernel from using what it has learned of a path before.
@@ -50,7 +50,7 @@ async function each<Of extends Target, Found>(
 const REFUSAL_MS = 300;
 
 /**
- * Sends each an empty datagram, which every VTEP drops: a host where nothing listens says so. One that
+ * Sends each two empty datagrams, which every VTEP drops: a host where nothing listens says so. One that
  * answers nothing may be right or wrong.
  */
 export function askPorts(
