@@ -8,8 +8,8 @@
  *
  * **How many series.** A network has some 35, a remote 4. The first NETWORKS_SHOWN networks and the
  * first REMOTES_SHOWN remotes, in the order in which the agent came to know them, have series of their
- * own; the rest is summed under the name `other`. Nothing that a stranger sends makes a series: who is
- * no remote is counted by reason only.
+ * own; the rest is summed under the name `other`, where what a network had counted stays when it leaves
+ * them. Nothing that a stranger sends makes a series: who is no remote is counted by reason only.
  */
 import { setImmediate } from "node:timers/promises";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
@@ -60,6 +60,9 @@ export interface NetworkSource {
 /** Labels and a value. Those of the same labels are summed. */
 type Sample = readonly [labels: Readonly<Record<string, string | number>>, value: number];
 type Samples = () => Iterable<Sample>;
+type SamplesOf = (network: NetworkSource) => readonly Sample[];
+/** By name of a network, the values of its samples. */
+type Values = ReadonlyMap<string, readonly number[]>;
 
 const DIRECTIONS = [
   ["encap", Column.encapFrames, Column.encapBytes, TO_REMOTE],
@@ -142,26 +145,24 @@ export class Metrics {
     this.#counter(
       "vtep_frames_total",
       "Frames that crossed, by network and direction; each copy of a flooded frame counts.",
-      this.#byNetwork(({ index }) =>
+      this.#countedByNetwork(({ index }) =>
         DIRECTIONS.map(([direction, frames]) => [{ direction }, counters.get(index, frames)]),
       ),
     );
     this.#counter(
       "vtep_bytes_total",
       "Bytes of the frames that crossed, Ethernet headers included and tunnel headers not.",
-      this.#byNetwork(({ index }) =>
+      this.#countedByNetwork(({ index }) =>
         DIRECTIONS.map(([direction, , bytes]) => [{ direction }, counters.get(index, bytes)]),
       ),
     );
+    const dropsOf = (index: number) =>
+      REASONS.map((reason): Sample => [{ reason }, counters.get(index, Drop[reason])]);
+    const drops = this.#countedByNetwork(({ index }) => dropsOf(index));
     this.#counter(
       "vtep_drops_total",
       "Frames and datagrams dropped, by network and reason; without a network where none was known.",
-      () => [
-        ...REASONS.map((reason): Sample => [{ reason }, counters.get(0, Drop[reason])]),
-        ...this.#byNetwork(({ index }) =>
-          REASONS.map((reason) => [{ reason }, counters.get(index, Drop[reason])]),
-        )(),
-      ],
+      () => [...dropsOf(0), ...drops()],
     );
     this.#gauge(
       "vtep_fdb_entries",
@@ -202,7 +203,7 @@ export class Metrics {
         Column.reservedBits,
       ],
     ] as const) {
-      const samples = this.#byNetwork(({ index }) => [[{}, counters.get(index, column)]]);
+      const samples = this.#countedByNetwork(({ index }) => [[{}, counters.get(index, column)]]);
       this.#counter(`vtep_${name}_total`, help, samples);
     }
   }
@@ -320,19 +321,27 @@ export class Metrics {
     }
   }
 
-  /** Of every network `samples` has the same labels, in the same order. */
-  #byNetwork(samples: (network: NetworkSource) => readonly Sample[]): Samples {
+  #countedByNetwork(samples: SamplesOf): Samples {
+    const counts = new OtherCounts();
+    return this.#byNetwork(samples, (others) => counts.add(others));
+  }
+
+  /** Of every network `samples` has the same labels, in the same order. `sum` is given those of the others. */
+  #byNetwork(samples: SamplesOf, sum = sumOf): Samples {
     return () => {
       const networks = this.#from.networks();
       const named = shown(networks).flatMap((network) =>
         samples(network).map(([labels, value]) => [{ network: network.name, ...labels }, value]),
       ) as Sample[];
       // Summed here: prom-client would look the labels up for each of thousands.
-      const others = networks.slice(NETWORKS_SHOWN).map(samples);
-      const summed = (others[0] ?? []).map(([labels], at): Sample => {
-        const sum = others.reduce((sum, each) => sum + each[at]![1], 0);
-        return [{ network: OTHER, ...labels }, sum];
-      });
+      const others = networks.slice(NETWORKS_SHOWN);
+      const values = others.map((network) => samples(network).map(([, value]) => value));
+      const sums = sum(new Map(others.map(({ name }, at) => [name, values[at]!])));
+      const summed = others
+        .slice(0, 1)
+        .flatMap((first) =>
+          samples(first).map(([labels], at): Sample => [{ network: OTHER, ...labels }, sums[at]!]),
+        );
       return [...named, ...summed];
     };
   }
@@ -382,4 +391,32 @@ function fill(metric: Counter | Gauge, samples: Samples): void {
 
 function shown<Each>(all: readonly Each[]): readonly Each[] {
   return all.slice(0, NETWORKS_SHOWN);
+}
+
+function sumOf(values: Values): readonly number[] {
+  const all = [...values.values()];
+  return (all[0] ?? []).map((_, at) => all.reduce((sum, each) => sum + each[at]!, 0));
+}
+
+/**
+ * What networks count that have no series of their own. One that goes, or gets a series, leaves in the sums what it had
+ * counted: of a sum that fell Prometheus would take all that is left for growth.
+ */
+class OtherCounts {
+  readonly #sums: number[] = [];
+  /** As of the last scrape. */
+  #known: Values = new Map();
+
+  add(counted: Values): readonly number[] {
+    for (const [name, counts] of counted) {
+      const known = this.#known.get(name);
+      for (const [at, count] of counts.entries()) {
+        const before = known?.[at] ?? 0;
+        const isAnew = count < before; // removed, and added again
+        this.#sums[at] = (this.#sums[at] ?? 0) + (isAnew ? count : count - before);
+      }
+    }
+    this.#known = counted;
+    return this.#sums;
+  }
 }

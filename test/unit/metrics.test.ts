@@ -232,6 +232,44 @@ describe("the number of series", () => {
   });
 });
 
+describe("what is summed as other", () => {
+  const other = 'vtep_frames_total{network="other",direction="encap"}';
+  const many = () => {
+    const made = agent({ networks: NETWORKS_SHOWN + 3 });
+    for (const at of [1, 2, 3]) made.counters.add(NETWORKS_SHOWN + at, Counter.encapFrames, 10);
+    made.fdb.learn(NETWORKS_SHOWN + 1, 0, 1, 1, 0);
+    return made;
+  };
+
+  it("does not fall when a network of it goes, nor when one gets series of its own", async () => {
+    const made = many();
+    expect((await made.scrape()).get(other)).toBe(30);
+    made.networks.splice(NETWORKS_SHOWN, 1);
+    made.counters.add(NETWORKS_SHOWN + 2, Counter.encapFrames, 1);
+    const gone = await made.scrape();
+    expect(gone.get(other)).toBe(31);
+    expect(gone.get('vtep_fdb_entries{network="other",origin="learned"}')).toBe(0);
+    made.networks.shift();
+    const risen = await made.scrape();
+    expect(risen.get('vtep_frames_total{network="net502",direction="encap"}')).toBe(11);
+    expect(risen.get(other)).toBe(31);
+  });
+
+  it("grows by what a network counts that was made anew, or had gone for a while", async () => {
+    const made = many();
+    await made.scrape();
+    made.counters.clear(NETWORKS_SHOWN + 3);
+    made.counters.add(NETWORKS_SHOWN + 3, Counter.encapFrames, 4);
+    expect((await made.scrape()).get(other)).toBe(34);
+    const others = made.networks.splice(NETWORKS_SHOWN);
+    expect((await made.scrape()).has(other)).toBe(false);
+    made.counters.clear(NETWORKS_SHOWN + 1);
+    made.counters.add(NETWORKS_SHOWN + 1, Counter.encapFrames, 12);
+    made.networks.push(others[0]!);
+    expect((await made.scrape()).get(other)).toBe(46);
+  });
+});
+
 describe("scrapes at the same time", () => {
   it("leave others their turn", async () => {
     const made = agent({ networks: NETWORKS_SHOWN });
