@@ -150,6 +150,14 @@ export class Counters {
     return sum;
   }
 
+  /** What each forwarding thread has counted. */
+  ofEach(network: number, column: number): number[] {
+    const workers = Array.from({ length: this.#cells.length / this.#block });
+    return workers.map((_, worker) => {
+      return this.#cells[worker * this.#block + network * ROW_WORDS + column]!;
+    });
+  }
+
   /** Notes by how many seconds this thread came late to what it does once a second. */
   late(seconds: number): void {
     const above = LATENESS_BOUNDS.findIndex((bound) => seconds <= bound);
@@ -170,14 +178,11 @@ export class Counters {
     for (let word = 0; word < ADDRESS_WORDS; word++) this.#words[cell + word] = words[at + word]!;
   }
 
-  /** An address that was refused (VXLAN_REMOTE_NOT_ALLOWED), if any was: some thread's last. */
-  stranger(network: number): string | undefined {
-    const row = network * ROW_WORDS;
-    for (let block = 0; block < this.#cells.length; block += this.#block) {
-      if (this.#cells[block + row + Drop.VXLAN_REMOTE_NOT_ALLOWED] === 0) continue;
-      return formatAddress(this.#words, (block + row + STRANGER) * 2);
-    }
-    return undefined;
+  /** The address that a thread refused last (VXLAN_REMOTE_NOT_ALLOWED), if it refused any. */
+  stranger(network: number, worker = 0): string | undefined {
+    const row = worker * this.#block + network * ROW_WORDS;
+    if (this.#cells[row + Drop.VXLAN_REMOTE_NOT_ALLOWED] === 0) return undefined;
+    return formatAddress(this.#words, (row + STRANGER) * 2);
   }
 
   /** Every event of a network by name. */
@@ -198,6 +203,25 @@ export class Counters {
     const names = Object.keys(columns) as Name[];
     const counts = names.map((name) => [name, this.get(network, columns[name])]);
     return Object.fromEntries(counts) as Record<Name, number>;
+  }
+}
+
+/** Who was refused since it was asked last, and not whom some thread refused long before. */
+export class Strangers {
+  readonly #known = new Map<number, readonly number[]>();
+
+  /** Its counters begin anew. */
+  forget(network: number): void {
+    this.#known.delete(network);
+  }
+
+  /** The last one of the thread that refused most since then. */
+  since(counters: Counters, network: number): string | undefined {
+    const now = counters.ofEach(network, Drop.VXLAN_REMOTE_NOT_ALLOWED);
+    const before = this.#known.get(network);
+    this.#known.set(network, now);
+    const grown = now.map((count, worker) => count - (before?.[worker] ?? 0));
+    return counters.stranger(network, grown.indexOf(Math.max(...grown)));
   }
 }
 

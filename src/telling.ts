@@ -4,7 +4,15 @@
  */
 import type { Logger } from "pino";
 import { formatRange } from "./addresses.ts";
-import { Counter, Counters, FROM_REMOTE, sumOfDrops, TO_REMOTE, Traffic } from "./counters.ts";
+import {
+  Counter,
+  Counters,
+  FROM_REMOTE,
+  Strangers,
+  sumOfDrops,
+  TO_REMOTE,
+  Traffic,
+} from "./counters.ts";
 import { OFFLOADS, type Offloads } from "./device.ts";
 import type { Entries } from "./entries.ts";
 import { askedOf, type Explanation, explain, type Question } from "./explain.ts";
@@ -51,6 +59,7 @@ export class Telling {
   #forwarded = true;
   /** What was dropped since it was logged. */
   readonly #logged = new Growth();
+  readonly #strangers = new Strangers();
   /** Those in use; before it is known, those wanted. */
   #offloads: Offloads;
   /** Peers that may know another address of this VTEP, which was told. */
@@ -143,6 +152,7 @@ export class Telling {
   countAnew(index: number): void {
     this.#counters.clear(index);
     this.#logged.forget(index);
+    this.#strangers.forget(index);
     this.#watch.forget(index);
   }
 
@@ -313,7 +323,7 @@ export class Telling {
       const stranger =
         network === undefined || drops.VXLAN_REMOTE_NOT_ALLOWED === undefined
           ? undefined
-          : this.#counters.stranger(network.index);
+          : this.#strangers.since(this.#counters, network.index);
       this.#log.warn({ vni: network?.vni, drops, stranger }, "frames were dropped");
     }
     const beyond = grown.slice(DROP_LINES).map(({ drops }) => drops);

@@ -1,7 +1,16 @@
 import { constants } from "node:os";
 import { describe, expect, it } from "vitest";
 import { VNET_GSO_UDP_L4 } from "../../src/batch.ts";
-import { Counters, FROM_REMOTE, TO_REMOTE, Traffic, Work } from "../../src/counters.ts";
+import {
+  Counters,
+  Drop,
+  FROM_REMOTE,
+  Strangers,
+  TO_REMOTE,
+  Traffic,
+  Work,
+} from "../../src/counters.ts";
+import { addressWords } from "../../src/remotes.ts";
 import { address, BROADCAST, frame, type Host, mac, script, vxlan, World } from "./sim.ts";
 import { bytes, ethernetFrame, ipv4Packet, ports } from "./wire/frames.ts";
 
@@ -158,5 +167,33 @@ describe("several forwarding threads", () => {
     expect(sum).toBeCloseTo(33.261);
     expect(counters.drops(0)).toEqual({});
     expect(counters.stranger(0)).toBeUndefined();
+  });
+});
+
+describe("who was refused", () => {
+  const refuse = (counters: Counters, address: string, times: number) => {
+    const words = addressWords(address);
+    for (let time = 0; time < times; time++) {
+      counters.setStranger(1, words, 0);
+      counters.add(1, Drop.VXLAN_REMOTE_NOT_ALLOWED, 1);
+    }
+  };
+
+  it("is of what was refused since it was asked last, by whichever thread", () => {
+    const memory = Counters.allocate(1, 2);
+    const [first, second] = [0, 1].map((worker) => new Counters(memory, 2, worker));
+    const strangers = new Strangers();
+    expect(strangers.since(first!, 1)).toBeUndefined();
+    refuse(first!, "192.0.2.66", 9);
+    expect(strangers.since(first!, 1)).toBe("192.0.2.66");
+    refuse(second!, "192.0.2.67", 3);
+    expect(strangers.since(first!, 1)).toBe("192.0.2.67");
+    refuse(first!, "192.0.2.68", 1);
+    refuse(second!, "192.0.2.67", 2);
+    expect(strangers.since(first!, 1)).toBe("192.0.2.67");
+    first!.clear(1);
+    strangers.forget(1);
+    refuse(second!, "192.0.2.69", 1);
+    expect(strangers.since(first!, 1)).toBe("192.0.2.69");
   });
 });
