@@ -93,6 +93,8 @@ class Taking {
   #frames = 0;
   #isEnding = false;
   #isEndedElsewhere = false;
+  /** Whether the agent has not said how it ended. */
+  #isOpen = false;
   isCutOff = false;
 
   constructor(answer: IncomingMessage, count: number) {
@@ -122,6 +124,8 @@ class Taking {
     } catch (error) {
       if (error instanceof RangeError) throw error;
       this.isCutOff = !this.#isEnding;
+      this.#isOpen = true;
+      return; // what was missed since its last statistics, the agent alone knows
     }
     yield this.#statistics();
   }
@@ -132,7 +136,8 @@ class Taking {
     const why =
       missed === 0 ? "" : ": filter (--network, --mac, --remote) or keep less (--snaplen)";
     const end = this.#isEndedElsewhere ? "; somebody else ended it" : "";
-    return `${frames} captured, ${missed} missed${why}${end}`;
+    const many = this.#isOpen ? `${missed} or more` : `${missed}`;
+    return `${frames} captured, ${many} missed${why}${end}`;
   }
 
   /** Notes what blocks say; returns how many of them are wanted. */
