@@ -315,6 +315,7 @@ export class Changing {
   async #takeOut(networks: readonly Live[]): Promise<void> {
     const { networks: live, entries, workers, containers, telling } = this.#of;
     for (const { plan } of networks) await workers.retire(plan.index);
+    telling.noteRetired();
     await this.removeTaps(networks.map(({ link }) => link));
     await entries.clear(networks);
     for (const network of networks) {

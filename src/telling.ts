@@ -156,6 +156,12 @@ export class Telling {
     this.#watch.forget(index);
   }
 
+  /** To be called when no thread counts any more for networks that go: what they dropped is told by their names. */
+  noteRetired(): void {
+    this.#watch.tellDrops();
+    this.reportDrops();
+  }
+
   /** To be called before a network goes: what became of its entries is told by its name. */
   noteLeaving(): void {
     this.#watch.readJournal();

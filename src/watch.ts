@@ -123,6 +123,14 @@ export class Watch {
     }
   }
 
+  /** Likewise. */
+  tellDrops(): void {
+    if (this.#listeners.size === 0) return;
+    for (const { network, drops } of this.#newDrops()) {
+      this.tell({ event: "dropped", network: network?.name, drops });
+    }
+  }
+
   stop(): void {
     clearInterval(this.#looking);
     clearInterval(this.#reading);
@@ -140,10 +148,7 @@ export class Watch {
 
   #lookAtCounters(): void {
     this.#lookAtRemotes();
-    if (this.#listeners.size === 0) return;
-    for (const { network, drops } of this.#newDrops()) {
-      this.tell({ event: "dropped", network: network?.name, drops });
-    }
+    this.tellDrops();
   }
 
   #lookAtRemotes(): void {

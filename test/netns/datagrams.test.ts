@@ -8,7 +8,7 @@ import type { KernelVxlan } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import { Ear, type Heard, ping, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
-import type { Status, Vtep } from "../lab/vtep.ts";
+import { cli, type Status, type Vtep } from "../lab/vtep.ts";
 import { underlays } from "./kinds.ts";
 
 const lab = await Lab.draw({ hosts: 4 });
@@ -219,6 +219,23 @@ test("what a stranger has dropped in many networks takes few lines of the log", 
   } finally {
     rmSync(dirname(file), { recursive: true });
   }
+});
+
+test("what a network dropped is told of one that is removed", async () => {
+  const vtep = await ours.vtep("--vni", "100", "--peer", peer.address).ready();
+  const events = await vtep.events();
+  await send(stranger, { address: ours.address, port }, Array(5).fill(vxlan(100, frame)));
+  await vtep.waitFor(({ networks }) => networks[0]!.drops.VXLAN_REMOTE_NOT_ALLOWED === 5);
+  await ours.run("node", cli, "network", "remove", "vtep100", "--socket", vtep.socket);
+  const sum = (told: readonly object[]) => {
+    const drops = told.map((each) => (each as Partial<Status>).drops ?? {});
+    return drops.reduce((all, { VXLAN_REMOTE_NOT_ALLOWED: refused = 0 }) => all + refused, 0);
+  };
+  await until("all of it among the events", () => sum(events) === 5);
+  await vtep.stop();
+  const reports = vtep.log.filter(({ msg }) => msg === "frames were dropped");
+  expect(sum(reports)).toBe(5);
+  expect(reports[0]).toMatchObject({ vni: 100, stranger: stranger.address });
 });
 
 test.each(underlays)(

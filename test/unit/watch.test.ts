@@ -109,6 +109,16 @@ describe("a listener", () => {
     expect(events).toEqual([{ event: "learned", entry: { ...entry, destination: A } }]);
   });
 
+  it("hears of a network that goes what it dropped", () => {
+    counters.add(NET, Drop.MAC_INVALID_SOURCE, 3);
+    watch.tellDrops();
+    networks = [];
+    vi.advanceTimersByTime(1000);
+    expect(events).toEqual([
+      { event: "dropped", network: "blue", drops: { MAC_INVALID_SOURCE: 3 } },
+    ]);
+  });
+
   it("hears each second what was dropped since, by network", () => {
     counters.add(NET, Drop.MAC_INVALID_SOURCE, 3);
     counters.add(0, Drop.VXLAN_VNI_NOT_FOUND, 2);
