@@ -6,7 +6,7 @@ import type { Config } from "../config.ts";
 import { DEFAULT_FILE, defaultFile, load } from "../config-file.ts";
 import { diagnose } from "../doctor/diagnose.ts";
 import { examine } from "../doctor/examine.ts";
-import type { AgentFacts, Seen } from "../doctor/facts.ts";
+import type { Facts } from "../doctor/facts.ts";
 import { type Severity, worstOf } from "../doctor/finding.ts";
 import { report } from "../doctor/report.ts";
 import { sentenceOf, VtepError } from "../errors.ts";
@@ -52,12 +52,12 @@ export function addDoctorCommand(vtep: Command): void {
     .action(async ({ json, config: file, ...options }: Record<string, unknown>) => {
       const given = valuesByKey(options);
       const { config } = load((file as string | undefined) ?? defaultFile(given), given);
-      const [{ agent, silence }, refusal] = await Promise.all([
+      const [{ silence, ...said }, refusal] = await Promise.all([
         runningAgent(config),
         refuseUnusable(config.socket).then(() => undefined, sentenceOf),
       ]);
       const socketRefusal = silence ?? refusal;
-      const findings = diagnose(await examine(config, { agent, socketRefusal }));
+      const findings = diagnose(await examine(config, { ...said, socketRefusal }));
       const worst = worstOf(findings);
       process.stdout.write(
         json
@@ -68,17 +68,21 @@ export function addDoctorCommand(vtep: Command): void {
     });
 }
 
-/** What an agent on this host says of itself, or why none does; the sentence of one that keeps silent. */
-async function runningAgent({
-  socket,
-}: Config): Promise<{ agent: Seen<AgentFacts>; silence?: string | undefined }> {
+type Said = Pick<Facts, "agent" | "refusing"> & { readonly silence?: string | undefined };
+
+/** What an agent on this host says, or why none does; the sentence of one that keeps silent. */
+async function runningAgent({ socket }: Config): Promise<Said> {
   try {
-    return { agent: await new Client(socket, PATIENCE_MS).status() };
+    const client = new Client(socket, PATIENCE_MS);
+    const [agent, remotes] = await Promise.all([client.status(), client.remotes()]);
+    const down = remotes.filter(({ state }) => state === "down");
+    return { agent, refusing: down.map(({ address }) => address) };
   } catch (error) {
     if (!(error instanceof VtepError)) throw error;
     const { message } = error;
     const [, unseen = message, remedy = "see its log"] = /^(.*?\)): (.*)$/.exec(message) ?? [];
     const isSilent = (error.cause as NodeJS.ErrnoException | undefined)?.code === "ETIMEDOUT";
-    return { agent: { unseen, remedy }, silence: isSilent ? message : undefined };
+    const silence = isSilent ? message : undefined;
+    return { agent: { unseen, remedy }, refusing: [], silence };
   }
 }

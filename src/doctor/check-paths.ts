@@ -104,7 +104,8 @@ function below(device: string, links: ReadonlyMap<string, Link>): Link[] {
   return [...found];
 }
 
-function checkReachability({ ports, paths, config }: Facts, peer: string): Finding[] {
+function checkReachability(facts: Facts, peer: string): Finding[] {
+  const { ports, paths, config, refusing } = facts;
   const path = isUnseen(paths) ? undefined : paths.get(peer);
   const about = { check: "reachability", subject: peer } as const;
   switch (ports.get(peer)) {
@@ -126,6 +127,13 @@ function checkReachability({ ports, paths, config }: Facts, peer: string): Findi
           remedy: "see what is said of the firewall",
         },
       ];
+  }
+  // Where frames go, the one refusal a second that Linux tells (icmp_ratelimit) is of one of them.
+  if ((path === undefined || path.answers) && refusing.includes(peer)) {
+    const finding = `${peer} has refused what the agent sends to its UDP port ${config.port}, and no frame has come from there since`;
+    const remedy =
+      "see whether its VTEP runs, uses that port, and is let through its packet filter";
+    return [{ ...about, severity: "warning", finding, remedy }];
   }
   if (path?.answers) return [{ ...about, severity: "ok", finding: `${peer} answers` }];
   if (path === undefined) {

@@ -30,12 +30,12 @@ const PROGRAM_MS = 10_000;
 const LONGEST_OUTPUT = 256 * 1024 * 1024;
 
 /**
- * `socketRefusal`: see there; who asks agents knows. Throws VtepError LINK when iproute2 is
+ * What agents say: see there; who asks them knows. Throws VtepError LINK when iproute2 is
  * missing or refuses: without it there is nothing to see.
  */
 export async function examine(
   config: Config,
-  { agent, socketRefusal }: Pick<Facts, "agent" | "socketRefusal">,
+  { agent, refusing, socketRefusal }: Pick<Facts, "agent" | "refusing" | "socketRefusal">,
 ): Promise<Facts> {
   const peers = peersOf(config);
   const { links, addresses, routes } = await surroundings(peers, config);
@@ -65,6 +65,7 @@ export async function examine(
   return {
     config,
     agent,
+    refusing,
     refusal: await refusal,
     socketRefusal,
     capabilities: capabilities(),

@@ -15,7 +15,7 @@ import { isObscure, readRuleset } from "../../src/doctor/ruleset.ts";
 import type { Host } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import type { Child } from "../lab/namespace.ts";
-import { send } from "../lab/traffic.ts";
+import { reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
 
@@ -635,6 +635,29 @@ describe("a peer", () => {
       expect(finding).toMatchObject({ severity: "error" });
       expect(finding?.finding).toMatch(/is up, but nothing listens on its UDP port/);
     }
+  });
+
+  test("whose VTEP has ended while frames go to it is a warning, until one comes from there", async () => {
+    const bridge = "br43";
+    const [from, to] = [await here.container({ bridge }), await there.container({ bridge })];
+    const own = ["--port", "4795", "--bridge", bridge]; // a VTEP runs there already
+    await using agent = here.vtep(...network, ...own);
+    await agent.ready();
+    const said = async () => {
+      const { of } = await doctor(...own, "--socket", agent.socket);
+      return of("reachability", there.address).map(({ severity, finding }) => [severity, finding]);
+    };
+    const peer = { vni: 42, peers: [here.address], bridge, device: "vtep43", port: 4795 };
+    const ending = await there.join("native", peer);
+    await reach(from, to.address);
+    from.spawn("ping", "-i", "0.01", "-q", to.address);
+    await ending[Symbol.asyncDispose]();
+    const refused = expect.stringContaining("has refused what the agent sends");
+    await until("a refusal", async () => (await said())[0]?.[0] !== "ok");
+    expect(await said()).toEqual([["warning", refused]]);
+    await using _again = await there.join("native", peer);
+    await reach(from, to.address);
+    await until("no refusal", async () => (await said())[0]?.[0] === "ok");
   });
 
   test("that is an address of this host is an error, whichever it is", async () => {
