@@ -37,6 +37,8 @@ export interface Link {
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: { readonly port?: number };
+    /** Of a port of a bridge, whether that forwards: "forwarding", or why not yet or not at all. */
+    readonly info_slave_data?: { readonly state?: string };
   };
 }
 

@@ -22,7 +22,10 @@ export function checkOverlay(facts: Facts): Finding[] {
  */
 function checkTaps(facts: Facts): Finding[] {
   const taps = runningNetworks(facts).filter((network) => linkOf(network, facts));
-  const found = taps.flatMap((network) => changesOf(network, facts));
+  const found = taps.flatMap((network) => {
+    const changes = changesOf(network, facts);
+    return changes.length > 0 ? changes : checkPort(network, facts);
+  });
   if (found.length > 0 || taps.length === 0) return found;
   const finding = `${listed(taps.map(({ tap }) => tap))} ${taps.length === 1 ? "is" : "are"} as the agent made ${taps.length === 1 ? "it" : "them"}`;
   return [{ check: "tap", severity: "ok", finding }];
@@ -51,7 +54,7 @@ interface Change {
 
 function changesOf(network: AgentFacts["networks"][0], facts: Facts): Finding[] {
   const { links } = facts;
-  const { vni, tap, bridge, mtu } = network;
+  const { vni, tap, bridge, mtu, mac } = network;
   const here = linkOf(network, facts)!;
   if (!links.has(tap)) {
     const { ifname } = here;
@@ -105,6 +108,15 @@ function changesOf(network: AgentFacts["networks"][0], facts: Facts): Finding[] 
             settings: [tap, "mtu", `${mtu}`],
           },
         ]),
+    ...(here.address === undefined || here.address === mac
+      ? []
+      : [
+          {
+            severity: "warning" as const,
+            finding: `${tap} has the MAC address ${here.address}, and not the ${mac} that the agent gave it: no station of that address is reached here`,
+            settings: [tap, "address", mac],
+          },
+        ]),
   ];
   return changes.map(({ severity, finding, before = [], settings }) => ({
     check: "tap",
@@ -114,6 +126,27 @@ function changesOf(network: AgentFacts["networks"][0], facts: Facts): Finding[] 
     remedy: "set it again, and see what else manages this host's links",
     commands: [...before, `ip link set dev ${settings.join(" ")}`],
   }));
+}
+
+/** A spanning tree keeps a port waiting, and has it block where another way leads to the same bridges. */
+function checkPort({ vni, tap }: AgentFacts["networks"][0], { links }: Facts): Finding[] {
+  const { master, linkinfo } = links.get(tap)!;
+  const state = linkinfo?.info_slave_data?.state ?? "forwarding";
+  if (state === "forwarding") return [];
+  const finding = `network ${vni}: ${master} forwards nothing from and to ${tap}, whose state there is ${state}`;
+  const about = { check: "tap", subject: `${vni}`, severity: "error", finding } as const;
+  switch (state) {
+    case "disabled": {
+      const remedy = "let it forward, and see what else manages this host's links";
+      return [{ ...about, remedy, commands: [`bridge link set dev ${tap} state 3`] }];
+    }
+    case "blocking": {
+      const remedy = `${master} has a spanning tree, which has found another way to the same bridges: keep one of both`;
+      return [{ ...about, remedy }];
+    }
+  }
+  const remedy = `${master} has a spanning tree, which lets it forward after twice the forward delay: wait, or do without one where there is no loop`;
+  return [{ ...about, severity: "warning", remedy }];
 }
 
 /** A bridge drops what is longer than the port that it is for takes, and tells nobody. */

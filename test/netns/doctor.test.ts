@@ -794,6 +794,31 @@ describe("a bridge", () => {
     expect(await complaints("tap", ...asked)).toEqual([]);
   });
 
+  test("that has shut the TAP's port is an error, and the remedy opens it; a spanning tree is named", async () => {
+    await using agent = await here.vtep(...network, "--bridge", "br42").ready();
+    const asked = ["--bridge", "br42", "--socket", agent.socket];
+    await here.run("bridge", "link", "set", "dev", "vtep42", "state", "0");
+    const [finding] = await complaints("tap", ...asked);
+    expect(finding).toMatchObject({ severity: "error" });
+    await follow(finding!);
+    expect(await complaints("tap", ...asked)).toEqual([]);
+    await here.ip("link set br42 type bridge stp_state 1", "link set vtep42 nomaster");
+    await here.ip("link set vtep42 master br42");
+    const [waiting] = await complaints("tap", ...asked);
+    expect(waiting).toMatchObject({ severity: "warning" });
+    expect(waiting?.remedy).toContain("br42 has a spanning tree");
+  });
+
+  test("whose TAP somebody gave another MAC address is a warning, and the remedy takes it back", async () => {
+    await using agent = await here.vtep(...network, "--bridge", "br42").ready();
+    const asked = ["--bridge", "br42", "--socket", agent.socket];
+    await here.ip("link set vtep42 address 02:00:00:00:00:77");
+    const [finding] = await complaints("tap", ...asked);
+    expect(finding).toMatchObject({ severity: "warning" });
+    await follow(finding!);
+    expect(await complaints("tap", ...asked)).toEqual([]);
+  });
+
   test("has a link with the TAP's own MAC address: a warning; the bridge itself may have it", async () => {
     await using _ = await here.vtep(...network, "--bridge", "br42").ready();
     expect(await complaints("duplicate-mac", "--bridge", "br42")).toEqual([]);

@@ -304,15 +304,35 @@ describe("a TAP", () => {
     ]);
     return of("tap", { agent: running, links });
   };
+  const ownMac = `vtep42 address ${agent().networks[0]!.mac}`;
   test.each<[string, Partial<Link>, Partial<Link>, string, RegExp, string]>([
     ["that is down", { flags: [] }, {}, "error", /vtep42 is down/, "vtep42 up"],
     ["whose bridge is down", {}, { flags: [] }, "error", /br42 is down/, "br42 up"],
     ["in no bridge", { master: "eth0" }, {}, "error", /no port of br42/, "vtep42 master br42"],
     ["of another MTU", { mtu: 1000 }, {}, "warning", /1000, and not the 1450/, "vtep42 mtu 1450"],
+    ["of another MAC", { address: "02:00:00:00:00:09" }, {}, "warning", /00:09, and not/, ownMac],
   ])("%s is told of", (_, tap, bridge, severity, words, setting) => {
     const commands = [`ip link set dev ${setting}`];
     const finding = expect.stringMatching(words);
     expect(found(tap, bridge)).toMatchObject([{ severity, finding, subject: "42", commands }]);
+  });
+
+  test.each([
+    ["disabled", "error", ["bridge link set dev vtep42 state 3"]],
+    ["blocking", "error", undefined],
+    ["listening", "warning", undefined],
+    ["learning", "warning", undefined],
+  ])("whose state in its bridge is %s is told of", (state, severity, commands) => {
+    const linkinfo = { info_kind: "tun", info_slave_data: { state } };
+    const words = `br42 forwards nothing from and to vtep42, whose state there is ${state}`;
+    const finding = `network 42: ${words}`;
+    const [told, ...others] = found({ linkinfo });
+    expect([told?.severity, told?.finding, told?.commands]).toEqual([severity, finding, commands]);
+    expect(others).toEqual([]);
+    const down = found({ linkinfo, flags: [] }); // which is why
+    expect(down).toMatchObject([{ finding: "network 42: vtep42 is down, so nothing crosses" }]);
+    const well = { info_kind: "tun", info_slave_data: { state: "forwarding" } };
+    expect(found({ linkinfo: well })).toMatchObject([{ severity: "ok" }]);
   });
 
   test("whose bridge was removed is told of, with all that makes it as it was", () => {
