@@ -44,19 +44,25 @@ function checkForwarding(facts: Facts, routed: readonly NetworkConfig[]): Findin
 
 /** The agent gives them to the bridge once; what else sets addresses may take them away. */
 function checkAddresses(facts: Facts, { vni, bridge, gateway }: NetworkConfig): Finding[] {
-  if (!runningNetworks(facts).some((network) => network.vni === vni)) return [];
-  const { addr_info = [] } = facts.links.get(bridge!) ?? {};
+  const running = runningNetworks(facts).find((network) => network.vni === vni);
+  if (running === undefined) return [];
+  const { mac } = running; // every gateway's TAP and bridge have the same
+  const { address = mac, addr_info = [] } = facts.links.get(bridge!) ?? {};
   const there = new Set(addr_info.map(({ local, prefixlen }) => `${local}/${prefixlen}`));
-  return gateway
+  const lost = gateway
     .filter((address) => !there.has(address))
-    .map((address) => ({
-      check: "gateway",
-      subject: `${vni}`,
-      severity: "error",
-      finding: `network ${vni}: ${bridge} has lost the gateway's address ${address}`,
-      remedy: "give it back, which vtep reload does too, and see what else sets addresses here",
-      commands: [`ip addr add ${address} dev ${bridge}`],
-    }));
+    .map((address) => ({ what: `address ${address}`, words: `addr add ${address} dev ${bridge}` }));
+  if (running.gateway.length > 0 && address !== mac) {
+    lost.push({ what: `MAC address ${mac}`, words: `link set dev ${bridge} address ${mac}` });
+  }
+  return lost.map(({ what, words }) => ({
+    check: "gateway",
+    subject: `${vni}`,
+    severity: "error",
+    finding: `network ${vni}: ${bridge} has lost the gateway's ${what}`,
+    remedy: "give it back, which vtep reload does too, and see what else sets addresses here",
+    commands: [`ip ${words}`],
+  }));
 }
 
 /**

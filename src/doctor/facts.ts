@@ -26,7 +26,7 @@ export type AgentFacts = Pick<
 > & {
   readonly networks: readonly Pick<
     NetworkStatus,
-    "vni" | "tap" | "bridge" | "mac" | "mtu" | "counters" | "drops"
+    "vni" | "tap" | "bridge" | "gateway" | "mac" | "mtu" | "counters" | "drops"
   >[];
 };
 

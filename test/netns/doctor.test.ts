@@ -947,6 +947,20 @@ describe("what the doctor is not shown", () => {
 describe("the gateway of a network", () => {
   const gateway = ["--bridge", "br0", "--gateway", "10.9.0.1/24"];
 
+  test("whose bridge has lost an address or its MAC address is an error, and the remedies give them back", async () => {
+    await using agent = await here.vtep(...network, ...gateway).ready();
+    const asked = [...gateway, "--socket", agent.socket];
+    expect(await complaints("gateway", ...asked)).toEqual([]);
+    await here.ip("addr del 10.9.0.1/24 dev br0", "link set br0 address 02:00:00:00:00:77");
+    const found = await complaints("gateway", ...asked);
+    expect(found.map(({ severity, finding }) => `${severity} ${finding}`)).toEqual([
+      "error network 42: br0 has lost the gateway's address 10.9.0.1/24",
+      "error network 42: br0 has lost the gateway's MAC address 02:76:74:65:70:01",
+    ]);
+    for (const each of found) await follow(each);
+    expect(await complaints("gateway", ...asked)).toEqual([]);
+  });
+
   test.each([
     ["a policy", "nft", "type filter hook forward priority 0; policy drop"],
     ["a policy", "iptables-nft", ["-P", "FORWARD", "DROP"]],

@@ -36,6 +36,7 @@ function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Ag
         counters: { ...ZERO, ...counters } as AgentFacts["networks"][0]["counters"],
         drops,
         bridge: undefined,
+        gateway: [],
         mac: "02:00:5e:00:53:01",
       },
     ],
@@ -881,6 +882,19 @@ describe("a network with a gateway", () => {
     of("gateway", { config, forwarding, links, ...given }).filter(
       ({ severity }) => severity !== "ok",
     );
+
+  test("whose bridge has another MAC address than the gateway's is an error, once it is one", () => {
+    const [network] = agent().networks;
+    const there = new Map([...links, link("br42", { ...links.get("br42"), address: "02::9" })]);
+    const told = (gateway: string[]) => {
+      const running = { ...agent(), networks: [{ ...network!, gateway }] };
+      return complaints({ agent: running, links: there });
+    };
+    const commands = [`ip link set dev br42 address ${network!.mac}`];
+    expect(told(["10.9.0.1/24"])).toMatchObject([{ severity: "error", commands }]);
+    expect(told([])).toEqual([]); // of a file that was not read yet
+  });
+
   const forwardOf = (family: string, name: string, policy: string, ...rules: object[]) =>
     readRuleset(
       JSON.stringify({
