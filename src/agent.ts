@@ -111,6 +111,8 @@ export class Agent implements Operations {
   readonly #changing: Changing;
   /** The change that is under way, and whatever waits for its end; at first what was learned before is recalled. */
   #turn: Promise<unknown>;
+  /** A look at what is attached that has not begun. */
+  #look: Promise<readonly Attachment[]> | undefined;
   readonly #keeping: Keeping | undefined;
   readonly #notes: Notes;
   readonly #queues: ParkedQueues;
@@ -331,8 +333,13 @@ export class Agent implements Operations {
     });
   }
 
+  /** Whoever asks while a look waits for its turn shares it: it sees all that was there by then. */
   attachments(): Promise<readonly Attachment[]> {
-    return this.#asked(() => this.#containers.look());
+    this.#look ??= this.#asked(() => {
+      this.#look = undefined;
+      return this.#containers.look();
+    });
+    return this.#look;
   }
 
   reload(config: Config): Promise<Changes> {

@@ -109,6 +109,33 @@ describe("what is asked of an agent happens", () => {
     expect(await ours.links()).toContain("vtep42");
   });
 
+  test("many who ask at once what is attached wait for one look, which sees what there is by then", async () => {
+    using held = shim(`case "$*" in *"addr show")
+  [ -e $here/held ] && echo >>$here/looks
+  while [ -e $here/hold ]; do sleep 0.02; done;;
+esac
+real "$@"`);
+    const [hold, looks] = [join(held.directory, "hold"), join(held.directory, "looks")];
+    await using vtep = await ours.vtepBy(["env", held.path], ...args, "--bridge", "br0").ready();
+    const client = new Client(vtep.socket);
+    await writeFile(hold, "");
+    await writeFile(join(held.directory, "held"), "");
+    const first = client.attachments();
+    await until("a look", () => existsSync(looks));
+    await ours.ip(
+      "link add vtlate type veth peer name vplate",
+      "link set vtlate alias vtep|blue|eth0|02:00:00:00:00:07|||attach|0|late master br0 up",
+    );
+    const others = Array.from({ length: 20 }, () => client.attachments());
+    await Promise.all(others.map(() => client.networks())); // all of them have arrived
+    await rm(hold);
+    const found = await Promise.all(others);
+    await first;
+    await ours.ip("link del vtlate");
+    for (const attached of found) expect(attached).toMatchObject([{ link: "vtlate" }]);
+    expect(statSync(looks).size).toBeLessThan(5); // a byte each: the first, theirs, and by chance the agent's own
+  });
+
   test("a TAP that was deleted is made anew, whatever else changes meanwhile", async () => {
     await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();
     const client = new Client(vtep.socket);
