@@ -115,10 +115,12 @@ export class Changing {
    * its network may have been removed meanwhile, or the TAP deleted again. Throws VtepError.
    */
   async renew(opened: Live["opened"]): Promise<boolean> {
-    const { networks, containers } = this.#of;
+    const { bridges, networks, containers } = this.#of;
     const now = [...networks].find((live) => live.opened === opened);
     if (now === undefined) return false;
     await this.#takeOut([now]);
+    const { bridge } = now.config;
+    if (bridge !== undefined && !(await linksByName()).has(bridge)) await bridges.make([bridge]);
     const { link } = await this.#openTap({ config: now.config, mtu: now.plan.mtu });
     try {
       await this.#setUp([link]);

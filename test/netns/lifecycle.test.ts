@@ -183,9 +183,22 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
     child.stdout.destroy();
   }, 30_000);
 
-  test("ends with one clear sentence when a TAP that was deleted cannot be made anew", async () => {
-    const vtep = await ours.vtep(...args, "--bridge", "br42").ready();
+  test("makes a bridge of its own anew that was deleted with the TAP", async () => {
+    await using vtep = await ours.vtep(...args, "--bridge", "br42").ready();
     await ours.ip("link del br42", "link del vtep42");
+    const said = () => vtep.log.some(({ msg }) => msg === "the TAP is there again");
+    await until("a new TAP", said);
+    expect(await ours.run("ip", "link", "show", "master", "br42")).toContain("vtep42");
+    expect((await vtep.stop()).code).toBe(0);
+    expect(await state()).toEqual(untouched);
+  });
+
+  test("ends with one clear sentence when a TAP that was deleted cannot be made anew", async () => {
+    const refuses = 'case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"';
+    using other = shim(refuses);
+    const vtep = await ours.vtepBy(["env", other.path], ...args, "--bridge", "br0").ready();
+    await writeFile(join(other.directory, "armed"), "");
+    await remove("vtep42");
     expect(await vtep.exited).toBe(1);
     expect(vtep.stderr).toMatch(/^vtep: [^\n]*vtep42 was deleted while in use; start again\n$/);
     expect(await state()).toEqual(untouched);
