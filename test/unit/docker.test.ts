@@ -104,7 +104,7 @@ describe("a network", () => {
     await create("blue");
     for (const content of ["{", '{"n1":1}']) {
       writeFileSync(state(), content);
-      expect(() => new DockerDriver(client, state())).toThrow(`${state()} cannot be read: `);
+      expect(() => new DockerDriver(client, state())).toThrow(`${state()} cannot be read (`);
       expect(readFileSync(state(), "utf8")).toBe(content);
     }
   });
