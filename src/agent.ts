@@ -278,7 +278,7 @@ export class Agent implements Operations {
 
   removeNetwork(name: string): Promise<boolean> {
     return this.#asked(async () => {
-      if (!this.#live.has(name)) return false;
+      if (!this.#config.networks.some((network) => network.name === name)) return false;
       await this.#change([], [name]);
       this.#log.info({ network: name }, "network removed");
       return true;
@@ -515,6 +515,7 @@ export class Agent implements Operations {
   }
 
   #lookRegularly(): void {
+    void this.#exclusively(() => this.#regain());
     this.#exclusively(() => this.#containers.lookAgain()).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
     });
@@ -580,10 +581,25 @@ export class Agent implements Operations {
   }
 
   #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
-    return this.#changing.apply({ ...this.#config, networks }, removed);
+    const there = removed.filter((name) => this.#live.has(name));
+    return this.#changing.apply({ ...this.#config, networks }, there);
   }
 
-  /** Where a TAP that somebody deleted cannot be had again, forwarding has broken down. */
+  /** Tries again what could not be had at last: a change was refused, and what was before it, too, or a TAP. */
+  async #regain(): Promise<void> {
+    for (const config of this.#config.networks) {
+      if (this.isStopping || this.#live.has(config.name)) continue;
+      const network = config.name;
+      try {
+        await this.#apply([config], []);
+        this.#log.info({ network }, "the network is there again");
+      } catch (error) {
+        this.#log.error({ network, reason: (error as Error).message }, "the network is gone");
+      }
+    }
+  }
+
+  /** Where a TAP that somebody deleted cannot be had again, the other networks go on; without any, the agent ends. */
   #renew(index: number, { message }: VtepError): void {
     const lost = [...this.#live].find(({ plan }) => plan.index === index);
     if (lost === undefined || this.isStopping) return; // it was removed here
@@ -596,7 +612,8 @@ export class Agent implements Operations {
     void this.#exclusively(async () => {
       if (await this.#changing.renew(opened)) this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {
-      this.#log.error({ network, reason: (error as Error).message }, "the TAP is gone");
+      this.#log.error({ network, reason: (error as Error).message }, "the network is gone");
+      if ([...this.#live].length > 0) return; // see #regain
       this.#workers.giveUp(
         new VtepError("LOST", `network ${network}: ${message}; start again`, error),
       );

@@ -112,7 +112,7 @@ export class Changing {
 
   /**
    * Makes a TAP anew that somebody deleted, and gives its network up to the others. Returns whether it is there:
-   * its network may have been removed meanwhile, or the TAP deleted again. Throws VtepError.
+   * its network may have been removed meanwhile, or the TAP deleted again. Throws VtepError: then the network is gone.
    */
   async renew(opened: Live["opened"]): Promise<boolean> {
     const { bridges, networks, containers } = this.#of;
@@ -121,12 +121,13 @@ export class Changing {
     await this.#takeOut([now]);
     const { bridge } = now.config;
     if (bridge !== undefined && !(await linksByName()).has(bridge)) await bridges.make([bridge]);
-    const { link } = await this.#openTap({ config: now.config, mtu: now.plan.mtu });
+    const anew = await this.#openTap({ config: now.config, mtu: now.plan.mtu });
     try {
-      await this.#setUp([link]);
+      await this.#setUp([anew.link]);
     } catch (error) {
-      if ((await linksByName()).has(link.name)) throw error;
-      return false; // the threads tell of that, too
+      if (!(await linksByName()).has(anew.link.name)) return false; // the threads tell of that, too
+      await this.#takeOut([anew]);
+      throw error;
     }
     await containers.look();
     return true;

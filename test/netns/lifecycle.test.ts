@@ -308,6 +308,32 @@ test("a TAP that is deleted again while it is made anew is made anew again", asy
   expect((await vtep.stop()).code).toBe(0);
 });
 
+test("a TAP that cannot be had again takes no other network with it, and is tried again", async () => {
+  using other = shim('case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"');
+  const armed = join(other.directory, "armed");
+  const words = [...network, "--name", "red", "--socket", socket];
+  await using vtep = await ours.vtepBy(["env", other.path], ...words).ready();
+  const said = (what: string) => vtep.log.filter(({ msg }) => msg === what);
+  const client = new Client(vtep.socket);
+  const names = async () => (await client.networks()).map(({ name }) => name);
+  await client.putNetwork("blue", { vni: 43, peers: [theirs.address], bridge: "br0" });
+  await using _kernel = await theirs.kernelVxlan({ vni: 43, peers: [ours.address] });
+  await writeFile(armed, "");
+  await remove("vtep42");
+  await until("a network less", async () => (await names()).length === 1);
+  await reach(here, there.address);
+  await until("what is lost", () => said("the network is gone").length > 0);
+  await rm(armed);
+  await until("the network", () => said("the network is there again").length > 0, 40_000);
+  expect((await names()).toSorted()).toEqual(["blue", "red"]);
+  expect(await ours.links()).toContain("vtep42");
+  await writeFile(armed, "");
+  await remove("vtep42");
+  await until("a network less", async () => (await names()).length === 1);
+  await client.removeNetwork("red");
+  await expect(client.removeNetwork("red")).rejects.toMatchObject({ code: "NOT_FOUND" });
+}, 60_000);
+
 test("a bridge that was made here outlasts a restart with the address that somebody gave it", async () => {
   const directory = await mkdtemp(join(tmpdir(), "vtep-lifecycle-"));
   onTestFinished(() => rm(directory, { recursive: true }));
