@@ -35,11 +35,12 @@ const START = /^vtep \d.*up \d/;
 const FLOWS =
   /^vtep42 +42 +\d+ +(?!0 )[\d.]+k? +[\d.]+[kM] +(?!0 )[\d.]+k? +[\d.]+[kM] +0 +[▁▂▃▄▅▆▇█]{3,}$/m;
 
-/** What the terminal was like before: its settings, to be compared. */
+/** What the terminal was like before: its settings, to be compared: the whole screen. */
 async function settings(): Promise<string> {
-  await terminal.line("clear; stty -g");
-  const screen = await terminal.shows(/^[0-9a-f:]{60,}/m);
-  return /^[0-9a-f:]+/m.exec(screen)![0];
+  await terminal.line("clear");
+  await terminal.shows(/^\$\s*$/); // what was there of an earlier time has gone
+  await terminal.line("stty -g");
+  return terminal.shows(/^[0-9a-f:]{60,}[\s\S]*^\$\s*$/m);
 }
 
 test("shows what is forwarded, in 80 columns and 24 rows", async () => {
