@@ -107,9 +107,12 @@ describe.each(underlays)("the FDB on the %s underlay", (kind) => {
     await using vtep = await start(kind, "--fdb-limit", "100");
     const newcomers = Array.from({ length: 300 }, (_, i) => vxlan(42, station(i)));
     await send(peer, { address: ours.address, port }, newcomers);
-    const status = await vtep.waitFor(({ networks }) => networks[0]!.counters.learned >= 300);
-    expect(status.networks[0]!.counters.evicted).toBeGreaterThanOrEqual(200);
+    // A container's own frame may be learned meanwhile: so many are not all of them.
+    const status = await vtep.waitFor((status) => {
+      const isLast = rows(status, "learned").some((row) => row.mac === mac(299));
+      return isLast && status.networks[0]!.counters.evicted >= 200;
+    });
+    expect(status.networks[0]!.counters.learned).toBeGreaterThanOrEqual(300);
     expect(rows(status, "learned")).toHaveLength(100);
-    expect(rows(status, "learned").map((row) => row.mac)).toContain(mac(299));
   });
 });
