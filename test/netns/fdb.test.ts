@@ -59,13 +59,15 @@ describe.each(underlays)("the FDB on the %s underlay", (kind) => {
 
   test("sends known unicast to one remote only, and unknown unicast to all", async () => {
     await using _kernel = await peer.kernelVxlan({ vni: 42, peers: [ours.address] });
-    await using _vtep = await start(kind);
+    await using vtep = await start(kind);
     await using ear = await Ear.open(other, port);
     const [unknown, known, end] = [station(1, 2), station(1, 2), station(1)];
     await near.send(unknown);
     await until("the flooded frame", () => flooded(ear, unknown) === 1 && far.count(unknown) === 1);
     const introduction = station(2);
     await far.send(introduction);
+    // Where it is lost, this tells on which side of the agent, and the status why.
+    await vtep.waitFor((status) => rows(status, "learned").some((row) => row.mac === mac(2)));
     await until("the other station", () => near.count(introduction) === 1);
     await near.send(known, end);
     await until("what was sent after it", () => flooded(ear, end) === 1 && far.count(end) === 1);
