@@ -40,16 +40,17 @@ describe("entries of the FDB", () => {
   };
 
   it("take no longer to read in one network than in forty", () => {
-    const msOf = (networks: readonly string[]) => {
+    const costOf = (networks: readonly string[]) => {
       const file = write({
         "vtep.yaml": `networks:\n${networks.map((each) => `  - ${each}\n`).join("")}`,
       });
-      const began = performance.now();
+      const before = process.cpuUsage(); // what others do beside is nothing of that
       load(file, {});
-      return performance.now() - began;
+      const { user, system } = process.cpuUsage(before);
+      return user + system;
     };
-    const many = msOf(Array.from({ length: 40 }, (_, at) => network(at + 1, at * 1000, 1000)));
-    expect(msOf([network(1, 0, 40_000)])).toBeLessThan(3 * many);
+    const many = costOf(Array.from({ length: 40 }, (_, at) => network(at + 1, at * 1000, 1000)));
+    expect(costOf([network(1, 0, 40_000)])).toBeLessThan(3 * many);
   }, 60_000);
 
   it("are refused where a MAC is there twice, with the place of the second", () => {
