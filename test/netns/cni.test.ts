@@ -13,7 +13,7 @@ import type { Vtep } from "../lab/vtep.ts";
 
 /** Debian 12's plugins know the specification up to 1.0.0; what 1.1.0 adds, this one takes part in. */
 const UP_TO_DATE = `#!/bin/sh
-case $CNI_COMMAND in GC|STATUS) cat >/dev/null; exit 0; esac
+case $CNI_COMMAND in GC|STATUS) cat >/dev/null; touch "$0.$CNI_COMMAND"; exit 0; esac
 sed 's/"cniVersion":"1.1.0"/"cniVersion":"1.0.0"/' | /usr/lib/cni/host-local
 `;
 
@@ -83,6 +83,11 @@ const ENVIRONMENT = {
   CNI_IFNAME: "eth0",
   CNI_PATH: `${scratch}:/usr/lib/cni`,
 };
+
+/** Whether the IPAM plugin was asked for what is new in 1.1.0. */
+function wasAsked(command: "GC" | "STATUS"): boolean {
+  return existsSync(join(scratch, `host-local-1.1.${command}`));
+}
 
 /** A call as a runtime makes it; the answer is that on standard output. */
 async function cni(
@@ -220,6 +225,39 @@ describe("a container", () => {
     expect(await cni("DEL", alone)).toEqual(DONE);
   });
 
+  test("has addresses of both families, of use at once, and a default route of each", async () => {
+    const addresses = [
+      { address: `${prefix}222/24`, gateway: `${prefix}1` },
+      { address: "fd07::222/64", gateway: "fd07::1" },
+    ];
+    const routes = [{ dst: "::/0" }, { dst: "0.0.0.0/0" }];
+    const both = configuration({
+      cniVersion: "0.4.0",
+      ipam: { type: "static", addresses, routes },
+    });
+    await box.sysctl({ "ipv6/conf/*/accept_dad": 1, "ipv6/conf/*/dad_transmits": 30 }); // seconds
+    const { answer } = await cni("ADD", both);
+    expect(await box.run("ip", "-6", "addr", "show", "to", "fd07::/64", "tentative")).toBe("");
+    expect(answer.ips).toMatchObject([
+      { version: "4", ...addresses[0] },
+      { version: "6", ...addresses[1] },
+    ]);
+    expect(await box.run("ip", "route", "show", "default")).toContain(`via ${prefix}1`);
+    expect(await box.run("ip", "-6", "route", "show", "default")).toContain("via fd07::1");
+    expect(await cni("CHECK", { ...both, prevResult: answer })).toEqual(DONE);
+    expect(await cni("DEL", both)).toEqual(DONE);
+  });
+
+  test("needs no IPAM plugin, nor a name of the network beside that of the configuration", async () => {
+    const alone = configuration({ name: "blue", network: undefined, ipam: undefined });
+    const { code, answer } = await cni("ADD", alone);
+    expect([code, answer]).toMatchObject([0, { interfaces: [{}, { name: "eth0" }], ips: [] }]);
+    await box.ip(`addr add ${prefix}222/24 dev eth0`);
+    await reach(box, there.address);
+    expect(await cni("CHECK", { ...alone, prevResult: answer })).toEqual(DONE);
+    expect(await cni("DEL", alone)).toEqual(DONE);
+  });
+
   test("is added once: a second time is refused, and changes nothing", async () => {
     await cni("ADD", configuration());
     const again = await cni("ADD", configuration());
@@ -275,7 +313,10 @@ describe("a container", () => {
     upper.interfaces[1].mac = "02:00:00:00:00:62".toUpperCase();
     expect(await cni("CHECK", configuration({ prevResult: upper }))).toEqual(DONE);
     await box.run("ip", "link", "set", "eth0", "down");
-    expect(await check()).toMatchObject({ code: 1 });
+    expect(await cni("CHECK", configuration({ prevResult: upper }))).toMatchObject({
+      code: 1,
+      answer: { msg: "eth0 is down" },
+    });
     for (const wrong of ["x", { ips: {} }, { interfaces: [null] }]) {
       const found = await cni("CHECK", configuration({ prevResult: wrong }));
       expect(found).toMatchObject({ code: 1, answer: { code: 7 } });
@@ -288,6 +329,11 @@ describe("a container", () => {
     });
     await ours.run("ip", "link", "del", link!);
     expect(await check()).toMatchObject({ code: 1, answer: { code: 3 } });
+    rmSync(join(leases, "web", `${prefix}190`));
+    expect(await check()).toMatchObject({
+      code: 1,
+      answer: { msg: expect.stringMatching(/^host-local CHECK: /) },
+    });
     await cni("DEL", configuration());
   });
 });
@@ -300,12 +346,18 @@ test("attachments that the runtime does not know any more are collected, and no 
   const latest = { cniVersion: "1.1.0" };
   await cni("ADD", configuration(latest));
   await cni("ADD", configuration(latest), mine);
+  const another = configuration({ name: "another", ipam: undefined });
+  const others = { CNI_IFNAME: "eth1" };
+  expect(await cni("ADD", another, others)).toMatchObject({ code: 0 });
   const valid = [{ containerID: "kept", ifname: "eth0" }];
   expect(await cni("GC", configuration({ ...latest, "cni.dev/valid-attachments": valid }))).toEqual(
     DONE,
   );
-  expect(await veths()).toHaveLength(1);
+  expect(wasAsked("GC")).toBe(true);
+  expect(await veths()).toHaveLength(2);
   await reach(kept, there.address);
+  expect(await box.run("ip", "-br", "link")).not.toContain("eth0");
+  await cni("DEL", another, others);
   await cni("DEL", configuration(), mine);
   await ours.run("ip", "netns", "del", kept.name);
 });
@@ -340,6 +392,7 @@ echo '{"code":11,"msg":"no"}'; exit 1
 test("STATUS tells whether a container could be added", async () => {
   const latest = { cniVersion: "1.1.0" };
   expect(await cni("STATUS", configuration(latest))).toEqual(DONE);
+  expect(wasAsked("STATUS")).toBe(true);
   expect(await cni("STATUS", configuration({ ...latest, network: "red" }))).toMatchObject({
     code: 1,
     answer: {
