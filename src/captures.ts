@@ -52,7 +52,6 @@ export class Captures {
     await this.#workers.mirror(rings, { ...wanted, snaplen }).catch(fail);
     const read = async () => {
       const { value, done } = await stream.next().catch(fail);
-      if (done) await end();
       return done ? undefined : value;
     };
     return { read, end };

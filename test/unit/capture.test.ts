@@ -25,7 +25,7 @@ const NAMES = new Map([
   [1, { name: "blue", vni: 100 }],
   [2, { name: "red", vni: 200 }],
 ]);
-const T0 = 1_700_000_000_000;
+const T0 = 1_700_000_000_000.25;
 
 /** A dataplane with a mirror for each of some threads, of which the first one is its own. */
 function capture({ ring = 1 << 20, threads = 1, snaplen = WHOLE, names = NAMES } = {}) {
@@ -80,7 +80,7 @@ describe("a capture, as Wireshark reads it,", { timeout: 30_000 }, () => {
       ["blue", IN, "from 203.0.113.9; dropped: VXLAN_REMOTE_NOT_ALLOWED", A],
     ]);
     const [first] = tshark(file, "frame.interface_description", "frame.time_epoch");
-    expect(first).toEqual(["VNI 100", "1700000000.000000000"]);
+    expect(first).toEqual(["VNI 100", "1700000000.000250000"]);
   });
 
   it("has what belongs to no network as VXLAN", () => {
@@ -200,6 +200,20 @@ describe("a capture", () => {
     await expect(read()).rejects.toThrow("broken");
     expect(workers.unmirror).toHaveBeenCalledOnce();
     isBroken = false;
+    await captures.begin(everything);
+  });
+
+  it("that cannot begin, or whose threads are gone when it ends, is over: there may be another", async () => {
+    const gone = (): Promise<void> => Promise.reject(new RangeError("gone"));
+    const workers = { count: 1, mirror: gone, unmirror: gone };
+    const captures = new Captures(workers as unknown as Workers, () => NAMES);
+    const everything = { vni: undefined, mac: undefined, remote: undefined, snaplen: undefined };
+    await expect(captures.begin(everything)).rejects.toThrow("gone");
+    workers.mirror = async () => {};
+    const { read } = await captures.begin(everything);
+    expect(await captures.end()).toBe(true);
+    while ((await read()) !== undefined);
+    expect(await captures.end()).toBe(false);
     await captures.begin(everything);
   });
 
