@@ -308,6 +308,22 @@ test("a TAP that is deleted again while it is made anew is made anew again", asy
   expect((await vtep.stop()).code).toBe(0);
 });
 
+test("a TAP of somebody else's, in place of one that was deleted, is left alone", async () => {
+  using slow = shim('while [ -e "$here/held" ]; do sleep 0.01; done; real "$@"');
+  const held = join(slow.directory, "held");
+  await using vtep = await ours.vtepBy(["env", slow.path], ...network).ready();
+  await writeFile(held, "");
+  await ours.ip("link del vtep42", "tuntap add vtep42 mode tap");
+  const index = async () =>
+    JSON.parse(await ours.run("ip", "-json", "link", "show", "vtep42"))[0].ifindex;
+  const before = await index();
+  await rm(held);
+  const ends = ["the network is gone", "the TAP is there again"];
+  await until("its end", () => vtep.log.some(({ msg }) => ends.includes(msg)));
+  expect(await index()).toBe(before);
+  await remove("vtep42");
+});
+
 test("a TAP that cannot be had again takes no other network with it, and is tried again", async () => {
   using other = shim('case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"');
   const armed = join(other.directory, "armed");
