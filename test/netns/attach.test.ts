@@ -193,6 +193,13 @@ describe("a container that is attached", () => {
     await announced(other);
   });
 
+  test("waits no longer than a moment for a bridge that is down", async () => {
+    await ours.ip("link set br0 down");
+    expect(await attach(box.name, "--ip", `${ADDRESS}/24`)).toMatchObject({ code: 0, stderr: "" });
+    await ours.ip("link set br0 up");
+    await reach(box, there.address);
+  });
+
   test("has a MAC that no remote can take over", async () => {
     await attach(box.name, "--ip", `${ADDRESS}/24`);
     const [{ mac }] = (await attached()) as [Attachment];
