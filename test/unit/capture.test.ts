@@ -203,6 +203,15 @@ describe("a capture", () => {
     await captures.begin(everything);
   });
 
+  it("of one network describes no other", async () => {
+    const workers = { count: 1, mirror: async () => {} };
+    const captures = new Captures(workers as unknown as Workers, () => NAMES);
+    const wanted = { vni: 200, mac: undefined, remote: undefined, snaplen: undefined };
+    const { read } = await captures.begin(wanted);
+    const types = cut((await read()) as Buffer).blocks.map(({ type }) => type);
+    expect(types).toEqual(["section", "interface"]);
+  });
+
   it("that cannot begin, or whose threads are gone when it ends, is over: there may be another", async () => {
     const gone = (): Promise<void> => Promise.reject(new RangeError("gone"));
     const workers = { count: 1, mirror: gone, unmirror: gone };
