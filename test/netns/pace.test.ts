@@ -170,6 +170,18 @@ function sleeps(pid: number): number {
   }, 0);
 }
 
+test("a thread that polls busily sleeps when nothing has come for so long", async () => {
+  await using _ = await lab.host(2).kernelVxlan({ vni: 42, peers: [lab.host(1).address] });
+  await using vtep = await lab
+    .host(1)
+    .vtepBy(["chrt", "--rr", "1"], ...args, "--busy-poll", "100") // whoever else has work to do
+    .ready();
+  await reach(near, far.address);
+  const before = sleeps(vtep.pid);
+  expect((await ping(near, far.address, { count: 40, intervalMs: 50 })).received).toBe(40);
+  expect(sleeps(vtep.pid) - before).toBeGreaterThan(0.75 * 40);
+});
+
 test("a thread polls busily while its core is idle, and sleeps beside who works on it", async () => {
   await using _ = await lab.host(2).kernelVxlan({ vni: 42, peers: [lab.host(1).address] });
   const allowed = /^Cpus_allowed_list:\s+(\d+)/m.exec(readFileSync("/proc/self/status", "latin1"));
