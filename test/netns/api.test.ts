@@ -90,6 +90,7 @@ describe("what is asked of an agent happens", () => {
     expect(await ours.links()).toEqual(expect.arrayContaining(["br7", "vtep7"]));
     await client.removeNetwork("red");
     await until("the TAP gone", async () => !(await ours.links()).includes("vtep7"));
+    expect(await ours.links()).not.toContain("br7");
     expect(await pings).toMatchObject({ received: 50 });
   });
 
