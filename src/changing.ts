@@ -93,13 +93,17 @@ export class Changing {
         return before !== undefined && isAnew(before.config, network) ? [before] : [];
       });
       await this.#remove([...removed.map((name) => live.named(name)), ...anew], undo);
-      await bridges.make(found?.missingBridges ?? []);
+      const missing = found?.missingBridges ?? [];
+      await bridges.make(missing);
       const wanted = networks.map((config, at) => ({ config, mtu: found!.mtus[at]! }));
       const isThere = ({ config }: Wanted) => live.has(config.name);
       const [there, fresh] = [wanted.filter(isThere), wanted.filter((each) => !isThere(each))];
-      await this.#alter(there, found?.links ?? new Map(), undo);
+      const relinked = await this.#alter(there, found?.links ?? new Map(), undo);
       await this.#add(fresh, undo);
-      await containers.route(await linksByName()); // networks made anew have forgotten what is attached
+      // Networks made anew have forgotten what is attached. Thousands of links take longer to list than all of this.
+      const areSame = removed.length + missing.length + fresh.length === 0 && !relinked;
+      const links = areSame ? found?.links : undefined;
+      await containers.route(links ?? (await linksByName()));
     } catch (error) {
       await undo.all(this.#tellOfFault);
       throw error;
@@ -226,8 +230,8 @@ export class Changing {
     throw new VtepError("CONFLICT", `${collision.message}: ${collision.remedy}`);
   }
 
-  /** The settings one after the other, the links all at once. */
-  async #alter(altered: readonly Wanted[], links: Survey["links"], undo: Undo): Promise<void> {
+  /** The settings one after the other, the links all at once. Returns whether any of those is another now. */
+  async #alter(altered: readonly Wanted[], links: Survey["links"], undo: Undo): Promise<boolean> {
     const { networks, entries } = this.#of;
     const changes = altered.map(({ config, mtu }) => {
       const before = networks.named(config.name);
@@ -241,8 +245,10 @@ export class Changing {
       await this.#change(after);
     }
     await entries.restrict(changes);
-    undo.push(() => this.#relink(back, links, this.#tellOfFault));
-    await this.#relink(changes, links, (fault) => {
+    undo.push(async () => {
+      await this.#relink(back, links, this.#tellOfFault);
+    });
+    return this.#relink(changes, links, (fault) => {
       throw fault;
     });
   }
@@ -254,12 +260,15 @@ export class Changing {
     await workers.change(network.plan);
   }
 
-  /** The TAPs, also those that by `links` are not where they were, and what is attached beside them. */
+  /**
+   * The TAPs, also those that by `links` are not where they were, and what is attached beside them. Returns whether
+   * there was anything to do.
+   */
   async #relink(
     changes: readonly Change[],
     links: Survey["links"],
     onFault: (error: VtepError) => void,
-  ): Promise<void> {
+  ): Promise<boolean> {
     const different = changes
       .map(({ before, after }) => ({ before: before.link, after: after.link }))
       .filter(({ before, after }) => !isDeepStrictEqual(before, after) || hasLeft(after, links));
@@ -270,6 +279,7 @@ export class Changing {
       return stays ? [] : [[after.config.name, bridge] as const];
     });
     await this.#of.containers.follow(new Map(moved));
+    return different.length + moved.length > 0;
   }
 
   /** All at once: for each of a thousand, programs of the host's would be started in turn. */

@@ -137,6 +137,24 @@ real "$@"`);
     expect(statSync(looks).size).toBeLessThan(5); // a byte each: the first, theirs, and by chance the agent's own
   });
 
+  test("the links are listed once for peers and entries, and again where those were changed", async () => {
+    using counting = shim('case "$*" in *"addr show") echo >>$here/lists;; esac; real "$@"');
+    const lists = join(counting.directory, "lists");
+    const by = ["env", counting.path];
+    await using vtep = await ours.vtepBy(by, ...args, "--bridge", "br0").ready();
+    const client = new Client(vtep.socket);
+    const listsFor = async (change: () => Promise<unknown>) => {
+      const before = statSync(lists).size; // a byte each
+      await change();
+      return statSync(lists).size - before;
+    };
+    expect(await listsFor(() => client.putPeer("blue", "10.0.0.99"))).toBe(1);
+    expect(await listsFor(() => client.putFdb("blue", there.mac, theirs.address))).toBe(1);
+    expect(await listsFor(() => client.removePeer("blue", "10.0.0.99"))).toBe(1);
+    const narrower = { vni: 42, peers: [theirs.address], bridge: "br0", mtu: 1400 };
+    expect(await listsFor(() => client.putNetwork("blue", narrower))).toBe(2);
+  });
+
   test("a TAP that was deleted is made anew, whatever else changes meanwhile", async () => {
     await using vtep = await ours.vtep(...args, "--bridge", "br0").ready();
     const client = new Client(vtep.socket);
