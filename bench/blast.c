@@ -7,9 +7,10 @@
  * ADDRESS is, of IPv4 or IPv6. SIZE is that of a payload, RATE the datagrams per second of all SENDERS
  * (threads, each with a source port of its own) together, 0 for as many as they can. Prints one line:
  *
- *   {"sent":…,"received":…,"seconds":…,"lost":…,"reordered":…,"silence":…}
+ *   {"sent":…,"received":…,"seconds":…,"lasted":…,"lost":…,"reordered":…,"silence":…}
  *
- * `seconds` is how long the sources took: what arrives later, from queues, counts as received. `silence`
+ * `seconds` is how long the sources took, `lasted` how long it was until the last datagram had arrived:
+ * what arrives later, from queues, counts as received, so a rate is over the longer of both. `silence`
  * is the longest time, in seconds, in which nothing arrived after the first and before the last. A
  * datagram is reordered when one that its sender sent after it has arrived before it.
  *
@@ -72,7 +73,8 @@ static unsigned senders;
 static struct source sources[MAX_SENDERS];
 static atomic_bool finished;         /* every source has ended */
 static uint64_t received, reordered;
-static double silence;
+static double outset;                /* when the sources began */
+static double lasted, silence;
 
 static void die(const char *what)
 {
@@ -197,6 +199,7 @@ static void *receive_all(void *argument)
 			if (heard && at - heard > silence)
 				silence = at - heard;
 			heard = at;
+			lasted = at - outset;
 		}
 		if (atomic_load(&finished)) {
 			if (!end)
@@ -262,6 +265,7 @@ int main(int argc, char **argv)
 		if (connect(sources[i].fd, &far.any, sizeof far) < 0)
 			die("connect");
 	}
+	outset = now();
 	for (unsigned i = 0; i < senders; i++)
 		if (pthread_create(&sources[i].thread, NULL, send_all, &sources[i]))
 			die("pthread_create");
@@ -273,9 +277,9 @@ int main(int argc, char **argv)
 	}
 	atomic_store(&finished, true);
 	pthread_join(sink, NULL);
-	printf("{\"sent\":%llu,\"received\":%llu,\"seconds\":%.6f,\"lost\":%lld,\"reordered\":%llu,"
-	       "\"silence\":%.6f}\n",
-	       (unsigned long long)sent, (unsigned long long)received, seconds,
+	printf("{\"sent\":%llu,\"received\":%llu,\"seconds\":%.6f,\"lasted\":%.6f,\"lost\":%lld,"
+	       "\"reordered\":%llu,\"silence\":%.6f}\n",
+	       (unsigned long long)sent, (unsigned long long)received, seconds, lasted,
 	       (long long)(sent - received), (unsigned long long)reordered, silence);
 	return 0;
 

@@ -11,6 +11,8 @@ export interface Blast {
   received: number;
   /** How long the sources took. */
   seconds: number;
+  /** How long it took until the last of them arrived. */
+  lasted: number;
   lost: number;
   reordered: number;
   /** The longest time, in seconds, in which nothing arrived. */

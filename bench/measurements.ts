@@ -270,15 +270,15 @@ async function highestPaced(
     return { run: trial, machine, processes: after.processes - before.processes };
   };
   const steps = seconds < 1 ? STEPS.short : STEPS.long;
-  const arrived = fastest.received / fastest.seconds;
+  const arrived = delivered(fastest) * 1000;
   const pace = fastest.sent / fastest.seconds;
   const high = Math.min(MOST * arrived, 1.1 * pace);
   return highest(passes, confirm, { low: LEAST * arrived, high, steps });
 }
 
-/** In thousands per second. */
-export function delivered({ received, seconds }: Blast): number {
-  return received / seconds / 1000;
+/** In thousands per second. What a queue hands over when the sources have ended takes time, too. */
+export function delivered({ received, seconds, lasted }: Blast): number {
+  return received / Math.max(seconds, lasted) / 1000;
 }
 
 function lostPercent({ lost, sent }: Blast): number {

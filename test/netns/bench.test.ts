@@ -5,10 +5,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { blast } from "../../bench/blast.ts";
 import { latencies, plots } from "../../bench/html.ts";
+import { delivered } from "../../bench/measurements.ts";
 import type { Finding } from "../../bench/report.ts";
 import { unlessGone } from "../lab/gone.ts";
-import { hears } from "../lab/traffic.ts";
+import { Lab } from "../lab/lab.ts";
+import { hears, reach } from "../lab/traffic.ts";
 import { ROOT } from "../native/fixture.ts";
 
 // Every plot has a figure of these.
@@ -229,6 +232,21 @@ test("builds that are compared are shown as far as they were when it is interrup
   bench.kill("SIGINT");
   expect(await closed).toEqual([130, null]);
   expect(await stdout).toContain("÷ 1 kernel");
+});
+
+test("a slow link's rate is told, however much its queue takes meanwhile", async () => {
+  await using lab = await Lab.draw({ hosts: 2 });
+  const near = await lab.host(1).container();
+  const far = await lab.host(2).container();
+  await using _ = await lab.join(["kernel", "kernel"]);
+  await reach(near, far.address);
+  const shaper = "tbf rate 80mbit burst 64k limit 30m";
+  await lab.host(1).run(...`tc qdisc add dev eth0 root ${shaper}`.split(" "));
+  const run = await blast(near, far, { size: 1300, seconds: 0.5, rate: 12_000 });
+  expect(run.lost).toBe(0);
+  const megabits = (delivered(run) * 1000 * 1300 * 8) / 1e6;
+  expect(megabits).toBeGreaterThan(20);
+  expect(megabits).toBeLessThan(80);
 });
 
 test("a part of bench:agent that fails is named, and costs no other", () => {

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { blast } from "../../bench/blast.ts";
-import { measurements, prepare } from "../../bench/measurements.ts";
+import { delivered, measurements, prepare } from "../../bench/measurements.ts";
 import { summary } from "../../bench/statistics.ts";
 import { type Endpoints, Lab } from "../lab/lab.ts";
 import { reach } from "../lab/traffic.ts";
@@ -64,8 +64,7 @@ async function take(kind: "kernel" | "native", kernels?: Readings): Promise<Read
     for (const [at, { name }] of other.figures.entries()) readings[name] = values[at]!;
   }
   for (const [name, size, senders] of unpaced) {
-    const { received, seconds } = await blast(near, far, { size, seconds: 0.3, senders });
-    readings[name] = received / seconds;
+    readings[name] = 1000 * delivered(await blast(near, far, { size, seconds: 0.3, senders }));
   }
   if (kernels === undefined) return readings;
   const rate = Math.floor(kernels["UDP 64 B, one unpaced sender"]!);
