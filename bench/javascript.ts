@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Container } from "../test/lab/host.ts";
 import type { Lab } from "../test/lab/lab.ts";
@@ -43,6 +43,14 @@ export async function javaScriptShare(
   const written: Scratch[] = [];
   // Of whatever has these options: not only of the agents, and not only when they come to be measured.
   const profiled = new Set<string>();
+  // V8 begins a log of its own, too, where it was started, and nothing that NODE_OPTIONS may say keeps it from that.
+  const removeLogs = () => {
+    for (const name of readdirSync(".")) {
+      const pid = /^isolate-.*-(\d+)-v8\.log$/.exec(name)?.[1] ?? "";
+      if (profiled.has(pid)) rmSync(name, { force: true });
+    }
+  };
+  process.once("exit", removeLogs); // when it is interrupted
   for (const host of lab.hosts) {
     host.onSpawn = ({ pid }) => {
       profiled.add(`${pid}`);
@@ -68,13 +76,9 @@ export async function javaScriptShare(
     };
   } finally {
     for (const host of lab.hosts) host.onSpawn = () => {};
-    // V8 begins a log of its own, too, where it was started, and nothing that NODE_OPTIONS may say keeps it from that.
-    const logs = readdirSync(".").filter((name) => {
-      return profiled.has(/^isolate-.*-(\d+)-v8\.log$/.exec(name)?.[1] ?? "");
-    });
-    for (const each of [...written, ...logs.map((name) => new Scratch(name))]) {
-      each[Symbol.dispose]();
-    }
+    process.off("exit", removeLogs);
+    removeLogs();
+    for (const map of written) map[Symbol.dispose]();
   }
 }
 

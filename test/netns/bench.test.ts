@@ -12,6 +12,7 @@ import type { Finding } from "../../bench/report.ts";
 import { unlessGone } from "../lab/gone.ts";
 import { Lab } from "../lab/lab.ts";
 import { hears, reach } from "../lab/traffic.ts";
+import { until } from "../lab/until.ts";
 import { ROOT } from "../native/fixture.ts";
 
 // Every plot has a figure of these.
@@ -200,6 +201,18 @@ test("a profile that cannot be taken is left out, and leaves nothing behind", ()
   expect(inside("th", broken.page)).toContain("direct");
   expect(broken.page).not.toContain("compiled JavaScript");
   expect(broken.maps).toEqual([]);
+});
+
+test("Ctrl-C in a profile leaves nothing of it behind", async () => {
+  const before = [...perfMaps(), ...v8Logs()];
+  const few = ["--tunnel", "native", "--pairs", "1", "--measure", "footprint"];
+  const { npm, closed } = bench(...few); // with the perf above
+  npm.stdout.resume();
+  await hears(npm.stderr, "native: profile");
+  await until("a log of V8's", () => v8Logs().length > before.length, 10_000);
+  process.kill(-npm.pid!, "SIGINT");
+  expect(await closed).toEqual([130, null]);
+  expect([...perfMaps(), ...v8Logs()]).toEqual(before);
 });
 
 test("a file that cannot be written costs no other, whether or not anybody reads the table", () => {
