@@ -302,6 +302,7 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
         await measure();
       } catch (error) {
         note(`${where} could not be measured: ${(error as Error).message}`);
+        process.exitCode = 1;
         // The others' rounds stay paired.
         const taken = trials.filter((trial) => trial.subject === subject.name);
         for (const measurement of chosen.measurements.slice(taken.length)) {

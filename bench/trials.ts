@@ -24,6 +24,7 @@ export async function take(
     return await measurement.take(scene);
   } catch (error) {
     note(`${where}: no figure for ${measurement.name}: ${(error as Error).message}`);
+    process.exitCode = 1;
     return undefined;
   }
 }

@@ -247,6 +247,13 @@ test("builds that are compared are shown as far as they were when it is interrup
   expect(await stdout).toContain("÷ 1 kernel");
 });
 
+test("what could not be measured shows in the exit code, too", async () => {
+  const { npm, closed } = bench("--tunnel", "fastd", "--measure", "footprint", "--pairs", "1");
+  npm.stdout.resume();
+  expect(await text(npm.stderr)).toContain("fastd could not be measured: ");
+  expect(await closed).toEqual([1, null]);
+});
+
 test("a slow link's rate is told, however much its queue takes meanwhile", async () => {
   await using lab = await Lab.draw({ hosts: 2 });
   const near = await lab.host(1).container();
