@@ -80,10 +80,11 @@ export const measurements: Measurement[] = [
     figures: [
       { name: "RTT idle, median", unit: "ms", digits: 3, better: "less" },
       { name: "p99 idle", unit: "ms", digits: 3, better: "less" },
+      { name: "pings lost", unit: "%", digits: 1 },
     ],
     async take({ near, far, seconds }) {
-      const rtts = await roundTrips(near, far, seconds * 1000);
-      return { values: [percentile(rtts, 50), percentile(rtts, 99)], rtts };
+      const { rtts, lost } = await roundTrips(near, far, seconds * 1000);
+      return { values: [percentile(rtts, 50), percentile(rtts, 99), lost], rtts };
     },
   },
   udp("udp64", 64),
@@ -120,12 +121,13 @@ function loadedTcp(): Measurement {
       { name: "retransmits", unit: "", digits: 0 },
       { name: "RTT under it, median", unit: "ms", digits: 3, better: "less" },
       { name: "p99 under it", unit: "ms", digits: 3, better: "less" },
+      { name: "pings lost", unit: "%", digits: 1 },
       { name: "CPU per GB, whole system", unit: "s", digits: 2, better: "less" },
       { name: "CPU per GB, tunnel's processes", unit: "s", digits: 2 },
     ],
     async take({ near, far, pids, seconds }) {
       const before = cpuTime(pids);
-      const [stream, rtts] = await Promise.all([
+      const [stream, { rtts, lost }] = await Promise.all([
         tcpStreams(near, far, 1, seconds),
         pause(WARM_MS).then(() => roundTrips(near, far, Math.ceil(seconds) * 1000 - 2 * WARM_MS)),
       ]);
@@ -136,6 +138,7 @@ function loadedTcp(): Measurement {
         stream.retransmits,
         percentile(rtts, 50),
         percentile(rtts, 99),
+        lost,
         (after.machine - before.machine) / gigabytes,
         (after.processes - before.processes) / gigabytes,
       ];
@@ -144,15 +147,19 @@ function loadedTcp(): Measurement {
   };
 }
 
-/** Their times in ms; those that were not answered are not among them. */
-async function roundTrips(from: Container, to: Container, ms: number): Promise<number[]> {
+/** Times in ms of those that were answered, and how many percent of them were not. */
+async function roundTrips(
+  from: Container,
+  to: Container,
+  ms: number,
+): Promise<{ rtts: number[]; lost: number }> {
   const count = Math.max(10, Math.floor(ms / PING_INTERVAL_MS));
   const interval = `${PING_INTERVAL_MS / 1000}`;
   const args = ["-n", "-c", `${count}`, "-i", interval, "-W", "1", to.address];
   const { stdout } = await from.finish(["ping", ...args]);
   const rtts = [...stdout.matchAll(/time=([\d.]+) ms$/gm)].map(([, rtt]) => Number(rtt));
   if (rtts.length === 0) throw new Error("no ping was answered");
-  return rtts;
+  return { rtts, lost: 100 * (1 - rtts.length / count) };
 }
 
 function tcp(name: string, title: string, streams: number, direction = "forward"): Measurement {

@@ -7,7 +7,7 @@ import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { blast } from "../../bench/blast.ts";
 import { latencies, plots } from "../../bench/html.ts";
-import { delivered } from "../../bench/measurements.ts";
+import { delivered, measurements } from "../../bench/measurements.ts";
 import type { Finding } from "../../bench/report.ts";
 import { unlessGone } from "../lab/gone.ts";
 import { Lab } from "../lab/lab.ts";
@@ -252,6 +252,21 @@ test("what could not be measured shows in the exit code, too", async () => {
   npm.stdout.resume();
   expect(await text(npm.stderr)).toContain("fastd could not be measured: ");
   expect(await closed).toEqual([1, null]);
+});
+
+test("pings that are lost are told of", async () => {
+  await using lab = await Lab.draw({ hosts: 2 });
+  const near = await lab.host(1).container();
+  const far = await lab.host(2).container();
+  await using _ = await lab.join(["kernel", "kernel"]);
+  await reach(near, far.address);
+  await using _rule = await far.rule(
+    "prerouting",
+    "icmp type echo-request numgen inc mod 4 0 drop",
+  );
+  const { figures, take } = measurements.find(({ name }) => name === "rtt")!;
+  const { values } = await take({ near, far, pids: [], startedInMs: 0, seconds: 0.4 });
+  expect(values[figures.findIndex(({ name }) => name === "pings lost")]).toBe(25);
 });
 
 test("a slow link's rate is told, however much its queue takes meanwhile", async () => {
