@@ -68,12 +68,13 @@ interface Options {
   html?: string;
 }
 
+/** Unless told; of fewer a median and a range say little. */
 const ROUNDS = 3;
 const [baseline, ...tunnels] = subjects as [Subject, ...Subject[]];
 const command = benchmark("npm run bench --")
   .description(`Compares tunnels with ${baseline.name} VXLAN`)
   .option("--pairs <N>", `rounds (default: ${ROUNDS})`, wholeNumber)
-  .option("--seconds <N>", "how long each measurement takes", aboveZero, 2)
+  .option("--seconds <N>", "how long each measurement takes; TCP whole ones", aboveZero, 2)
   .addOption(some("--mode <NAME...>", "modes of the underlay", modes))
   .addOption(some("--tunnel <NAME...>", "what to compare", names(tunnels)))
   .addOption(some("--measure <NAME...>", "what to measure", names(measurements)))
@@ -150,9 +151,16 @@ function conclude(
   { json, html }: Options,
 ): void {
   const trials = results.flatMap((result) => result.trials);
+  const isOfTcp = measurements.some(({ name }) => name.startsWith("tcp"));
+  const longer = isOfTcp && !Number.isInteger(seconds) ? ` (TCP: ${Math.ceil(seconds)} s)` : "";
   say(`
-  Medians of ${roundsOf(trials)} of ${seconds} s ± half of the range; ↑ more is better, ↓ less. A ratio is taken
+  Medians of ${roundsOf(trials)} of ${seconds} s${longer} ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
+  if (results.some(({ trials }) => countOf(trials) < ROUNDS)) {
+    say(
+      `  Fewer than ${ROUNDS} rounds show little, and one has no range at all: quote no ratio of them.`,
+    );
+  }
   if (json) {
     const byMode = results.map(({ mode, trials, tunnels, shares }) => {
       const figures = findings(trials, subjects, measurements);

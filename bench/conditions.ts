@@ -19,10 +19,15 @@ export function conditions(): Record<string, string> {
     TCP: ["tcp_rmem", "tcp_wmem"].map((name) => `${name} ${sysctl(`ipv4/${name}`)}`).join(", "),
     "congestion control": `cubic by the containers' routes (congctl), so without pacing; the machine's default is ${sysctl("ipv4/tcp_congestion_control")}`,
     sources: `${execFileSync("iperf3", ["--version"], { encoding: "utf8" }).split(" (")[0]} (one thread at either end); bench/blast.c (sendmmsg, recvmmsg)`,
-    "load before": loadavg()
-      .map((load) => load.toFixed(1))
-      .join(" "),
+    "load before": loadInWords(loadavg(), cpus().length),
   };
+}
+
+/** With a warning where other work has run: whatever it was, a benchmark just before included. */
+export function loadInWords(loads: number[], cores: number): string {
+  const text = loads.map((load) => load.toFixed(1)).join(" ");
+  if (loads[0]! <= cores / 2) return text;
+  return `${text}: not idle in the last minute; beside other work kernel VXLAN loses less than a process does`;
 }
 
 /** Of a checkout, and whether it has been changed since; what git says where it does not tell. */

@@ -126,6 +126,11 @@ test("progress is shown, and nothing has failed", () => {
   }
 });
 
+test("that one round shows little is said, and for how long TCP was measured", () => {
+  expect(stdout).toContain("Medians of 1 round of 0.1 s (TCP: 1 s) ±");
+  expect(stdout).toContain("Fewer than 3 rounds show little");
+});
+
 test("what it holds for is on the terminal, in the file and on the page", () => {
   expect(Object.keys(json.conditions)).toEqual(
     expect.arrayContaining(["system", "cpu", "node", "commit", "command line", "MTU"]),

@@ -2,7 +2,7 @@ import { mkdtempSync, rmdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { commitOf } from "../../bench/conditions.ts";
+import { commitOf, loadInWords } from "../../bench/conditions.ts";
 import { htmlReport, latencies, plots, type Report, ticks } from "../../bench/html.ts";
 import { percentInMaps } from "../../bench/javascript.ts";
 import { measurements as real } from "../../bench/measurements.ts";
@@ -316,6 +316,19 @@ describe("the page", () => {
     expect(page).toContain("prefers-color-scheme: dark");
     const svgs = [...page.matchAll(/<svg.*?<\/svg>/gs)].join("");
     expect(svgs).not.toMatch(/fill=|stroke=|#[0-9a-f]{3}/i);
+  });
+});
+
+describe("the load before", () => {
+  it.each([
+    { loads: [1, 9.04, 9], cores: 2, text: "1.0 9.0 9.0" },
+    { loads: [7.4, 4.2, 6.9], cores: 16, text: "7.4 4.2 6.9" },
+  ])("of $loads on $cores cores is told as it is", ({ loads, cores, text }) => {
+    expect(loadInWords(loads, cores)).toBe(text);
+  });
+
+  it("has a warning where other work takes more than half of the cores", () => {
+    expect(loadInWords([1.2, 0, 0], 2)).toMatch(/^1\.2 0\.0 0\.0: not idle in the last minute; /);
   });
 });
 
