@@ -47,9 +47,15 @@ function vxlan(kind: Kind): Subject {
       const endpoints = await lab.join([kind, kind]);
       const vteps = endpoints.filter((endpoint) => endpoint instanceof Vtep);
       const pids = vteps.map(({ pid }) => pid);
-      const description = await (pids[0] ? ofProcess(lab.host(1), pids[0]) : ofDevice(lab.host(1)));
       const end = () => endpoints[Symbol.asyncDispose]();
-      return { pids, description, [Symbol.asyncDispose]: end };
+      try {
+        const [host, pid] = [lab.host(1), pids[0]];
+        const description = await (pid ? ofProcess(host, pid) : ofDevice(host));
+        return { pids, description, [Symbol.asyncDispose]: end };
+      } catch (error) {
+        await end(); // or the next tunnel would have it beside itself
+        throw error;
+      }
     },
   };
 }

@@ -259,6 +259,17 @@ test("what could not be measured shows in the exit code, too", async () => {
   expect(await closed).toEqual([1, null]);
 });
 
+test("a tunnel that cannot be described is not left beside the next one", async () => {
+  writeFileSync(join(folder, "ss"), "#!/bin/sh\nexit 7\n", { mode: 0o755 });
+  const { npm, closed } = bench(...NATIVE, "--measure", "footprint", "--pairs", "2");
+  npm.stdout.resume();
+  const reasons = (await text(npm.stderr)).match(/could not be measured: .*/g);
+  rmSync(join(folder, "ss"));
+  await closed;
+  const reason = expect.stringMatching(/: ss .*: exit 7/);
+  expect(reasons).toEqual([reason, reason]);
+});
+
 test("pings that are lost are told of", async () => {
   await using lab = await Lab.draw({ hosts: 2 });
   const near = await lab.host(1).container();
