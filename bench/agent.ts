@@ -27,6 +27,7 @@ import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli, type Vtep } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
 import { benchmark, note } from "./command-line.ts";
+import { conditions } from "./conditions.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
 import { delivered, packetRates, prepare, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
@@ -95,6 +96,8 @@ await using lab = await Lab.draw({ hosts: 2 }).catch(({ message }: Error) => {
   note(`bench: ${message}`);
   process.exit(1);
 });
+const { system, cpu, node, commit, "load before": load } = conditions();
+process.stdout.write(`${system}, ${cpu}, Node ${node}, commit ${commit}, load before: ${load}\n`);
 const [ours, theirs] = [lab.host(1), lab.host(2)] as const;
 const near = await ours.container();
 const far = await theirs.container();

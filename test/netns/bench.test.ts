@@ -312,6 +312,7 @@ test("a part of bench:agent that fails is named, and costs no other", () => {
   expect(stderr).toMatch(/^bench: starts: it ended before/);
   expect(stderr).not.toContain("    at ");
   expect(stdout).toMatch(/starts +failed/);
+  expect(stdout).toMatch(/^Linux .*, Node v.*, load before: \d/m);
 });
 
 test("an installation that is interrupted is not begun again", () => {
