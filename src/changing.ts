@@ -128,12 +128,12 @@ export class Changing {
     const anew = await this.#openTap({ config: now.config, mtu: now.plan.mtu });
     try {
       await this.#setUp([anew.link]);
+      await containers.route(await linksByName()); // its bridge may be a new one
     } catch (error) {
       if (!(await linksByName()).has(anew.link.name)) return false; // the threads tell of that, too
       await this.#takeOut([anew]);
       throw error;
     }
-    await containers.look();
     return true;
   }
 

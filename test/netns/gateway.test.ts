@@ -258,6 +258,16 @@ describe("what was made for it", () => {
     await ours.ip("link del br0");
   });
 
+  test("is there again when the bridge was deleted with the TAP", async () => {
+    await ours.ip("link del br0", "link del vtep42");
+    const [vtep] = vteps;
+    await until("a new TAP", () => vtep!.log.some(({ msg }) => msg === "the TAP is there again"));
+    const [bridge] = JSON.parse(await ours.run("ip", "-json", "addr", "show", "br0"));
+    expect(bridge.address).toBe(GATEWAY_MAC);
+    const addresses = bridge.addr_info.map(({ local }: { local: string }) => local);
+    expect(addresses).toEqual(expect.arrayContaining(["10.9.0.1", "fd09::1"]));
+  });
+
   test("changes with its network", async () => {
     await attach(ours, box);
     const put = async (...more: string[]) => {
