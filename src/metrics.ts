@@ -61,8 +61,8 @@ export interface NetworkSource {
 type Sample = readonly [labels: Readonly<Record<string, string | number>>, value: number];
 type Samples = () => Iterable<Sample>;
 type SamplesOf = (network: NetworkSource) => readonly Sample[];
-/** By name of a network, the values of its samples. */
-type Values = ReadonlyMap<string, readonly number[]>;
+/** Of every network, by its VNI, the values of its samples. */
+type Values = ReadonlyMap<number, readonly number[]>;
 
 const DIRECTIONS = [
   ["encap", Column.encapFrames, Column.encapBytes, TO_REMOTE],
@@ -323,25 +323,23 @@ export class Metrics {
 
   #countedByNetwork(samples: SamplesOf): Samples {
     const counts = new OtherCounts();
-    return this.#byNetwork(samples, (others) => counts.add(others));
+    return this.#byNetwork(samples, (values) => counts.add(values));
   }
 
-  /** Of every network `samples` has the same labels, in the same order. `sum` is given those of the others. */
-  #byNetwork(samples: SamplesOf, sum = sumOf): Samples {
+  /** Of every network `samples` has the same labels, in the same order. `sum` yields what the others have together. */
+  #byNetwork(samples: SamplesOf, sum = sumOfOthers): Samples {
     return () => {
       const networks = this.#from.networks();
-      const named = shown(networks).flatMap((network) =>
-        samples(network).map(([labels, value]) => [{ network: network.name, ...labels }, value]),
+      const found = networks.map(samples);
+      const named = shown(networks).flatMap(({ name }, at) =>
+        found[at]!.map(([labels, value]) => [{ network: name, ...labels }, value]),
       ) as Sample[];
       // Summed here: prom-client would look the labels up for each of thousands.
-      const others = networks.slice(NETWORKS_SHOWN);
-      const values = others.map((network) => samples(network).map(([, value]) => value));
-      const sums = sum(new Map(others.map(({ name }, at) => [name, values[at]!])));
-      const summed = others
-        .slice(0, 1)
-        .flatMap((first) =>
-          samples(first).map(([labels], at): Sample => [{ network: OTHER, ...labels }, sums[at]!]),
-        );
+      const values = found.map((each) => each.map(([, value]) => value));
+      const sums = sum(new Map(networks.map(({ vni }, at) => [vni, values[at]!])));
+      const summed = (found[NETWORKS_SHOWN] ?? []).map(
+        ([labels], at): Sample => [{ network: OTHER, ...labels }, sums[at]!],
+      );
       return [...named, ...summed];
     };
   }
@@ -393,14 +391,15 @@ function shown<Each>(all: readonly Each[]): readonly Each[] {
   return all.slice(0, NETWORKS_SHOWN);
 }
 
-function sumOf(values: Values): readonly number[] {
-  const all = [...values.values()];
-  return (all[0] ?? []).map((_, at) => all.reduce((sum, each) => sum + each[at]!, 0));
+function sumOfOthers(values: Values): readonly number[] {
+  const others = [...values.values()].slice(NETWORKS_SHOWN);
+  return (others[0] ?? []).map((_, at) => others.reduce((sum, each) => sum + each[at]!, 0));
 }
 
 /**
- * What networks count that have no series of their own. One that goes, or gets a series, leaves in the sums what it had
- * counted: of a sum that fell Prometheus would take all that is left for growth.
+ * What networks count while they have no series of their own. One that goes, or gets a series, leaves in the sums what
+ * it had counted: of a sum that fell Prometheus would take all that is left for growth. One that is renamed keeps its
+ * VNI, and adds nothing twice.
  */
 class OtherCounts {
   readonly #sums: number[] = [];
@@ -408,8 +407,8 @@ class OtherCounts {
   #known: Values = new Map();
 
   add(counted: Values): readonly number[] {
-    for (const [name, counts] of counted) {
-      const known = this.#known.get(name);
+    for (const [vni, counts] of [...counted].slice(NETWORKS_SHOWN)) {
+      const known = this.#known.get(vni);
       for (const [at, count] of counts.entries()) {
         const before = known?.[at] ?? 0;
         const isAnew = count < before; // removed, and added again

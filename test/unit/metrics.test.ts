@@ -268,6 +268,19 @@ describe("what is summed as other", () => {
     made.networks.push(others[0]!);
     expect((await made.scrape()).get(other)).toBe(46);
   });
+
+  it("does not grow by what a network counted under another name, nor with series of its own", async () => {
+    const made = many();
+    made.counters.add(1, Counter.encapFrames, 5);
+    expect((await made.scrape()).get(other)).toBe(30);
+    // As a reload renames them: each is the last one then.
+    for (const at of [0, NETWORKS_SHOWN]) {
+      const [network] = made.networks.splice(at, 1);
+      made.networks.push({ ...network!, name: `${network!.name}-anew` });
+    }
+    made.counters.add(1, Counter.encapFrames, 1);
+    expect((await made.scrape()).get(other)).toBe(31);
+  });
 });
 
 describe("scrapes at the same time", () => {
