@@ -75,6 +75,8 @@ const LOOK_MS = 30_000;
 const HANDOVER_MS = 10;
 /** When what was kept meanwhile has been read. */
 const DRAINED_MS = 2000;
+/** Networks that are gone are named in so many lines at a time. */
+const GONE_LINES = 20;
 /** Drops are logged at most this often: a remote could otherwise fill the log. */
 const DROP_REPORT_MS = 10_000;
 
@@ -111,6 +113,8 @@ export class Agent implements Operations {
   readonly #changing: Changing;
   /** The change that is under way, and whatever waits for its end; at first what was learned before is recalled. */
   #turn: Promise<unknown>;
+  /** What could not be had is being tried again. */
+  #isRegaining = false;
   /** A look at what is attached that has not begun. */
   #look: Promise<readonly Attachment[]> | undefined;
   readonly #keeping: Keeping | undefined;
@@ -515,7 +519,7 @@ export class Agent implements Operations {
   }
 
   #lookRegularly(): void {
-    void this.#exclusively(() => this.#regain());
+    void this.#regain();
     this.#exclusively(() => this.#containers.lookAgain()).catch(({ message }: Error) => {
       this.#log.warn({ reason: message }, "what is attached cannot be looked at");
     });
@@ -585,17 +589,36 @@ export class Agent implements Operations {
     return this.#changing.apply({ ...this.#config, networks }, there);
   }
 
-  /** Tries again what could not be had at last: a change was refused, and what was before it, too, or a TAP. */
+  /**
+   * Tries again what could not be had at last: a change was refused, and what was before it, too, or a TAP. Each has a
+   * turn of its own: of many that are gone, who asks for something waits for one.
+   */
   async #regain(): Promise<void> {
-    for (const config of this.#config.networks) {
-      if (this.isStopping || this.#live.has(config.name)) continue;
-      const network = config.name;
-      try {
-        await this.#apply([config], []);
-        this.#log.info({ network }, "the network is there again");
-      } catch (error) {
-        this.#log.error({ network, reason: (error as Error).message }, "the network is gone");
-      }
+    if (this.#isRegaining) return;
+    this.#isRegaining = true;
+    let gone = 0;
+    for (const { name: network } of this.#config.networks) {
+      if (this.#live.has(network)) continue;
+      const reason = await this.#exclusively(() => this.#regained(network));
+      if (reason === undefined) continue;
+      gone++;
+      if (gone <= GONE_LINES) this.#log.error({ network, reason }, "the network is gone");
+    }
+    const networks = gone - GONE_LINES;
+    if (networks > 0) this.#log.error({ networks }, "more networks are gone");
+    this.#isRegaining = false;
+  }
+
+  /** Why a network cannot be had; undefined where there is nothing more to be tried. */
+  async #regained(network: string): Promise<string | undefined> {
+    const config = this.#config.networks.find(({ name }) => name === network);
+    if (config === undefined || this.isStopping || this.#live.has(network)) return undefined;
+    try {
+      await this.#apply([config], []);
+      this.#log.info({ network }, "the network is there again");
+      return undefined;
+    } catch (error) {
+      return (error as Error).message;
     }
   }
 

@@ -350,6 +350,35 @@ test("a TAP that cannot be had again takes no other network with it, and is trie
   await expect(client.removeNetwork("red")).rejects.toMatchObject({ code: "NOT_FOUND" });
 }, 60_000);
 
+test("who asks for something while many networks are tried again waits for one of them", async () => {
+  const waits = 'touch "$here/began"; while [ -e "$here/held.$tap" ]; do sleep 0.01; done';
+  using slow = shim(`case "$*" in *-batch*) ;; *) real "$@"; exit;; esac
+  [ ! -e "$here/armed" ] || exit 2
+  changes=$(cat)
+  for tap in vtep42 vtep44; do case "$changes" in *$tap*) ${waits};; esac; done
+  printf '%s\n' "$changes" | real "$@"`);
+  const file = (name: string) => join(slow.directory, name);
+  await using vtep = await ours.vtepBy(["env", slow.path], ...network, "--socket", socket).ready();
+  const said = (what: string) => vtep.log.filter(({ msg }) => msg === what).length;
+  const client = new Client(vtep.socket);
+  for (const vni of [43, 44])
+    await client.putNetwork(`vtep${vni}`, { vni, peers: [theirs.address] });
+  await writeFile(file("armed"), "");
+  await remove("vtep42");
+  await remove("vtep44");
+  await until("what is lost", () => said("the network is gone") === 2);
+  for (const tap of ["vtep42", "vtep44"]) await writeFile(file(`held.${tap}`), "");
+  await rm(file("began"));
+  await rm(file("armed"));
+  await until("another try", () => existsSync(file("began")), 40_000);
+  const answer = client.attachments();
+  for (let asked = 0; asked < 3; asked++) await client.status(); // by when that waits, too
+  await rm(file("held.vtep42"));
+  expect(await answer).toEqual([]); // while the other one is tried
+  await rm(file("held.vtep44"));
+  await until("the other one", () => said("the network is there again") === 2);
+}, 60_000);
+
 test("a bridge that was made here outlasts a restart with the address that somebody gave it", async () => {
   const directory = await mkdtemp(join(tmpdir(), "vtep-lifecycle-"));
   onTestFinished(() => rm(directory, { recursive: true }));
