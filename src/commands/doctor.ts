@@ -68,7 +68,7 @@ export function addDoctorCommand(vtep: Command): void {
     });
 }
 
-type Said = Pick<Facts, "agent" | "refusing"> & { readonly silence?: string | undefined };
+type Said = Pick<Facts, "agent" | "down"> & { readonly silence?: string | undefined };
 
 /** What an agent on this host says, or why none does; the sentence of one that keeps silent. */
 async function runningAgent({ socket }: Config): Promise<Said> {
@@ -76,13 +76,13 @@ async function runningAgent({ socket }: Config): Promise<Said> {
     const client = new Client(socket, PATIENCE_MS);
     const [agent, remotes] = await Promise.all([client.status(), client.remotes()]);
     const down = remotes.filter(({ state }) => state === "down");
-    return { agent, refusing: down.map(({ address }) => address) };
+    return { agent, down: down.map(({ address }) => address) };
   } catch (error) {
     if (!(error instanceof VtepError)) throw error;
     const { message } = error;
     const [, unseen = message, remedy = "see its log"] = /^(.*?\)): (.*)$/.exec(message) ?? [];
     const isSilent = (error.cause as NodeJS.ErrnoException | undefined)?.code === "ETIMEDOUT";
     const silence = isSilent ? message : undefined;
-    return { agent: { unseen, remedy }, refusing: [], silence };
+    return { agent: { unseen, remedy }, down: [], silence };
   }
 }

@@ -105,7 +105,7 @@ function below(device: string, links: ReadonlyMap<string, Link>): Link[] {
 }
 
 function checkReachability(facts: Facts, peer: string): Finding[] {
-  const { ports, paths, config, refusing } = facts;
+  const { ports, paths, config, down } = facts;
   const path = isUnseen(paths) ? undefined : paths.get(peer);
   const about = { check: "reachability", subject: peer } as const;
   switch (ports.get(peer)) {
@@ -129,10 +129,10 @@ function checkReachability(facts: Facts, peer: string): Finding[] {
       ];
   }
   // Where frames go, the one refusal a second that Linux tells (icmp_ratelimit) is of one of them.
-  if ((path === undefined || path.answers) && refusing.includes(peer)) {
-    const finding = `${peer} has refused what the agent sends to its UDP port ${config.port}, and no frame has come from there since`;
+  if ((path === undefined || path.answers) && down.includes(peer)) {
+    const finding = `the agent was told that nobody listens on UDP port ${config.port} of ${peer}, or that no way leads there, and no frame has come from there since`;
     const remedy =
-      "see whether its VTEP runs, uses that port, and is let through its packet filter";
+      "see whether its VTEP runs, uses that port, and is let through its packet filter; one that is back may have had nothing to send";
     return [{ ...about, severity: "warning", finding, remedy }];
   }
   if (path?.answers) return [{ ...about, severity: "ok", finding: `${peer} answers` }];

@@ -35,7 +35,7 @@ const LONGEST_OUTPUT = 256 * 1024 * 1024;
  */
 export async function examine(
   config: Config,
-  { agent, refusing, socketRefusal }: Pick<Facts, "agent" | "refusing" | "socketRefusal">,
+  { agent, down, socketRefusal }: Pick<Facts, "agent" | "down" | "socketRefusal">,
 ): Promise<Facts> {
   const peers = peersOf(config);
   const { links, addresses, routes } = await surroundings(peers, config);
@@ -65,7 +65,7 @@ export async function examine(
   return {
     config,
     agent,
-    refusing,
+    down,
     refusal: await refusal,
     socketRefusal,
     capabilities: capabilities(),

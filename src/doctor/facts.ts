@@ -33,8 +33,8 @@ export type AgentFacts = Pick<
 export interface Facts {
   readonly config: Config;
   readonly agent: Seen<AgentFacts>;
-  /** Remotes that have refused what the agent sent since a frame came from there. */
-  readonly refusing: readonly string[];
+  /** Remotes that the agent calls down: by ICMP errors, and until a frame comes from there. */
+  readonly down: readonly string[];
   /** Why `vtep run` would not start with this configuration, in its words. */
   readonly refusal: string | undefined;
   /** Why an agent could not be asked at the path that is configured, in the words of vtep run. */

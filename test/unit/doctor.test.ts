@@ -66,7 +66,7 @@ function facts(given: Partial<Facts> = {}): Facts {
   return {
     config: load(undefined, { vni: "42", peers: ["192.0.2.2"], bridge: "br42" }).config,
     agent: agent(),
-    refusing: [],
+    down: [],
     capabilities: ["CAP_NET_ADMIN", "CAP_NET_RAW"],
     isRoot: true,
     tun: { state: "openable" },
