@@ -85,15 +85,15 @@ export function nameTaken(
   return new VtepError("CONFLICT", message, cause);
 }
 
-/** Two steps in two namespaces, for the time of one. Where the port stays disabled, as of a bridge that is down, after a second. */
+/** Two steps in two namespaces, for the time of one. Where the port stays disabled, as of a bridge that is down, after 20 looks. */
 async function joinAndAnnounce(veth: Veth): Promise<VtepError | undefined> {
   const { name, bridge, namespace, ifname, mac } = veth;
   const steps = `
 ip link set dev "$0" master "$1" up || exit 3
 looks=1
-until case "$(ip -d link show dev "$0")" in *"state disabled"*) [ "$looks" = 100 ] ;; esac; do
+until case "$(ip -d link show dev "$0")" in *"state disabled"*) [ "$looks" = 20 ] ;; esac; do
   looks=$((looks + 1))
-  sleep 0.01
+  sleep 0.05
 done
 exec nsenter --net="$2" ip link set dev "$3" address "$4"`;
   const words = ["sh", "-c", steps, name, bridge, namespace, ifname, mac];

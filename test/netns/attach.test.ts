@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -193,9 +193,15 @@ describe("a container that is attached", () => {
     await announced(other);
   });
 
-  test("waits no longer than a moment for a bridge that is down", async () => {
+  test("is attached soon to a bridge that stays down", async () => {
+    const directory = mkdtempSync(join(tmpdir(), "vtep-looks-"));
+    onTestFinished(() => rmSync(directory, { recursive: true }));
+    const looks = join(directory, "looks");
     await ours.ip("link set br0 down");
-    expect(await attach(box.name, "--ip", `${ADDRESS}/24`)).toMatchObject({ code: 0, stderr: "" });
+    onTestFinished(() => ours.ip("link set br0 up"));
+    const script = `case "$*" in "-d link show"*) echo >>${looks};; esac; exec ip "$@"`;
+    expect((await attachBy(script, box.name, "--ip", `${ADDRESS}/24`).ended).code).toBe(0);
+    expect(readFileSync(looks, "utf8").length).toBe(20); // each a program's start and 50 ms
     await ours.ip("link set br0 up");
     await reach(box, there.address);
   });
