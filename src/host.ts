@@ -37,6 +37,8 @@ export interface Link {
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: { readonly port?: number };
+    /** What the link is a port of; bonds have states of other names. */
+    readonly info_slave_kind?: string;
     /** Of a port of a bridge, whether that forwards: "forwarding", or why not yet or not at all. */
     readonly info_slave_data?: { readonly state?: string };
   };

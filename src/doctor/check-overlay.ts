@@ -131,7 +131,8 @@ function changesOf(network: AgentFacts["networks"][0], facts: Facts): Finding[] 
 /** A spanning tree keeps a port waiting, and has it block where another way leads to the same bridges. */
 function checkPort({ vni, tap }: AgentFacts["networks"][0], { links }: Facts): Finding[] {
   const { master, linkinfo } = links.get(tap)!;
-  const state = linkinfo?.info_slave_data?.state ?? "forwarding";
+  if (linkinfo?.info_slave_kind !== "bridge") return [];
+  const state = linkinfo.info_slave_data?.state ?? "forwarding";
   if (state === "forwarding") return [];
   const finding = `network ${vni}: ${master} forwards nothing from and to ${tap}, whose state there is ${state}`;
   const about = { check: "tap", subject: `${vni}`, severity: "error", finding } as const;

@@ -324,7 +324,8 @@ describe("a TAP", () => {
     ["listening", "warning", undefined],
     ["learning", "warning", undefined],
   ])("whose state in its bridge is %s is told of", (state, severity, commands) => {
-    const linkinfo = { info_kind: "tun", info_slave_data: { state } };
+    const port = { info_kind: "tun", info_slave_kind: "bridge" };
+    const linkinfo = { ...port, info_slave_data: { state } };
     const words = `br42 forwards nothing from and to vtep42, whose state there is ${state}`;
     const finding = `network 42: ${words}`;
     const [told, ...others] = found({ linkinfo });
@@ -332,8 +333,10 @@ describe("a TAP", () => {
     expect(others).toEqual([]);
     const down = found({ linkinfo, flags: [] }); // which is why
     expect(down).toMatchObject([{ finding: "network 42: vtep42 is down, so nothing crosses" }]);
-    const well = { info_kind: "tun", info_slave_data: { state: "forwarding" } };
+    const well = { ...port, info_slave_data: { state: "forwarding" } };
     expect(found({ linkinfo: well })).toMatchObject([{ severity: "ok" }]);
+    const bonded = { ...port, info_slave_kind: "bond", info_slave_data: { state: "ACTIVE" } };
+    expect(found({ linkinfo: bonded })).toMatchObject([{ severity: "ok" }]); // no bridge has it
   });
 
   test("whose bridge was removed is told of, with all that makes it as it was", () => {
