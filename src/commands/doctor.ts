@@ -49,15 +49,18 @@ export function addDoctorCommand(vtep: Command): void {
     );
   addFlags(doctor)
     .addHelpText("after", HELP)
-    .action(async ({ json, config: file, ...options }: Record<string, unknown>) => {
+    .action(async ({ json, config: named, ...options }: Record<string, unknown>) => {
       const given = valuesByKey(options);
-      const { config } = load((file as string | undefined) ?? defaultFile(given), given);
+      const file = (named as string | undefined) ?? defaultFile(given);
+      const { config } = load(file, given);
       const [{ silence, ...said }, refusal] = await Promise.all([
         runningAgent(config),
         refuseUnusable(config.socket).then(() => undefined, sentenceOf),
       ]);
       const socketRefusal = silence ?? refusal;
-      const findings = diagnose(await examine(config, { ...said, socketRefusal }));
+      const findings = diagnose(
+        await examine(config, { ...said, hasFile: file !== undefined, socketRefusal }),
+      );
       const worst = worstOf(findings);
       process.stdout.write(
         json

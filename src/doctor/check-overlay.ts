@@ -8,12 +8,28 @@ import { counted, type Finding, listed, unseenFinding } from "./finding.ts";
 
 export function checkOverlay(facts: Facts): Finding[] {
   return [
+    ...checkNetworks(facts),
     ...checkTaps(facts),
     ...checkStations(facts),
     checkBridgeFilter(facts),
     ...checkMacs(facts),
     ...checkTraffic(facts),
   ];
+}
+
+/** The agent has not read the file since, was told to remove them, or lost them. */
+function checkNetworks({ agent, config, hasFile }: Facts): Finding[] {
+  if (!hasFile || isUnseen(agent)) return [];
+  const known = new Set(agent.networks.map(({ vni }) => vni));
+  const missing = config.networks.filter(({ vni }) => !known.has(vni));
+  return missing.map(({ vni, name }) => ({
+    check: "network",
+    subject: `${vni}`,
+    severity: "warning",
+    finding: `network ${name} is configured, and the agent does not have it`,
+    remedy: "have it read the file again, which says why where it cannot",
+    commands: ["vtep reload"],
+  }));
 }
 
 /**

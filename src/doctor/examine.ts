@@ -30,12 +30,12 @@ const PROGRAM_MS = 10_000;
 const LONGEST_OUTPUT = 256 * 1024 * 1024;
 
 /**
- * What agents say: see there; who asks them knows. Throws VtepError LINK when iproute2 is
+ * `known` is what the command knows before: what agents say, above all. Throws VtepError LINK when iproute2 is
  * missing or refuses: without it there is nothing to see.
  */
 export async function examine(
   config: Config,
-  { agent, down, socketRefusal }: Pick<Facts, "agent" | "down" | "socketRefusal">,
+  known: Pick<Facts, "hasFile" | "agent" | "down" | "socketRefusal">,
 ): Promise<Facts> {
   const peers = peersOf(config);
   const { links, addresses, routes } = await surroundings(peers, config);
@@ -53,9 +53,9 @@ export async function examine(
   const [low, high] = config.sourcePorts;
   const metricsPort = config.metricsListen?.port;
   const [sockets, sourceSockets, metricsSockets, filters, paths, features] = await Promise.all([
-    socketsOn("-uanpm", `sport = :${config.port}`, agent),
-    socketsOn("-uanpm", `sport >= :${low} and sport <= :${high}`, agent),
-    metricsPort === undefined ? [] : socketsOn("-tlnpm", `sport = :${metricsPort}`, agent),
+    socketsOn("-uanpm", `sport = :${config.port}`, known.agent),
+    socketsOn("-uanpm", `sport >= :${low} and sport <= :${high}`, known.agent),
+    metricsPort === undefined ? [] : socketsOn("-tlnpm", `sport = :${metricsPort}`, known.agent),
     packetFilters(),
     measurePaths(targets, PATHS_MS),
     Promise.all(devices.map(async (device) => [device, await featuresOf(device)] as const)),
@@ -64,10 +64,8 @@ export async function examine(
   const ports = await askPorts(targets, config.port);
   return {
     config,
-    agent,
-    down,
+    ...known,
     refusal: await refusal,
-    socketRefusal,
     capabilities: capabilities(),
     isRoot: process.geteuid?.() === 0,
     tun: tunDevice(),

@@ -32,6 +32,8 @@ export type AgentFacts = Pick<
 
 export interface Facts {
   readonly config: Config;
+  /** Whether that is of a file, and not of flags alone. */
+  readonly hasFile: boolean;
   readonly agent: Seen<AgentFacts>;
   /** Remotes that the agent calls down: by ICMP errors, and until a frame comes from there. */
   readonly down: readonly string[];

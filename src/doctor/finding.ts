@@ -22,6 +22,7 @@ export type Check =
   | "reachability"
   | "path-mtu"
   | "offloads"
+  | "network"
   | "tap"
   | "bridge-netfilter"
   | "gateway"

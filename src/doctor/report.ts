@@ -26,6 +26,7 @@ const HEADINGS: Readonly<Record<Check, string>> = {
   reachability: "Ways to the peers",
   "path-mtu": "Ways to the peers",
   offloads: "Interfaces",
+  network: "Overlay",
   tap: "Overlay",
   "bridge-netfilter": "Overlay",
   "duplicate-mac": "Overlay",

@@ -65,6 +65,7 @@ const features = (lacking: readonly string[] = [], fixed = false) =>
 function facts(given: Partial<Facts> = {}): Facts {
   return {
     config: load(undefined, { vni: "42", peers: ["192.0.2.2"], bridge: "br42" }).config,
+    hasFile: false,
     agent: agent(),
     down: [],
     capabilities: ["CAP_NET_ADMIN", "CAP_NET_RAW"],
@@ -98,6 +99,25 @@ function of(check: Check, given: Partial<Facts>): Finding[] {
 
 test("a host on which all is well has nothing but ok", () => {
   expect(diagnose(facts()).filter(({ severity }) => severity !== "ok")).toEqual([]);
+});
+
+test("a network of the file that the agent does not have is told of, and one of flags is not", () => {
+  const networks: [] = [];
+  const none = { ...agent(), networks };
+  expect(of("network", { hasFile: true, agent: none })).toMatchObject([
+    {
+      severity: "warning",
+      subject: "42",
+      finding: "network vtep42 is configured, and the agent does not have it",
+      commands: ["vtep reload"],
+    },
+  ]);
+  const sound = [
+    { hasFile: true, agent: agent() },
+    { agent: none },
+    { hasFile: true, agent: silent },
+  ];
+  expect(sound.flatMap((given) => of("network", given))).toEqual([]);
 });
 
 test("what a running agent says of itself is understood", () => {
