@@ -263,6 +263,10 @@ export class Agent implements Operations {
     return this.#telling.network(name);
   }
 
+  settled(): Promise<void> {
+    return this.#exclusively(async () => undefined);
+  }
+
   remotes(): RemoteStatus[] {
     return this.#telling.remotes();
   }

@@ -141,6 +141,8 @@ export interface Operations {
   status(): AgentStatus;
   /** One of the status' networks; undefined: there is none of that name. */
   network(name: string): NetworkStatus | undefined;
+  /** When the changes that were asked for have ended. */
+  settled(): Promise<void>;
   /** Those that networks name, in the order in which they came to be known. */
   remotes(): readonly RemoteStatus[];
   /** In no order, in lots that may be empty; there may be many, so others are to have a turn between two lots. */

@@ -103,7 +103,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     "/v1/networks/:name",
     describe("one network", { 200: schemas.networkStatus }),
     path(schemas.networkPath),
-    (c) => c.json(known(c.req.valid("param").name)),
+    async (c) => c.json(await settled(c.req.valid("param").name)),
   );
 
   app.put(
@@ -139,7 +139,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     path(schemas.peerPath),
     async (c) => {
       const { name, address } = c.req.valid("param");
-      known(name);
+      await settled(name);
       await operations.putPeer(name, address);
       return c.json(known(name));
     },
@@ -151,7 +151,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     path(schemas.peerPath),
     async (c) => {
       const { name, address } = c.req.valid("param");
-      known(name);
+      await settled(name);
       if (await operations.removePeer(name, address)) return c.body(null, 204);
       const { peers } = known(name); // when its turn had come, other changes were done
       const those = peers.length === 0 ? "it has none" : `its peers are ${peers.join(", ")}`;
@@ -167,7 +167,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     body(schemas.fdbBody),
     async (c) => {
       const { name, mac } = c.req.valid("param");
-      known(name);
+      await settled(name);
       const { remote } = c.req.valid("json");
       await operations.putFdb(name, mac, remote);
       const entry = {
@@ -187,7 +187,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     path(schemas.fdbPath),
     async (c) => {
       const { name, mac } = c.req.valid("param");
-      known(name);
+      await settled(name);
       if (await operations.removeFdb(name, mac)) return c.body(null, 204);
       const message = `network ${name} has no entry for ${mac}: list those it has (vtep fdb list, GET /v1/fdb)`;
       throw new VtepError("NOT_FOUND", message);
@@ -198,9 +198,9 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     "/v1/fdb",
     describe("entries of the FDB, in no order", { 200: v.array(schemas.fdbEntry) }),
     query(schemas.fdbFilter),
-    (c) => {
+    async (c) => {
       const filter = c.req.valid("query");
-      if (filter.network !== undefined) known(filter.network);
+      if (filter.network !== undefined) await settled(filter.network);
       return stream(inPieces(operations.fdb(filter)), JSON_MEDIA);
     },
   );
@@ -211,7 +211,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     query(schemas.flushFilter),
     async (c) => {
       const filter = c.req.valid("query");
-      if (filter.network !== undefined) known(filter.network);
+      if (filter.network !== undefined) await settled(filter.network);
       return c.json({ flushed: await operations.flushFdb(filter) });
     },
   );
@@ -223,9 +223,9 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     }),
     json,
     body(schemas.question),
-    (c) => {
+    async (c) => {
       const { network, ...question } = c.req.valid("json");
-      known(network);
+      await settled(network);
       return c.json(operations.explain(network, question));
     },
   );
@@ -240,7 +240,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
     query(schemas.captureFilter),
     async (c) => {
       const filter = c.req.valid("query");
-      if (filter.network !== undefined) known(filter.network);
+      if (filter.network !== undefined) await settled(filter.network);
       return stream(captured(await operations.capture(filter)), PCAPNG);
     },
   );
@@ -312,6 +312,12 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
   });
   app.onError((error, c) => refused(c, error, log));
   return app;
+
+  /** One that a change has taken out for a moment, as for a TAP anew, is there again when that has ended. */
+  async function settled(name: string): Promise<NetworkStatus> {
+    if (operations.network(name) === undefined) await operations.settled();
+    return known(name);
+  }
 
   function known(name: string): NetworkStatus {
     const found = operations.network(name);

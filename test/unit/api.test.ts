@@ -97,6 +97,26 @@ test("the socket's directory is made, and the socket is for its owner and its gr
   expect(process.umask()).toBe(0o077);
 });
 
+test.each([
+  ["GET", "/v1/networks/blue"],
+  ["PUT", "/v1/networks/blue/peers/192.0.2.3"],
+  ["DELETE", "/v1/networks/blue/peers/192.0.2.2"],
+  ["PUT", "/v1/networks/blue/fdb/02:00:00:00:00:07", { remote: "192.0.2.2" }],
+  ["DELETE", "/v1/networks/blue/fdb/02:00:00:00:00:07"],
+  ["GET", "/v1/fdb?network=blue"],
+  ["DELETE", "/v1/fdb?network=blue"],
+  ["POST", "/v1/explain", { network: "blue", source: "02:00:00:00:00:01", from: "192.0.2.2" }],
+])("%s %s waits for a change that has taken the network out for a moment", async (...asked) => {
+  const [method, path, content] = asked;
+  const config = operations.configs.get("blue")!;
+  operations.configs.delete("blue");
+  operations.settled = async () => void operations.configs.set("blue", config);
+  const body = content && JSON.stringify(content);
+  const { text } = await ask(method, path, { body, headers: body === undefined ? {} : JSON_BODY });
+  expect(text).not.toContain("there is no network");
+  await expect(client.network("red")).rejects.toThrow('there is no network "red"');
+});
+
 describe("a path", () => {
   test("that a live agent holds is refused", async () => {
     await expect(start()).rejects.toThrow(`an agent already listens at ${socket}: stop it, or`);

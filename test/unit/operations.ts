@@ -61,6 +61,8 @@ export class MemoryOperations implements Operations {
     return config && this.#status(config);
   }
 
+  async settled(): Promise<void> {}
+
   #status({
     name,
     vni,
