@@ -263,8 +263,8 @@ export class Agent implements Operations {
     return this.#telling.network(name);
   }
 
-  settled(): Promise<void> {
-    return this.#exclusively(async () => undefined);
+  async settled(): Promise<void> {
+    await this.#turn;
   }
 
   remotes(): RemoteStatus[] {

@@ -66,7 +66,7 @@ function attachBy(script: string, target: string, ...options: string[]) {
   const ended = ours.finish(["env", other.path, "node", cli, ...words]);
   const began = until("it to begin", () => existsSync(join(other.directory, "began")));
   began.catch(() => undefined);
-  return { ended, began };
+  return { ended, began, directory: other.directory };
 }
 
 /** Attaches by a path that leads to a container, and to another one as soon as anything is done with it. */
@@ -194,14 +194,12 @@ describe("a container that is attached", () => {
   });
 
   test("is attached soon to a bridge that stays down", async () => {
-    const directory = mkdtempSync(join(tmpdir(), "vtep-looks-"));
-    onTestFinished(() => rmSync(directory, { recursive: true }));
-    const looks = join(directory, "looks");
     await ours.ip("link set br0 down");
     onTestFinished(() => ours.ip("link set br0 up"));
-    const script = `case "$*" in "-d link show"*) echo >>${looks};; esac; exec ip "$@"`;
-    expect((await attachBy(script, box.name, "--ip", `${ADDRESS}/24`).ended).code).toBe(0);
-    expect(readFileSync(looks, "utf8").length).toBe(20); // each a program's start and 50 ms
+    const script = 'case "$*" in "-d link show"*) echo >>$here/looks;; esac; exec ip "$@"';
+    const { ended, directory } = attachBy(script, box.name, "--ip", `${ADDRESS}/24`);
+    expect((await ended).code).toBe(0);
+    expect(readFileSync(join(directory, "looks"), "utf8").length).toBe(20); // each a program's start and 50 ms
     await ours.ip("link set br0 up");
     await reach(box, there.address);
   });

@@ -10,6 +10,7 @@ import { latencies, plots } from "../../bench/html.ts";
 import { delivered, measurements } from "../../bench/measurements.ts";
 import type { Finding } from "../../bench/report.ts";
 import { unlessGone } from "../lab/gone.ts";
+import type { Container } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import { hears, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
@@ -270,12 +271,18 @@ test("a tunnel that cannot be described is not left beside the next one", async 
   expect(reasons).toEqual([reason, reason]);
 });
 
-test("pings that are lost are told of", async () => {
-  await using lab = await Lab.draw({ hosts: 2 });
+/** Two containers that reach each other by kernel VXLAN. */
+async function kernelPair(lab: Lab): Promise<[Container, Container]> {
   const near = await lab.host(1).container();
   const far = await lab.host(2).container();
-  await using _ = await lab.join(["kernel", "kernel"]);
+  await lab.join(["kernel", "kernel"]); // goes with the lab
   await reach(near, far.address);
+  return [near, far];
+}
+
+test("pings that are lost are told of", async () => {
+  await using lab = await Lab.draw({ hosts: 2 });
+  const [near, far] = await kernelPair(lab);
   await using _rule = await far.rule(
     "prerouting",
     "icmp type echo-request numgen inc mod 4 0 drop",
@@ -287,10 +294,7 @@ test("pings that are lost are told of", async () => {
 
 test("a slow link's rate is told, however much its queue takes meanwhile", async () => {
   await using lab = await Lab.draw({ hosts: 2 });
-  const near = await lab.host(1).container();
-  const far = await lab.host(2).container();
-  await using _ = await lab.join(["kernel", "kernel"]);
-  await reach(near, far.address);
+  const [near, far] = await kernelPair(lab);
   const shaper = "tbf rate 80mbit burst 64k limit 30m";
   await lab.host(1).run(...`tc qdisc add dev eth0 root ${shaper}`.split(" "));
   const run = await blast(near, far, { size: 1300, seconds: 0.5, rate: 12_000 });

@@ -22,6 +22,9 @@ const there = await theirs.container();
 const network = ["--vni", "42", "--peer", theirs.address];
 const socket = join(tmpdir(), `vtep-lifecycle-${process.pid}.sock`);
 
+/** An `ip` that refuses every change to links while it is armed. */
+const REFUSING = 'case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"';
+
 /** What a run must leave as it was. */
 async function state(): Promise<{ links: string[]; sockets: string }> {
   const sockets = await ours.run("ss", "--no-header", "--udp", "--listening", "--numeric");
@@ -194,8 +197,7 @@ describe.each(underlays)("vtep run on the %s underlay", (kind) => {
   });
 
   test("ends with one clear sentence when a TAP that was deleted cannot be made anew", async () => {
-    const refuses = 'case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"';
-    using other = shim(refuses);
+    using other = shim(REFUSING);
     const vtep = await ours.vtepBy(["env", other.path], ...args, "--bridge", "br0").ready();
     await writeFile(join(other.directory, "armed"), "");
     await remove("vtep42");
@@ -325,7 +327,7 @@ test("a TAP of somebody else's, in place of one that was deleted, is left alone"
 });
 
 test("a TAP that cannot be had again takes no other network with it, and is tried again", async () => {
-  using other = shim('case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"');
+  using other = shim(REFUSING);
   const armed = join(other.directory, "armed");
   const words = [...network, "--name", "red", "--socket", socket];
   await using vtep = await ours.vtepBy(["env", other.path], ...words).ready();
