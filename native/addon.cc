@@ -14,6 +14,7 @@
 #include <napi.h>
 #include <uv.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cmath>
@@ -24,6 +25,7 @@
 
 #include "checksum.h"
 #include "coalesce.h"
+#include "flows.h"
 #include "layout.h"
 #include "notify.h"
 #include "pace.h"
@@ -231,6 +233,33 @@ class Batch : public numbered<Batch> {
   std::unique_ptr<coalescer> trains;
 };
 
+// ---- Flows
+
+class Flows : public object<Flows> {
+ public:
+  static constexpr const char *NAME = "Flows";
+
+  std::shared_ptr<flow_table> table;
+
+  explicit Flows(const Napi::CallbackInfo &info) : object(info) {
+    int32_t *words = nullptr;
+    if (!get_shared(info.Env(), info[0], "guards", 4, false, &words)) return;
+    guards = Napi::Persistent(info[0].As<Napi::Object>());
+    table = std::make_shared<flow_table>();
+    table->guards = words;
+    table->guard_words = static_cast<int32_t>(std::min<size_t>(info[0].As<Napi::Int32Array>().ElementLength(), INT32_MAX));
+  }
+
+  void forget(const Napi::CallbackInfo &) { flows_forget(table.get()); }
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, NAME, {method("forget", &Flows::forget)});
+  }
+
+ private:
+  Napi::ObjectReference guards;
+};
+
 // ---- what Tap, Taps and Udp have in common: a device, and its watch if it has one
 
 struct closer {
@@ -247,6 +276,15 @@ struct closer {
     delete u;
   }
 };
+
+static bool wake(tap_set *s) { return flows_wake_by_taps(s->flows); }
+static bool wake(udp *u) { return flows_wake_by_underlay(u->flows, u); }
+
+template <class nic>
+static bool before_callback(void *device) {
+  nic *n = static_cast<nic *>(device);
+  return n->flows != nullptr && wake(n);
+}
 
 template <class T, class nic>
 class port : public numbered<T> {
@@ -271,7 +309,7 @@ class port : public numbered<T> {
       throw_error(Napi::Error::New(env, "watched already"), "ERR_WATCHED");
     } else if (is_open(env)) {
       int error = watch_start(info.This().As<Napi::Object>(), info[0].As<Napi::Function>(),
-                              device->fd, busy_poll_us, &watched);
+                              device->fd, busy_poll_us, before_callback<nic>, device.get(), &watched);
       if (error < 0) throw_system(env, error, "uv_poll_start");
     }
   }
@@ -281,8 +319,20 @@ class port : public numbered<T> {
   }
 
  protected:
+  std::shared_ptr<flow_table> flows;    // if it has any
+  Napi::ObjectReference kept;           // whose they are
   std::unique_ptr<nic, closer> device;  // null after close
   Napi::ObjectReference memory;         // what the device points to
+
+  // Undefined or a Flows.
+  bool get_flows(Napi::Value value) {
+    if (value.IsUndefined()) return true;
+    const Flows *given = Flows::from(value, "flows");
+    if (given == nullptr || given->table == nullptr) return false;
+    flows = given->table;
+    kept = Napi::Persistent(value.As<Napi::Object>());
+    return true;
+  }
 
   bool is_open(Napi::Env env) const {
     return device != nullptr || throw_closed(env);
@@ -415,7 +465,10 @@ class Taps : public port<Taps, tap_set> {
   static constexpr const char *NAME = "Taps";
 
   explicit Taps(const Napi::CallbackInfo &info) : port(info) {
+    if (!get_flows(info[0])) return;
     device.reset(new tap_set{});
+    device->flows = flows.get();
+    if (flows != nullptr) flows->taps = device.get();
     int error = tap_set_open(device.get());
     if (error < 0) {
       throw_system(info.Env(), error, "epoll_create1");
@@ -513,6 +566,7 @@ class Udp : public port<Udp, udp> {
       throw_range(env, "family must be 4 or 6");
       return;
     }
+    if (!get_flows(options.Get("flows"))) return;
     o.address = address.c_str();
     o.remotes = remotes;
 
@@ -523,6 +577,8 @@ class Udp : public port<Udp, udp> {
       throw_system(env, error, syscall);
       return;
     }
+    device->flows = flows.get();
+    if (flows != nullptr) flows->underlays++;
     memory = Napi::Persistent(remotes_value.As<Napi::Object>());
     size_t number = take_number();
     info.This().As<Napi::Object>().DefineProperties({own<fill_rows<udp_receive>>(env, "receive", number),
@@ -617,6 +673,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
 #undef X
   exports.Set("layout", numbers);
   exports.Set("Batch", Batch::define(env));
+  exports.Set("Flows", Flows::define(env));
   exports.Set("Tap", Tap::define(env));
   exports.Set("Taps", Taps::define(env));
   exports.Set("Udp", Udp::define(env));

@@ -20,6 +20,8 @@
   X(VNET_WORDS, 4)                                  \
   X(ADDRESS_WORDS, 4)                               \
   X(TRUNCATED, 1)                                   \
+  X(ASKS, 2)                                        \
+  X(ANSWERED, 4)                                    \
   X(VNET_NEEDS_CSUM, 1)                             \
   X(VNET_GSO_NONE, 0)                               \
   X(VNET_GSO_TCPV4, 1)                              \
@@ -42,7 +44,8 @@
   X(OUT_TOS, OUT_HASH + OUT_ROWS)                   \
   X(OUT_TAP, OUT_TOS + OUT_ROWS)                    \
   X(OUT_ERROR, OUT_TAP + OUT_ROWS)                  \
-  X(COLUMN_WORDS, OUT_ERROR + OUT_ROWS)             \
+  X(REPEAT, OUT_ERROR + OUT_ROWS)                   \
+  X(COLUMN_WORDS, REPEAT + 4)                       \
   X(VNET_CSUM_START, 6)                             \
   X(VNET_CSUM_OFFSET, 8)                            \
   X(REMOTE_ROWS, 65536)                             \

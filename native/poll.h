@@ -19,6 +19,7 @@ struct watch;
 // which it gives its core to whoever wants it, as far as the thread's scheduling policy does; but not while it
 // runs before others (pace.h), nor for 300 ms after others took the core for more than a millisecond.
 // Returns 0 or -errno.
+// First `before` is called with `device`: if it returns true, `callback` is called only two milliseconds later.
 int watch_start(Napi::Object owner, Napi::Function callback, int fd, int busy_poll_us,
-                watch **slot);
+                bool (*before)(void *), void *device, watch **slot);
 void watch_stop(watch *w);

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "coalesce.h"
+#include "flows.h"
 #include "pace.h"
 #include "steering.h"
 #include "tap_set.h"
@@ -158,6 +159,18 @@ int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
   return 0;
 }
 
+int tap_read_one(const tap *t, held *h, uint8_t *rest) {
+  iovec parts[3] = {{&h->vnet, sizeof h->vnet},
+                    {h->bytes + layout::HEADROOM, HELD_BYTES},
+                    {rest, FRAME_ROOM - HELD_BYTES}};
+  ssize_t n = readv(t->fd, parts, 3);
+  if (n < 0) return errno == EAGAIN ? 0 : -errno;
+  h->length = static_cast<int32_t>(n) - static_cast<int32_t>(sizeof h->vnet);
+  h->truncated = h->length == FRAME_ROOM;
+  h->slot = t->slot;
+  return h->length >= 0 ? 1 : 0;
+}
+
 struct writing {
   tap *t;
   const batch *b;
@@ -171,13 +184,16 @@ static void set_error(writing *w, int row, int error) {
   if (error != 0) w->failures++;
 }
 
+int tap_write_one(const tap *t, uint8_t *frame, int32_t length) {
+  virtio_net_hdr header = {};
+  iovec from[2] = {{&header, sizeof header}, {frame, static_cast<size_t>(length)}};
+  return writev(t->fd, from, 2) < 0 ? errno : 0;
+}
+
 static int write_row(const tap *t, const batch *b, int row) {
   int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
   int32_t length = load(b->columns + layout::OUT_LENGTH + row);
-  if (!in_slab(offset, length)) return EINVAL;
-  virtio_net_hdr header = {};
-  iovec from[2] = {{&header, sizeof header}, {b->slab + offset, static_cast<size_t>(length)}};
-  return writev(t->fd, from, 2) < 0 ? errno : 0;
+  return in_slab(offset, length) ? tap_write_one(t, b->slab + offset, length) : EINVAL;
 }
 
 static std::atomic<int> demotions;

@@ -71,10 +71,16 @@ bool has_room(const read_cursor *to);
 // Returns 0 or -errno; frames before an error are kept.
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit);
 
+// Reads one frame, what does not fit in there to `rest`. Returns 1, 0 if nothing waits, or -errno.
+int tap_read_one(const tap *t, struct held *h, uint8_t *rest);
+
 // Writes out rows first to end - 1, those of one flow in their order, and sets the error of each. Returns
 // how many failed. A kernel that refuses a super-frame (EINVAL: UDP, before Linux 6.2) is given no more
 // of that kind.
 int tap_write(tap *t, const batch *b, int first, int end);
+
+// Writes one frame. Returns 0 or errno.
+int tap_write_one(const tap *t, uint8_t *frame, int32_t length);
 
 // How often that has happened, to all TAPs of this process.
 int tap_demotions();

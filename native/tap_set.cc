@@ -19,6 +19,7 @@ void tap_set_close(tap_set *s) {
   }
   if (s->fd >= 0) close(s->fd);
   s->fd = -1;
+  if (s->flows != nullptr) s->flows->taps = nullptr;
 }
 
 static tap *member(const tap_set *s, int slot) {
@@ -80,6 +81,7 @@ void tap_set_remove(tap_set *s, int slot) {
   }
   s->member[static_cast<size_t>(slot)] = nullptr;
   t->set = nullptr;
+  if (s->flows != nullptr) flows_forget(s->flows);
 }
 
 static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
@@ -175,6 +177,10 @@ static void count_read(const batch *b, int rows) {
 }
 
 int tap_set_read(tap_set *s, const batch *b) {
+  if (s->flows != nullptr) {
+    int rows = flows_take_frames(s->flows, b);
+    if (rows > 0) return rows;
+  }
   pace_rest();
   read_cursor to = {};
   bool asked = false;
@@ -209,13 +215,22 @@ void tap_set_gather(const tap_set *s) {
   }
 }
 
+static bool has_moved(const tap_set *s, const batch *b, int row) {
+  return s->flows != nullptr && s->flows->moved > 0 &&
+         flows_have_moved(s->flows, b, load(b->columns + layout::OUT_OFFSET + row), load(b->columns + layout::OUT_TAP + row));
+}
+
 int tap_set_write(tap_set *s, const batch *b, int count) {
   for (int row = 0; row < count; row++) prefetch(s, load(b->columns + layout::OUT_TAP + row));
   int failures = 0;
   for (int row = 0; row < count;) {
     int slot = load(b->columns + layout::OUT_TAP + row);
+    if (has_moved(s, b, row)) {
+      b->columns[layout::OUT_ERROR + row++] = 0;
+      continue;
+    }
     int end = row + 1;
-    while (end < count && load(b->columns + layout::OUT_TAP + end) == slot) end++;
+    while (end < count && load(b->columns + layout::OUT_TAP + end) == slot && !has_moved(s, b, end)) end++;
     tap *t = member(s, slot);
     if (t != nullptr) {
       failures += tap_write(t, b, row, end);
@@ -225,5 +240,19 @@ int tap_set_write(tap_set *s, const batch *b, int count) {
     }
     row = end;
   }
+  if (s->flows != nullptr && count == 1 && failures == 0) flows_learn_decap(s->flows, b);
   return failures;
+}
+
+int tap_set_read_one(tap_set *s, held *h, uint8_t *rest) {
+  epoll_event ready;
+  if (epoll_wait(s->fd, &ready, 1, 0) != 1) return 0;
+  const tap *t = queue_at(s, ready.data.u64);
+  if (t == nullptr) return 0;
+  return member(s, t->slot)->drains > 0 ? -EAGAIN : tap_read_one(t, h, rest);
+}
+
+bool tap_set_write_one(const tap_set *s, int slot, uint8_t *frame, int32_t length) {
+  const tap *t = member(s, slot);
+  return t != nullptr && tap_write_one(t, frame, length) == 0;
 }

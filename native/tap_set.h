@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "flows.h"
 #include "tap.h"
 
 constexpr int MAX_SLOT_NUMBER = 65535;
@@ -20,6 +21,7 @@ struct tap_set {
   int next, end;
   unsigned round;
   bool filled;  // the last call ended for want of room: more waits, most likely
+  flow_table *flows;  // or null
 };
 
 // Returns 0 or -errno.
@@ -49,3 +51,9 @@ void tap_set_gather(const tap_set *s);
 
 // Writes out rows 0 to count - 1, each to the TAP in OUT_TAP, as tap_write does. Returns how many failed.
 int tap_set_write(tap_set *s, const batch *b, int count);
+
+// Of a single frame, for flows.h. Returns 1, 0 if nothing waits, or -errno: EAGAIN if it is not this frame's turn.
+int tap_set_read_one(tap_set *s, held *h, uint8_t *rest);
+
+// False if it cannot be written.
+bool tap_set_write_one(const tap_set *s, int slot, uint8_t *frame, int32_t length);

@@ -229,6 +229,11 @@ void udp_close(udp *u) {
     close(u->fd);
   }
   u->fd = -1;
+  if (u->flows != nullptr) {
+    flows_forget(u->flows);
+    u->flows->underlays--;
+    u->flows = nullptr;
+  }
   while (u->fan > 0) close(u->fan_fd[--u->fan]);
 }
 
@@ -285,7 +290,30 @@ static void store_row(const udp *u, const batch *b, int row) {
   store_address(u, &u->in_name[row], b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS);
 }
 
+int udp_receive_one(const udp *u, held *h, uint8_t *rest) {
+  iovec parts[2] = {{h->bytes + layout::HEADROOM - 8, HELD_BYTES}, {rest, MAX_SLOT}};
+  udp_name name;
+  alignas(cmsghdr) uint8_t control[sizeof u->in_control[0]];
+  msghdr header = {};
+  header.msg_name = &name;
+  header.msg_namelen = sizeof name;
+  header.msg_iov = parts;
+  header.msg_iovlen = 2;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  ssize_t n = recvmsg(u->fd, &header, MSG_DONTWAIT);
+  if (n < 0) return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+  h->length = h->segment = static_cast<int32_t>(n);
+  h->tos = 0;
+  h->truncated = (header.msg_flags & MSG_TRUNC) != 0;
+  read_control(&header, &h->segment, &h->tos);
+  store_address(u, &name, h->address);
+  return 1;
+}
+
 int udp_receive(udp *u, const batch *b) {
+  int held = u->flows != nullptr ? flows_take_datagrams(u->flows, u, b) : 0;
+  if (held > 0) return held;
   pace_rest();
   pace_before_receive(u->fd);
   if (u->slab != b->slab) point_to(u, b->slab);

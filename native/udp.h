@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include "flows.h"
 #include "layout.h"
 
 constexpr int MAX_FAN = 64;
@@ -83,6 +84,7 @@ struct udp {
   int32_t told_of[layout::ADDRESS_WORDS];
   bool narrow;  // it may be fragmented, as it is for narrow paths
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
+  flow_table *flows;    // or null
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];
@@ -103,6 +105,13 @@ int udp_receive(udp *u, const batch *b);
 // Sends those of the out rows 0 to count - 1 whose remote is of this family, sets the error of each
 // of them, and leaves the others alone. Returns how many were sent.
 int udp_send(udp *u, const batch *b, int count);
+
+// Of a single datagram or train, for flows.h: what does not fit in there goes to `rest`. Returns 1, 0 if nothing waits, or
+// -errno.
+int udp_receive_one(const udp *u, held *h, uint8_t *rest);
+
+// False if it did not leave, or its path may not carry it.
+bool udp_send_one(udp *u, int32_t remote, int32_t hash, int32_t tos, uint8_t *payload, int32_t length);
 
 // How datagrams leave: never fragmented (RFC 7348, section 4.3), so that what does not fit is EMSGSIZE ...
 constexpr int WHOLE = IP_PMTUDISC_DO;

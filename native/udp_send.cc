@@ -29,6 +29,8 @@
 static constexpr uint8_t NO_SOCKET = 255;
 static_assert(MAX_FAN < NO_SOCKET, "choice is a byte");
 
+static constexpr int32_t VXLAN = 8;            // bytes in front of a frame
+
 static constexpr int TRAIN_ROWS = 64;          // UDP_MAX_SEGMENTS before Linux 6.9
 static constexpr int32_t TRAIN_BYTES = 65000;  // a payload that every family can carry
 
@@ -49,13 +51,25 @@ static const int32_t *remote_of(const udp *u, const batch *b, int row) {
   return load(words + layout::REMOTE_FAMILY) == u->family ? words : nullptr;
 }
 
+static bool has_moved(const udp *u, const batch *b, int row) {
+  return u->flows != nullptr && u->flows->moved > 0 &&
+         flows_have_moved(u->flows, b, load(b->columns + layout::OUT_OFFSET + row) + VXLAN,
+                          load(b->columns + layout::OUT_REMOTE + row));
+}
+
 // Groups the rows by the socket they go to, in their order (a counting sort): those of socket s are
-// order[begin[s]] to order[begin[s + 1] - 1], and so many bytes.
-static void sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *bytes) {
+// order[begin[s]] to order[begin[s + 1] - 1], and so many bytes. Returns how many have left before (flows.h).
+static int sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *bytes) {
   int next[MAX_FAN + 1] = {};
+  int moved = 0;
   for (int row = 0; row < count; row++) {
     u->choice[row] = NO_SOCKET;
     if (remote_of(u, b, row) == nullptr) continue;
+    if (has_moved(u, b, row)) {
+      b->columns[layout::OUT_ERROR + row] = 0;
+      moved++;
+      continue;
+    }
     int s = choose(u, load(b->columns + layout::OUT_HASH + row));
     u->choice[row] = static_cast<uint8_t>(s);
     next[s + 1]++;
@@ -66,6 +80,7 @@ static void sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *by
   for (int row = 0; row < count; row++) {
     if (u->choice[row] != NO_SOCKET) u->order[next[u->choice[row]]++] = static_cast<uint16_t>(row);
   }
+  return moved;
 }
 
 static void set_name(const udp *u, const int32_t *remote, udp_name *name, socklen_t *length) {
@@ -386,7 +401,7 @@ static int add_row(udp *u, const batch *b, int at, int end) {
 int udp_send(udp *u, const batch *b, int count) {
   int begin[MAX_FAN + 1], sequence[MAX_FAN];
   int64_t bytes[MAX_FAN] = {};
-  sort_rows(u, b, count, begin, bytes);
+  int sent = sort_rows(u, b, count, begin, bytes);
   // A stream's quarter of a megabyte takes the kernel a third of a millisecond: what is little leaves before it.
   std::iota(sequence, sequence + u->fan, 0);
   std::sort(sequence, sequence + u->fan, [&bytes](int one, int other) { return bytes[one] < bytes[other]; });
@@ -403,9 +418,30 @@ int udp_send(udp *u, const batch *b, int count) {
     }
     if (u->messages > 0) flush(u, b);
   }
-  int sent = 0;
   for (int i = 0; i < begin[u->fan]; i++) {
     if (load(b->columns + layout::OUT_ERROR + u->order[i]) == 0) sent++;
   }
+  if (u->flows != nullptr && count == 1 && sent == 1) flows_learn_encap(u->flows, u, b);
   return sent;
+}
+
+bool udp_send_one(udp *u, int32_t remote, int32_t hash, int32_t tos, uint8_t *payload, int32_t length) {
+  const int32_t *words = u->remotes + remote * layout::REMOTE_WORDS;
+  if (load(words + layout::REMOTE_PATH_MTU) != 0) return false;
+  udp_name name;
+  iovec part = {payload, static_cast<size_t>(length)};
+  train one = {};
+  one.datagrams = 1;
+  one.tos = tos;
+  msghdr header = {};
+  header.msg_name = &name;
+  set_name(u, words, &name, &header.msg_namelen);
+  header.msg_iov = &part;
+  header.msg_iovlen = 1;
+  set_control(u, &one, &header);
+  u->out_fd = u->fan_fd[choose(u, hash)];
+  u->narrow = false;
+  int error = send_alone(u, &header, remote);
+  if (u->narrow) allow_fragments(u, false);
+  return error == 0;
 }

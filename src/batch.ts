@@ -44,12 +44,18 @@ export const MOST_SEGMENTS = 8192;
 export const VNET_WORDS = 4;
 /** Words of an address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. */
 export const ADDRESS_WORDS = 4;
+/** Words of `Batch.repeat`. */
+const REPEAT_WORDS = 4;
 
 /**
  * `inFlags`: the datagram is longer than any that is wanted, and what is there may be only its
  * beginning. Of a train it is said of every datagram in the row.
  */
 export const TRUNCATED = 1;
+/** `inFlags`: the device would do by itself what is decided on this frame or datagram, for others like it (`repeat`). */
+export const ASKS = 2;
+/** `inFlags`, underlay: frames from the TAPs wait too, most likely because this datagram was answered. */
+export const ANSWERED = 4;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
 export const VNET_NEEDS_CSUM = 1;
@@ -86,7 +92,8 @@ const OUT_HASH = OUT_REMOTE + OUT_ROWS;
 const OUT_TOS = OUT_HASH + OUT_ROWS;
 const OUT_TAP = OUT_TOS + OUT_ROWS;
 const OUT_ERROR = OUT_TAP + OUT_ROWS;
-const COLUMN_WORDS = OUT_ERROR + OUT_ROWS;
+const REPEAT = OUT_ERROR + OUT_ROWS;
+const COLUMN_WORDS = REPEAT + REPEAT_WORDS;
 
 /** What native code must agree with: `native/layout.h` holds the same names and numbers. */
 export const LAYOUT = {
@@ -99,6 +106,8 @@ export const LAYOUT = {
   VNET_WORDS,
   ADDRESS_WORDS,
   TRUNCATED,
+  ASKS,
+  ANSWERED,
   VNET_NEEDS_CSUM,
   VNET_GSO_NONE,
   VNET_GSO_TCPV4,
@@ -121,6 +130,7 @@ export const LAYOUT = {
   OUT_TOS,
   OUT_TAP,
   OUT_ERROR,
+  REPEAT,
   COLUMN_WORDS,
   VNET_CSUM_START: CSUM_START,
   VNET_CSUM_OFFSET: CSUM_OFFSET,
@@ -163,6 +173,12 @@ export class Batch {
   readonly outTap: Int32Array;
   /** Set by the device that wrote the row: 0, or the errno because of which it was dropped. */
   readonly outError: Int32Array;
+  /**
+   * That what is decided on the only row may be done again, for others like it: where in the FDB it says so, and what
+   * (`Fdb.guard`); what others have to be like is in `native/flows.cc`. A device that fills the batch sets the first
+   * word to 0, which says nothing.
+   */
+  readonly repeat: Int32Array;
 
   constructor() {
     const memory = new SharedArrayBuffer(COLUMN_WORDS * 4 + SLAB_BYTES);
@@ -186,6 +202,7 @@ export class Batch {
     this.outTos = column(OUT_TOS, OUT_ROWS);
     this.outTap = column(OUT_TAP, OUT_ROWS);
     this.outError = column(OUT_ERROR, OUT_ROWS);
+    this.repeat = column(REPEAT, REPEAT_WORDS);
   }
 
   /** Whether a frame that was read is to be cut into segments. */

@@ -18,6 +18,10 @@
  * **Runs.** What is read at once is mostly of few flows: a frame that continues the flow of the one before it
  * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
  *
+ * **Repeated.** A lone frame of which a device asks what is decided (`ASKS`) is offered to be repeated: the device then does
+ * the same for others like it before it hands them over (`native/flows.h`). Here they are frames like any other. It is not
+ * offered where a frame is changed on its way, flooded, or captured.
+ *
  * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
  * sender is told what the path carries (wire/icmp.ts), as by kernel VXLAN. So is the sender of a frame
  * that the underlay refused for its length, from which it has just learned. A flooded frame goes to
@@ -37,6 +41,8 @@
  */
 import {
   ADDRESS_WORDS,
+  ANSWERED,
+  ASKS,
   Batch,
   HEADROOM,
   IN_ROWS,
@@ -164,7 +170,7 @@ export class Dataplane {
 
   /** Takes what waits on the TAPs to the underlay, for one turn. Whether that ended before nothing waited. */
   encap(): boolean {
-    const { inOffset, inLength } = this.#batch;
+    const { inOffset, inLength, inFlags } = this.#batch;
     let bytes = 0;
     let datagrams = 0;
     for (let burst = 0; burst < BURSTS; burst++) {
@@ -174,6 +180,7 @@ export class Dataplane {
       this.#bursts = (this.#bursts + 1) | 0;
       this.#datagrams = this.#countRead(rows);
       this.#encapBurst(rows);
+      if (rows === 1 && (inFlags[0]! & ASKS) !== 0) this.#offerEncap();
       this.#send();
       this.#mirror?.publish();
       if (this.#datagrams > TURN_DATAGRAMS || this.#limited > 0) this.#limitFrames(rows);
@@ -184,12 +191,15 @@ export class Dataplane {
     return true;
   }
 
-  /** Takes what waits on the underlay to the TAPs, as `encap`. */
+  /** Takes what waits on the underlay to the TAPs, as `encap`; true also where frames of the TAPs wait, as the device says. */
   decap(): boolean {
+    const { inFlags } = this.#batch;
     let bytes = 0;
+    let isAnswered = false;
     for (let burst = 0; burst < BURSTS; burst++) {
       const rows = this.#underlay.receive(this.#batch);
-      if (rows === 0) return false;
+      if (rows === 0) return isAnswered;
+      isAnswered ||= (inFlags[0]! & ANSWERED) !== 0;
       bytes += this.#countReceived(rows);
       if (this.#mirror === undefined) this.#decapBurst(rows);
       else this.#mirrorDecap(rows, this.#mirror);
@@ -347,6 +357,17 @@ export class Dataplane {
     return true;
   }
 
+  /** Lets the devices do for others what was decided on the only frame of this burst, if it goes to a single remote. */
+  #offerEncap(): void {
+    const { view, inOffset, inTap, repeat } = this.#batch;
+    const network = this.#byIndex[inTap[0]!]!;
+    const destination = this.#decidedDestination;
+    if (this.#out !== 1 || destination <= LOCAL || !this.#isRepeatable(network)) return;
+    const high = ethernet.macHigh(view, inOffset[0]! + ethernet.DESTINATION);
+    const low = ethernet.macLow(view, inOffset[0]! + ethernet.DESTINATION);
+    this.#fdb.guard(network.index, high, low, destination, repeat);
+  }
+
   #flood(network: Network, row: number, hash: number, tos: number): void {
     const remotes = network.flood;
     if (remotes.length === 0) return this.#drop(network.index, Drop.VXLAN_NO_REMOTE);
@@ -469,7 +490,20 @@ export class Dataplane {
       }
       this.#decapRow(row, this.#remotes.find(inAddress, row * ADDRESS_WORDS));
     }
+    if (rows === 1 && (inFlags[0]! & ASKS) !== 0) this.#offerDecap();
     this.#deliver();
+  }
+
+  /** As `#offerEncap`, of a datagram whose sender is where the FDB has its MAC. */
+  #offerDecap(): void {
+    const { view, inOffset, outTap, outRemote, repeat } = this.#batch;
+    if (this.#out !== 1 || vxlan.hasReservedBits(view, inOffset[0]!)) return;
+    const network = this.#byIndex[outTap[0]!]!;
+    if (!this.#isRepeatable(network)) return;
+    const source = inOffset[0]! + vxlan.HEADER + ethernet.SOURCE;
+    const high = ethernet.macHigh(view, source);
+    const low = ethernet.macLow(view, source);
+    this.#fdb.guard(network.index, high, low, outRemote[0]!, repeat);
   }
 
   /**
@@ -635,6 +669,11 @@ export class Dataplane {
     }
     this.#traffic.add(remote, way, frames, bytes);
     this.#countFrames(network, way, allFrames + frames, allBytes + bytes);
+  }
+
+  /** Whether frames cross it as they are, and nobody is to be shown them. */
+  #isRepeatable({ vlan, clampMtu }: Network): boolean {
+    return vlan === 0 && clampMtu === 0 && this.#mirror === undefined;
   }
 
   #countFrames(network: number, way: Way, frames: number, bytes: number): void {

@@ -175,6 +175,11 @@ export class Fdb {
     return memory;
   }
 
+  /** All of it, as native code sees it. */
+  get words(): Int32Array {
+    return this.#words;
+  }
+
   constructor(memory: SharedArrayBuffer) {
     this.memory = memory;
     this.#words = new Int32Array(memory);
@@ -194,6 +199,27 @@ export class Fdb {
   lookup(network: number, macHigh: number, macLow: number): number {
     const route = this.#route(this.#find(network, macHigh, macLow), network, macHigh, macLow);
     return route === 0 ? -1 : route >> 2;
+  }
+
+  /**
+   * What says that frames for this MAC go to `destination`: into `guard` come the place of the entry's three first words
+   * in `words`, and what they are for as long as it says so. Nothing where no entry does.
+   */
+  guard(
+    network: number,
+    macHigh: number,
+    macLow: number,
+    destination: number,
+    guard: Int32Array,
+  ): void {
+    const entry = this.#find(network, macHigh, macLow);
+    const route = this.#route(entry, network, macHigh, macLow);
+    const whole = Atomics.load(this.#words, entry + ROUTE);
+    if (route === 0 || route >> 2 !== destination || (whole & ROUTE_MASK) !== route) return;
+    guard[1 + KEY_LOW] = macLow;
+    guard[1 + KEY_HIGH] = keyHighOf(network, macHigh);
+    guard[1 + ROUTE] = whole;
+    guard[0] = entry;
   }
 
   /**

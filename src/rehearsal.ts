@@ -12,6 +12,7 @@
  */
 import {
   ADDRESS_WORDS,
+  ASKS,
   type Batch,
   HEADROOM,
   VNET_GSO_NONE,
@@ -118,7 +119,7 @@ abstract class Script {
     const rows = 1 + (burst % 4);
     for (let row = 0; row < rows; row++) {
       const kind = (burst * (row > 1 ? row : 1)) % this.frames.length;
-      batch.inFlags[row] = 0;
+      batch.inFlags[row] = rows === 1 ? ASKS : 0;
       this.fill(batch, row, kind);
     }
     return rows;

@@ -10,6 +10,8 @@ import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
 import {
   beginPace,
   demotions,
+  type Flows,
+  flowTable,
   NativeTap,
   NativeTaps,
   secondsAsleep,
@@ -130,6 +132,7 @@ export class Vtep {
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
   readonly #remotes: Remotes;
+  readonly #flows: Flows;
   readonly #taps: NativeTaps;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
@@ -149,11 +152,13 @@ export class Vtep {
    */
   static async open(plan: Plan, worker: number, kept = { ...plan.kept }): Promise<Vtep> {
     const remotes = new Remotes(plan.remotes);
-    const taps = new NativeTaps(plan.busyPollUs);
+    const fdb = new Fdb(plan.fdb);
+    const flows = flowTable(fdb.words);
+    const taps = new NativeTaps(plan.busyPollUs, flows);
     let vtep: Vtep | undefined;
     try {
-      const { underlay, opened } = await openUnderlay(plan, worker, remotes, kept);
-      vtep = new Vtep(plan, worker, remotes, opened, taps, underlay, kept);
+      const { underlay, opened } = await openUnderlay(plan, worker, remotes, flows, kept);
+      vtep = new Vtep(plan, worker, fdb, remotes, opened, flows, taps, underlay, kept);
       for (const network of plan.networks) vtep.add(network);
       return vtep;
     } catch (error) {
@@ -165,8 +170,10 @@ export class Vtep {
   private constructor(
     plan: Plan,
     worker: number,
+    fdb: Fdb,
     remotes: Remotes,
     opened: Opened,
+    flows: Flows,
     taps: NativeTaps,
     underlay: Underlay,
     kept: Record<string, number>,
@@ -183,9 +190,10 @@ export class Vtep {
     this.#underlay = underlay;
     this.#counters = new Counters(plan.counters, plan.workers, worker);
     this.#remotes = remotes;
+    this.#flows = flows;
     this.#taps = taps;
     this.#dataplane = new Dataplane({
-      fdb: new Fdb(plan.fdb),
+      fdb,
       remotes,
       counters: this.#counters,
       traffic: new Traffic(plan.traffic, plan.workers, worker),
@@ -269,6 +277,7 @@ export class Vtep {
   /** Gives a network other settings, from the next burst on. */
   change(own: NetworkPlan): void {
     this.#networks.get(own.index)?.network.apply(settingsOf(own));
+    this.#flows.forget();
   }
 
   /** Forwards no more of a network; its TAP stays open, so that it can be deleted in a moment. */
@@ -307,6 +316,7 @@ export class Vtep {
 
   /** Shows frames from now on, or to nobody. */
   mirror(mirroring: Mirroring | undefined): void {
+    this.#flows.forget();
     if (mirroring === undefined) return this.#dataplane.mirrorTo(undefined);
     const { ring, filter } = mirroring;
     // The wall clock as of now: one that is set meanwhile would put frames out of order.
@@ -374,6 +384,7 @@ async function openUnderlay(
   plan: Plan,
   worker: number,
   remotes: Remotes,
+  flows: Flows,
   kept: Record<string, number>,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {
@@ -381,6 +392,7 @@ async function openUnderlay(
     local6: plan.local6,
     port: plan.port,
     remotes,
+    flows,
     sourcePorts: plan.sourcePorts,
     fan: fanOf(plan),
     df: plan.df,

@@ -18,6 +18,7 @@ import type { Remotes } from "../remotes.ts";
 import {
   addon,
   adopted,
+  type Flows,
   isSystemError,
   numberOf,
   type UdpFamily,
@@ -48,6 +49,7 @@ export interface NativeUnderlayOptions {
   /** UDP port to receive on. */
   port: number;
   remotes: Remotes;
+  flows?: Flows | undefined;
   /** Source ports are free ones of this range, both ends included; RFC 7348: 49152 to 65535. */
   sourcePorts?: readonly [low: number, high: number];
   /** Sending sockets wanted of each family; there are fewer if the range has fewer free ports. By default FAN. */
@@ -118,6 +120,7 @@ export class NativeUnderlay implements Underlay {
         segment: options.offloads?.gso ?? true,
         coalesce: options.offloads?.gro ?? true,
         remotes: remotes.words,
+        flows: options.flows,
       };
       try {
         const open = (fd: number) => new native.Udp({ ...socket, fd });

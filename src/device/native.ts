@@ -14,6 +14,11 @@ export interface NativeBatch {
   readonly number: number;
 }
 
+/** A flow table that devices of one thread share (`native/flows.h`). */
+export interface Flows {
+  forget(): void;
+}
+
 /** What has a descriptor: that, or −1 after close. */
 interface Port {
   fd(): number;
@@ -99,13 +104,18 @@ export interface UdpFamilyOptions {
   coalesce: boolean;
   /** `Remotes.words`. */
   remotes: Int32Array;
+  flows?: Flows | undefined;
 }
 
 export interface Addon {
   readonly layout: Readonly<Record<string, number>>;
   readonly Batch: new (columns: Int32Array, slab: Uint8Array) => NativeBatch;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
-  readonly Taps: new () => TapQueues;
+  /** Of `Fdb.words`. */
+  readonly Flows: new (
+    guards: Int32Array,
+  ) => Flows;
+  readonly Taps: new (flows?: Flows) => TapQueues;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
   /** How often the kernel has refused a kind of super-frame, to all TAPs of this process. */
   tapDemotions(): number;

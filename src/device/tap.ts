@@ -15,6 +15,7 @@ import { VtepError } from "../errors.ts";
 import {
   addon,
   adopted,
+  type Flows,
   isSystemError,
   numberOf,
   type TapQueue,
@@ -32,6 +33,8 @@ const TUN_F_USO = 0x20 | 0x40;
 /** "File descriptor in bad state": the interface behind it is gone. Not among os.constants. */
 const EBADFD = 77;
 const { EBUSY, ENODEV } = constants.errno;
+
+export type { Flows };
 
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
@@ -109,8 +112,8 @@ export class NativeTaps implements Taps<NativeTap> {
   readonly #members = new Map<number, Member>();
 
   /** `busyPollUs`: for how long the thread, once it was woken, asks for more before it sleeps. */
-  constructor(busyPollUs = 0) {
-    this.#queues = waitable(() => new (addon().Taps)());
+  constructor(busyPollUs = 0, flows?: Flows) {
+    this.#queues = waitable(() => new (addon().Taps)(flows));
     this.#busyPollUs = busyPollUs;
   }
 
@@ -195,6 +198,11 @@ function waitable<T>(join: () => T): T {
     if (!isSystemError(error)) throw error;
     throw new VtepError("SYSTEM", `TAPs cannot be waited for: ${error.message}`, error);
   }
+}
+
+/** What the devices of a thread do by themselves (`native/flows.h`); `guards`: `Fdb.words`. */
+export function flowTable(guards: Int32Array): Flows {
+  return new (addon().Flows)(guards);
 }
 
 /** Changes when any TAP of this process does without an offload that it had. */

@@ -23,7 +23,7 @@ describe("the memory layout", () => {
 
   it("ends where the columns end", () => {
     const batch = new Batch();
-    expect(batch.outError.byteOffset + batch.outError.byteLength).toBe(batch.columns.byteLength);
+    expect(batch.repeat.byteOffset + batch.repeat.byteLength).toBe(batch.columns.byteLength);
   });
 
   const whole = { ...LAYOUT, ...REMOTE_LAYOUT };
