@@ -362,7 +362,7 @@ export class Dataplane {
     const { view, inOffset, inTap, repeat } = this.#batch;
     const network = this.#byIndex[inTap[0]!]!;
     const destination = this.#decidedDestination;
-    if (this.#out !== 1 || destination <= LOCAL || !this.#isRepeatable(network)) return;
+    if (destination <= LOCAL || !this.#isRepeatable(network)) return;
     const high = ethernet.macHigh(view, inOffset[0]! + ethernet.DESTINATION);
     const low = ethernet.macLow(view, inOffset[0]! + ethernet.DESTINATION);
     this.#fdb.guard(network.index, high, low, destination, repeat);

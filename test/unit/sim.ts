@@ -339,6 +339,8 @@ class ScriptedDevice {
   readonly written: Written[] = [];
   /** Calls of `write` or `send`, by how many rows each wrote. */
   readonly writes: number[] = [];
+  /** What it was offered to repeat: where in the FDB that is said, and what. */
+  readonly offers: { readonly at: number; readonly words: readonly number[] }[] = [];
   /** The errno with which the device drops a row, 0 for none; by how many rows came before. */
   errnoOf: (nth: number) => number = () => 0;
   reads = 0;
@@ -354,6 +356,7 @@ class ScriptedDevice {
     if (this.most < burst.length) this.bursts.unshift(burst.slice(this.most));
     // What a burst left behind must not matter to the next one.
     batch.columns.fill(-1);
+    batch.repeat[0] = 0;
     batch.slab.fill(0xa5);
     let offset = HEADROOM;
     for (const [row, { bytes, tap, from, segment, flags, tos }] of rows.entries()) {
@@ -374,6 +377,8 @@ class ScriptedDevice {
   protected take(batch: Batch, first: number, end: number): number {
     let failed = 0;
     this.writes.push(end - first);
+    const [at, ...words] = batch.repeat;
+    if (at !== 0) this.offers.push({ at: at!, words });
     for (let out = first; out < end; out++) {
       const error = this.errnoOf(this.#nth++);
       batch.outError[out] = error;
