@@ -12,7 +12,7 @@ import { constants } from "node:os";
 import { PerformanceObserver, performance } from "node:perf_hooks";
 import { setTimeout } from "node:timers/promises";
 import type { Batch } from "../../src/batch.ts";
-import { TRUNCATED } from "../../src/batch.ts";
+import { ASKS, TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
 import { Mirror } from "../../src/mirror.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, vxlan } from "./sim.ts";
@@ -158,6 +158,11 @@ function captured(made: Mill): Mill {
   return { ...made, encap: emptying(made.encap), decap: emptying(made.decap) };
 }
 
+/** A device would do by itself what is decided on it. */
+function asked(row: Row): Row {
+  return { ...row, flags: ASKS };
+}
+
 /** Name, the dataplane, whether from the TAP, and how many frames there are in a burst. */
 const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["encap, known unicast", mill(new Treadmill(toRemotes), NOTHING), true, 16],
@@ -172,6 +177,8 @@ const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["decap, refused", mill(failing(new Treadmill([])), new Treadmill(fromRemotes)), false, 16],
   ["decap, moving", mill(NOTHING, new Treadmill(moving)), false, 64],
   ["decap, evicting", mill(NOTHING, new Treadmill(fromRemotes), { limit: 4 }), false, 16],
+  ["encap, asked about", mill(new Treadmill([asked(toRemotes[0]!)]), NOTHING), true, 1],
+  ["decap, asked about", mill(NOTHING, new Treadmill([asked(fromRemotes[0]!)])), false, 1],
   ["encap, captured", captured(mill(new Treadmill(toRemotes), NOTHING)), true, 16],
   ["decap, captured", captured(mill(NOTHING, new Treadmill(trains))), false, 64],
   ["wasteful", mill(new Treadmill(toRemotes), new Wasteful([])), true, 16],
