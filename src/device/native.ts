@@ -1,8 +1,8 @@
 /**
  * The addon, loaded once and only here. It is the NIC: it moves batches between descriptors and
- * memory, knows no VNI and no policy, and repeats a decision only where TypeScript offers that. `native/addon.cc` checks arguments so that no mistake can
- * crash the process; defaults and the meaning of errors are the business of tap.ts and
- * native-underlay.ts.
+ * memory, knows no VNI and no policy, and repeats a decision only where TypeScript offers that.
+ * `native/addon.cc` checks arguments so that no mistake can crash the process; defaults and the meaning
+ * of errors are the business of tap.ts and native-underlay.ts.
  */
 import { createRequire } from "node:module";
 import { type Batch, LAYOUT } from "../batch.ts";
