@@ -249,7 +249,13 @@ int tap_set_read_one(tap_set *s, held *h, uint8_t *rest) {
   if (epoll_wait(s->fd, &ready, 1, 0) != 1) return 0;
   const tap *t = queue_at(s, ready.data.u64);
   if (t == nullptr) return 0;
-  return member(s, t->slot)->drains > 0 ? -EAGAIN : tap_read_one(t, h, rest);
+  tap *first = member(s, t->slot);
+  if (first->drains > 0) {
+    int read = tap_read_one(first, h, rest);
+    if (read != 0) return read;
+    first->drains = 0;
+  }
+  return tap_read_one(t, h, rest);
 }
 
 bool tap_set_write_one(const tap_set *s, int slot, uint8_t *frame, int32_t length) {

@@ -52,7 +52,7 @@ void tap_set_gather(const tap_set *s);
 // Writes out rows 0 to count - 1, each to the TAP in OUT_TAP, as tap_write does. Returns how many failed.
 int tap_set_write(tap_set *s, const batch *b, int count);
 
-// Of a single frame, for flows.h. Returns 1, 0 if nothing waits, or -errno: EAGAIN if it is not this frame's turn.
+// Of a single frame, for flows.h. Returns 1, 0 if nothing waits, or -errno.
 int tap_set_read_one(tap_set *s, held *h, uint8_t *rest);
 
 // False if it cannot be written.
