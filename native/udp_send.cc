@@ -154,7 +154,11 @@ static bool turns_narrow(udp *u, int32_t remote, int error) {
 // Returns 0 or errno. An error of datagrams before it is no reason not to send this one.
 static int send_alone(udp *u, const msghdr *header, int32_t remote) {
   for (bool again = false;; again = true) {
-    if (sendmsg(u->out_fd, header, MSG_DONTWAIT) >= 0) return 0;
+    ssize_t sent = sendmsg(u->out_fd, header, MSG_DONTWAIT);
+    if (sent >= 0) {
+      if (again) udp_left_again(u, remote, static_cast<int32_t>(sent));
+      return 0;
+    }
     int error = errno;
     if (udp_was_icmp(u, remote, error) && !again) continue;
     if (!turns_narrow(u, remote, error)) return error;
