@@ -117,6 +117,12 @@ void flows_forget(flow_table *f) {
   for (flow &each : f->known) each.key.length = 0;
 }
 
+void flows_lose_tap(flow_table *f, int slot) {
+  flows_forget(f);
+  held *end = std::remove_if(f->frame, f->frame + f->frames, [slot](const held &h) { return h.slot == slot; });
+  f->frames = static_cast<int>(end - f->frame);
+}
+
 void flows_learn_encap(flow_table *f, udp *u, const batch *b) {
   flow now = {};
   int32_t offset = load(b->columns + layout::OUT_OFFSET), length = load(b->columns + layout::OUT_LENGTH);

@@ -75,6 +75,9 @@ struct flow_table {
 
 void flows_forget(flow_table *f);
 
+// A TAP leaves: what was read from it goes too, for whoever has its slot next has another network.
+void flows_lose_tap(flow_table *f, int slot);
+
 // The thread was woken because something can be read: of what it is, whatever has a flow is moved. Returns true if that is
 // all, so that TypeScript may be handed it in a moment.
 bool flows_wake_by_taps(flow_table *f);

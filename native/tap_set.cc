@@ -81,7 +81,7 @@ void tap_set_remove(tap_set *s, int slot) {
   }
   s->member[static_cast<size_t>(slot)] = nullptr;
   t->set = nullptr;
-  if (s->flows != nullptr) flows_forget(s->flows);
+  if (s->flows != nullptr) flows_lose_tap(s->flows, slot);
 }
 
 static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
