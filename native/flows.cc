@@ -15,13 +15,13 @@
 // wakes it: a round trip's time. Whoever is woken more often is warm, and quicker without.
 static constexpr uint64_t COLD_NS = 1'000'000, WARM_UP_NS = 1'000'000;
 
-static_assert(MOST_HELD * (MAX_SLOT + layout::HEADROOM + 128) <= layout::SLAB_BYTES, "slots are rows");
+static_assert(MOST_HELD * (HELD_BYTES + layout::HEADROOM + 16) + MAX_REST <= layout::SLAB_BYTES);
 
 static constexpr int32_t NOWHERE = -1;
 static constexpr int32_t VXLAN = 8;
 static constexpr int32_t MACS = 12;
 static constexpr int32_t PORTS = 4;
-static constexpr uint8_t PROTOCOL_ICMP = 1, PROTOCOL_ICMPV6 = 58, PROTOCOL_SCTP = 132;
+static constexpr uint8_t PROTOCOL_ICMPV6 = 58, PROTOCOL_SCTP = 132;
 static constexpr uint8_t ECN = 3;
 
 // ---- keys
@@ -233,10 +233,15 @@ static int32_t flags_of(const held *h) {
   return (h->truncated ? layout::TRUNCATED : 0) | (h->asks ? layout::ASKS : 0);
 }
 
-static void copy(const flow_table *f, const held *h, int32_t begin, uint8_t *to, int32_t length) {
-  int32_t here = std::min(length, HELD_BYTES);
+static void copy(const flow_table *f, const held *h, int32_t begin, uint8_t *to) {
+  int32_t here = std::min(h->length, HELD_BYTES);
   memcpy(to, h->bytes + begin, static_cast<size_t>(here));
-  if (length > here) memcpy(to + here, f->rest, static_cast<size_t>(length - here));
+  if (h->length > here) memcpy(to + here, f->rest, static_cast<size_t>(h->length - here));
+}
+
+// One behind the other, each as well aligned as the first.
+static int32_t next_offset(int32_t offset, const held *h) {
+  return offset + ((h->length + layout::HEADROOM + 15) & ~15);
 }
 
 // What of a batch that was filled before was offered and not taken, or moved, is of no account any more.
@@ -251,35 +256,34 @@ int flows_take_frames(flow_table *f, const batch *b) {
   int32_t offset = layout::HEADROOM;
   for (int row = 0; row < f->frames; row++) {
     const held *h = &f->frame[row];
-    copy(f, h, layout::HEADROOM, b->slab + offset, h->length);
+    copy(f, h, layout::HEADROOM, b->slab + offset);
     *vnet_of(b, row) = h->vnet;
     b->columns[layout::IN_OFFSET + row] = offset;
     b->columns[layout::IN_LENGTH + row] = b->columns[layout::IN_SEGMENT + row] = h->length;
     b->columns[layout::IN_FLAGS + row] = flags_of(h);
     b->columns[layout::IN_TAP + row] = h->slot;
-    mark(f, h, offset);
-    offset = ((offset + h->length + 15) & ~15) + layout::HEADROOM;
+    mark(f, h, offset - VXLAN);
+    offset = next_offset(offset, h);
   }
   int rows = f->frames;
   f->frames = 0;
   return rows;
 }
 
-int flows_take_datagrams(flow_table *f, const udp *u, const batch *b) {
+int flows_take_datagrams(flow_table *f, const batch *b) {
   begin(f, b);
+  int32_t offset = layout::HEADROOM - VXLAN;
   for (int row = 0; row < f->datagrams; row++) {
     const held *h = &f->datagram[row];
-    int32_t at = row * u->stride + layout::HEADROOM - VXLAN;
-    int32_t length = std::min(h->length, u->slot_bytes);
-    int32_t cut = length < h->length ? layout::TRUNCATED : 0;
-    copy(f, h, layout::HEADROOM - VXLAN, b->slab + at, length);
-    b->columns[layout::IN_OFFSET + row] = at;
-    b->columns[layout::IN_LENGTH + row] = length;
-    b->columns[layout::IN_SEGMENT + row] = std::min(h->segment, length);
-    b->columns[layout::IN_FLAGS + row] = flags_of(h) | cut | (f->frames > 0 ? layout::ANSWERED : 0);
+    copy(f, h, layout::HEADROOM - VXLAN, b->slab + offset);
+    b->columns[layout::IN_OFFSET + row] = offset;
+    b->columns[layout::IN_LENGTH + row] = h->length;
+    b->columns[layout::IN_SEGMENT + row] = h->segment;
+    b->columns[layout::IN_FLAGS + row] = flags_of(h) | (f->frames > 0 ? layout::ANSWERED : 0);
     b->columns[layout::IN_TOS + row] = h->tos;
     memcpy(b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS, h->address, sizeof h->address);
-    mark(f, h, at + VXLAN);
+    mark(f, h, offset + VXLAN);
+    offset = next_offset(offset, h);
   }
   int rows = f->datagrams;
   f->datagrams = 0;

@@ -43,7 +43,7 @@ struct flow {
 };
 
 // What was read and has not been handed to TypeScript. What does not fit lies in `rest`, of the last that was read.
-constexpr int32_t HELD_BYTES = 2048;
+constexpr int32_t HELD_BYTES = 2048, MAX_REST = 65536 + 64;
 struct held {
   virtio_net_hdr vnet;
   int32_t length, segment, tos;
@@ -66,8 +66,8 @@ struct flow_table {
   int frames, datagrams;  // that are held
   held frame[MOST_HELD];
   held datagram[MOST_HELD];
-  uint8_t rest[65536 + 64];
-  // What of the batch that was filled last has been moved: frames by where they begin, and to whom.
+  uint8_t rest[MAX_REST];
+  // What of the batch that was filled last has been moved: where it begins as an out row, and to whom.
   const batch *filled;
   int moved;
   int32_t moved_at[MOST_HELD], moved_to[MOST_HELD];
@@ -85,9 +85,9 @@ bool flows_wake_by_underlay(flow_table *f, struct udp *u);
 
 // Fills rows with what is held. Returns how many.
 int flows_take_frames(flow_table *f, const batch *b);
-int flows_take_datagrams(flow_table *f, const struct udp *u, const batch *b);
+int flows_take_datagrams(flow_table *f, const batch *b);
 
-// Whether the frame that begins there was moved to that TAP or remote.
+// Whether the out row that begins there was moved to that TAP or remote.
 bool flows_have_moved(const flow_table *f, const batch *b, int32_t offset, int32_t target);
 
 // Out row 0, the only one, has just been written by TypeScript's order: it is a flow from now on, if it was offered.

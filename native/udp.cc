@@ -8,6 +8,7 @@
 #include <netinet/udp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -291,7 +292,9 @@ static void store_row(const udp *u, const batch *b, int row) {
 }
 
 int udp_receive_one(const udp *u, held *h, uint8_t *rest) {
-  iovec parts[2] = {{h->bytes + layout::HEADROOM - 8, HELD_BYTES}, {rest, MAX_SLOT}};
+  int here = std::min(u->slot_bytes, HELD_BYTES);
+  iovec parts[2] = {{h->bytes + layout::HEADROOM - 8, static_cast<size_t>(here)},
+                    {rest, static_cast<size_t>(u->slot_bytes - here)}};
   udp_name name;
   alignas(cmsghdr) uint8_t control[sizeof u->in_control[0]];
   msghdr header = {};
@@ -312,7 +315,7 @@ int udp_receive_one(const udp *u, held *h, uint8_t *rest) {
 }
 
 int udp_receive(udp *u, const batch *b) {
-  int held = u->flows != nullptr ? flows_take_datagrams(u->flows, u, b) : 0;
+  int held = u->flows != nullptr ? flows_take_datagrams(u->flows, b) : 0;
   if (held > 0) return held;
   pace_rest();
   pace_before_receive(u->fd);

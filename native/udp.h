@@ -106,8 +106,8 @@ int udp_receive(udp *u, const batch *b);
 // of them, and leaves the others alone. Returns how many were sent.
 int udp_send(udp *u, const batch *b, int count);
 
-// Of a single datagram or train, for flows.h: what does not fit in there goes to `rest`. Returns 1, 0 if nothing waits, or
-// -errno.
+// Of a single datagram or train, for flows.h, cut where a slot would end: what does not fit in there goes to `rest`.
+// Returns 1, 0 if nothing waits, or -errno.
 int udp_receive_one(const udp *u, held *h, uint8_t *rest);
 
 // False if it did not leave, or its path may not carry it.

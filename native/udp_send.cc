@@ -44,16 +44,20 @@ static int choose(const udp *u, int32_t hash) {
   return static_cast<int>(static_cast<uint64_t>(mixed) * static_cast<uint32_t>(u->fan) >> 32);
 }
 
-static const int32_t *remote_of(const udp *u, const batch *b, int row) {
-  int32_t remote = load(b->columns + layout::OUT_REMOTE + row);
+// Null if it is none, or of the other family.
+static const int32_t *words_of(const udp *u, int32_t remote) {
   if (remote <= 0 || remote >= layout::REMOTE_ROWS) return nullptr;
   const int32_t *words = u->remotes + remote * layout::REMOTE_WORDS;
   return load(words + layout::REMOTE_FAMILY) == u->family ? words : nullptr;
 }
 
+static const int32_t *remote_of(const udp *u, const batch *b, int row) {
+  return words_of(u, load(b->columns + layout::OUT_REMOTE + row));
+}
+
 static bool has_moved(const udp *u, const batch *b, int row) {
   return u->flows != nullptr && u->flows->moved > 0 &&
-         flows_have_moved(u->flows, b, load(b->columns + layout::OUT_OFFSET + row) + VXLAN,
+         flows_have_moved(u->flows, b, load(b->columns + layout::OUT_OFFSET + row),
                           load(b->columns + layout::OUT_REMOTE + row));
 }
 
@@ -430,8 +434,8 @@ int udp_send(udp *u, const batch *b, int count) {
 }
 
 bool udp_send_one(udp *u, int32_t remote, int32_t hash, int32_t tos, uint8_t *payload, int32_t length) {
-  const int32_t *words = u->remotes + remote * layout::REMOTE_WORDS;
-  if (load(words + layout::REMOTE_PATH_MTU) != 0) return false;
+  const int32_t *words = words_of(u, remote);  // another thread may have written OUT_REMOTE since it was sent to
+  if (words == nullptr || load(words + layout::REMOTE_PATH_MTU) != 0) return false;
   udp_name name;
   iovec part = {payload, static_cast<size_t>(length)};
   train one = {};
