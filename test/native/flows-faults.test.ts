@@ -1,0 +1,222 @@
+/**
+ * Flows (`native/flows.h`) where something else happens in the moment between a frame's leaving and TypeScript's
+ * hearing of it, and where frames are like others only in part.
+ */
+import { execFileSync } from "node:child_process";
+import type dgram from "node:dgram";
+import { once } from "node:events";
+import { setTimeout as pause } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { Batch, HEADROOM } from "../../src/batch.ts";
+import { Counters, Traffic } from "../../src/counters.ts";
+import { NativeTap } from "../../src/device/tap.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
+import { Fdb, NETWORKS, STATIC } from "../../src/fdb.ts";
+import { Heartbeats } from "../../src/heartbeats.ts";
+import { Remotes } from "../../src/remotes.ts";
+import { type NetworkPlan, type Plan, Vtep } from "../../src/vtep.ts";
+import { until } from "../lab/until.ts";
+import { alone, freePort, ip, receiver, setRow, uniqueName } from "./fixture.ts";
+
+vi.setConfig({ testTimeout: 10_000 });
+
+const VNI = 42;
+const HERE = "127.0.0.1";
+const THERE = "127.0.0.2";
+/** Of the remote, and of the network. */
+const REMOTE = 1;
+const INDEX = 1;
+/** Stations on both sides, of which the FDB knows from the beginning where the other one is. */
+const OURS = "020000000001";
+const THEIRS = "020000000002";
+const THEIRS_PLACE = [0x0200, 2] as const;
+
+let namespace: string;
+let port: number;
+let counters: Counters;
+let vtep: Vtep;
+/** Closes it, once. */
+let close: () => void;
+let own: NetworkPlan;
+let peer: dgram.Socket;
+/** Datagrams that it has got. */
+let left: number;
+/** A TAP of the test's, on a bridge with that of the VTEP. */
+let station: NativeTap;
+let batch: Batch;
+
+beforeEach(async () => {
+  namespace = uniqueName();
+  port = await freePort();
+  peer = await receiver(THERE, port);
+  left = 0;
+  close = () => undefined;
+  peer.on("message", () => left++);
+  batch = new Batch();
+  ip("netns", "add", namespace);
+  ip("-n", namespace, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
+  silence("br0");
+  ip("-n", namespace, "link", "set", "br0", "mtu", "9000", "up");
+  station = new NativeTap({ name: uniqueName(), offloads: { csum: false } });
+  join(station.name);
+});
+
+afterEach(() => {
+  close();
+  station.close();
+  peer.close();
+  ip("netns", "delete", namespace);
+});
+
+/** What it would say by itself is nobody's. */
+function silence(link: string): void {
+  const file = `/proc/sys/net/ipv6/conf/${link}/disable_ipv6`;
+  execFileSync("nsenter", [`--net=/run/netns/${namespace}`, "sh", "-c", `echo 1 >${file}`]);
+}
+
+function join(tap: string): void {
+  ip("link", "set", tap, "netns", namespace);
+  silence(tap);
+  ip("-n", namespace, "link", "set", tap, "mtu", "9000", "master", "br0", "up");
+}
+
+async function forward({ furtherQueues = 0, gro = true } = {}): Promise<void> {
+  const remotes = new Remotes();
+  const fdb = new Fdb(Fdb.allocate(1024, 1));
+  expect(remotes.add(THERE, port)).toBe(REMOTE);
+  fdb.setLimit(INDEX, 100);
+  fdb.set(INDEX, ...THEIRS_PLACE, REMOTE, STATIC);
+  own = {
+    vni: VNI,
+    index: INDEX,
+    tap: uniqueName(),
+    furtherQueues,
+    mac: { high: 0x0200, low: 9 },
+    hasGateway: false,
+    vlan: 0,
+    mtu: 1450,
+    clampMss: false,
+    ageSeconds: 300,
+    flood: [REMOTE],
+    allowed: [],
+  };
+  const plan: Plan = {
+    workers: 1,
+    fdb: fdb.memory,
+    counters: Counters.allocate(NETWORKS - 1, 1),
+    traffic: Traffic.allocate(1),
+    heartbeats: Heartbeats.allocate(1),
+    remotes: remotes.words.buffer as SharedArrayBuffer,
+    underlay: "native",
+    local4: HERE,
+    local6: undefined,
+    port,
+    sourcePorts: [49_152, 65_535],
+    offloads: { ...ALL_OFFLOADS, gro },
+    busyPollUs: 0,
+    paced: false,
+    strict: false,
+    flowSeed: 1,
+    dscp: 0,
+    df: "set",
+    kept: {},
+    keptOnly: false,
+    largestMtu: 1450,
+    networks: [own],
+  };
+  counters = new Counters(plan.counters, 1);
+  vtep = await Vtep.open(plan, 0);
+  close = () => {
+    close = () => undefined;
+    vtep.close();
+  };
+  join(own.tap);
+  const none = () => undefined;
+  vtep.forward(none, none);
+}
+
+/** UDP over IPv4 in Ethernet, so many bytes in all. */
+function frame(to: string, from: string, length: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  bytes.write(`${to}${from}08004500`, "hex");
+  bytes.writeUInt16BE(length - 14, 16);
+  bytes.write("4011", 22, "hex");
+  bytes.write("c0000201c0000202", 26, "hex");
+  bytes.write("03e803e9", 34, "hex");
+  bytes.writeUInt16BE(length - 34, 38);
+  // Where br_netfilter is loaded, a bridge asks for it.
+  let sum = 0;
+  for (let at = 14; at < 34; at += 2) sum += bytes.readUInt16BE(at);
+  bytes.writeUInt16BE(~(sum + (sum >> 16)) & 0xffff, 24);
+  return bytes;
+}
+
+function datagram(length: number): Buffer {
+  return Buffer.concat([Buffer.from("0800000000002a00", "hex"), frame(OURS, THEIRS, length)]);
+}
+
+function say(bytes: Uint8Array): void {
+  batch.slab.set(bytes, HEADROOM);
+  setRow(batch, 0, { offset: HEADROOM, length: bytes.length });
+  alone(station).write(batch, 1);
+  expect(batch.outError[0]).toBe(0);
+}
+
+/** The lengths of what has come to the station. */
+function heard(): number[] {
+  return Array.from({ length: alone(station).read(batch) }, (_, row) => batch.inLength[row]!);
+}
+
+const sent = () => counters.events(INDEX).encapFrames;
+
+/** Says the same until it has left before it is counted, and is done in that moment. */
+async function leaveUncounted(): Promise<void> {
+  const repeat = setInterval(() => say(frame(THEIRS, OURS, 60)), 10); // in between the thread sleeps
+  onTestFinished(() => clearInterval(repeat));
+  do await once(peer, "message");
+  while (sent() >= left);
+  clearInterval(repeat);
+}
+
+describe("in the moment in which a frame has left and is not counted yet", () => {
+  it("its network can go", async () => {
+    await forward();
+    await leaveUncounted();
+    vtep.retire(INDEX);
+    expect(close).not.toThrow();
+  });
+
+  it("another network can have its place, and has no frame of it", async () => {
+    await forward();
+    await leaveUncounted();
+    const before = sent();
+    vtep.retire(INDEX);
+    vtep.discard(INDEX);
+    vtep.add({ ...own, vni: VNI + 1, tap: uniqueName() });
+    close();
+    expect(sent()).toBe(before);
+  });
+});
+
+describe("a frame of a TAP with further queues", () => {
+  it("leaves before it is counted, also while the first queue has had none", async () => {
+    await forward({ furtherQueues: 7 });
+    await leaveUncounted();
+  });
+});
+
+describe("where no trains are received", () => {
+  it("a datagram that is too long is dropped, whatever it begins like", async () => {
+    await forward({ gro: false });
+    const drops = () => counters.drops(0).PKT_TOO_BIG ?? 0;
+    for (let nth = 1; nth <= 20; nth++) {
+      await pause(5); // the thread is to have slept
+      peer.send(datagram(60), port, HERE);
+      await until("the short one", () => counters.events(INDEX).decapFrames === nth);
+      await pause(5);
+      peer.send(datagram(1600), port, HERE);
+      await until("the long one", () => drops() === nth);
+    }
+    expect(new Set(heard())).toEqual(new Set([60]));
+  });
+});
