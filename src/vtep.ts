@@ -276,6 +276,7 @@ export class Vtep {
 
   /** Gives a network other settings, from the next burst on. */
   change(own: NetworkPlan): void {
+    this.#settle();
     this.#networks.get(own.index)?.network.apply(settingsOf(own));
     this.#flows.forget();
   }
@@ -284,6 +285,7 @@ export class Vtep {
   retire(index: number): void {
     const open = this.#networks.get(index);
     if (open === undefined) return;
+    this.#settle();
     this.#taps.remove(index);
     this.#dataplane.remove(open.network);
   }
@@ -316,6 +318,7 @@ export class Vtep {
 
   /** Shows frames from now on, or to nobody. */
   mirror(mirroring: Mirroring | undefined): void {
+    this.#settle();
     this.#flows.forget();
     if (mirroring === undefined) return this.#dataplane.mirrorTo(undefined);
     const { ring, filter } = mirroring;
@@ -335,6 +338,12 @@ export class Vtep {
     this.#taps.close();
     for (const { tap } of this.#networks.values()) tap.close();
     this.#underlay.close();
+  }
+
+  /** What the devices have moved by themselves is learned and counted by what it was moved by. */
+  #settle(): void {
+    this.#dataplane.decap();
+    this.#dataplane.encap();
   }
 
   #offloads(): Offloads {
