@@ -223,8 +223,10 @@ bool flows_wake_by_underlay(flow_table *f, udp *u) {
 
 // ---- what TypeScript is handed
 
-static void mark(flow_table *f, const held *h, int32_t offset) {
+static void mark(flow_table *f, const held *h, const batch *b, int row, int32_t offset) {
   if (h->target == NOWHERE) return;
+  b->columns[layout::IN_FLAGS + row] |= layout::MOVED;
+  b->columns[layout::IN_MOVED + row] = h->target;
   f->moved_at[f->moved] = offset;
   f->moved_to[f->moved++] = h->target;
 }
@@ -262,7 +264,7 @@ int flows_take_frames(flow_table *f, const batch *b) {
     b->columns[layout::IN_LENGTH + row] = b->columns[layout::IN_SEGMENT + row] = h->length;
     b->columns[layout::IN_FLAGS + row] = flags_of(h);
     b->columns[layout::IN_TAP + row] = h->slot;
-    mark(f, h, offset - VXLAN);
+    mark(f, h, b, row, offset - VXLAN);
     offset = next_offset(offset, h);
   }
   int rows = f->frames;
@@ -282,7 +284,7 @@ int flows_take_datagrams(flow_table *f, const batch *b) {
     b->columns[layout::IN_FLAGS + row] = flags_of(h) | (f->frames > 0 ? layout::ANSWERED : 0);
     b->columns[layout::IN_TOS + row] = h->tos;
     memcpy(b->columns + layout::IN_ADDRESS + row * layout::ADDRESS_WORDS, h->address, sizeof h->address);
-    mark(f, h, offset + VXLAN);
+    mark(f, h, b, row, offset + VXLAN);
     offset = next_offset(offset, h);
   }
   int rows = f->datagrams;

@@ -3,8 +3,9 @@
 //
 // A thread that has slept finds its caches taken, and then its JavaScript takes longer to begin than the kernel does
 // for all of a frame's way. So what wakes such a thread is looked up here, by all that the decision was made from, and
-// moved at once. TypeScript is handed the frame afterwards as any other: it learns, counts and decides on it again, and
-// of what it has moved only what has been moved here already is not moved twice.
+// moved at once. TypeScript is handed the frame afterwards, with where it was moved to: it learns and counts as ever, writes
+// it there as it would have, and that is not done twice. It does not decide on it again: what it would decide by may have
+// changed meanwhile, and the frame has left.
 //
 // A flow holds while the entry of the FDB by which it was decided says what it said, and until TypeScript forgets all
 // flows because it would decide by something else that has changed. It is by TypeScript that a flow is offered, and

@@ -22,6 +22,7 @@
   X(TRUNCATED, 1)                                   \
   X(ASKS, 2)                                        \
   X(ANSWERED, 4)                                    \
+  X(MOVED, 8)                                       \
   X(VNET_NEEDS_CSUM, 1)                             \
   X(VNET_GSO_NONE, 0)                               \
   X(VNET_GSO_TCPV4, 1)                              \
@@ -36,7 +37,8 @@
   X(IN_TAP, IN_TOS + IN_ROWS)                       \
   X(IN_VNET, IN_TAP + IN_ROWS)                      \
   X(IN_ADDRESS, IN_VNET + IN_ROWS * VNET_WORDS)     \
-  X(OUT_OFFSET, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
+  X(IN_MOVED, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
+  X(OUT_OFFSET, IN_MOVED + IN_ROWS)                 \
   X(OUT_LENGTH, OUT_OFFSET + OUT_ROWS)              \
   X(OUT_ROW, OUT_LENGTH + OUT_ROWS)                 \
   X(OUT_REMOTE, OUT_ROW + OUT_ROWS)                 \

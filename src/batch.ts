@@ -56,6 +56,8 @@ export const TRUNCATED = 1;
 export const ASKS = 2;
 /** `inFlags`, underlay: frames from the TAPs wait too, most likely because this datagram was answered. */
 export const ANSWERED = 4;
+/** `inFlags`: the device has moved it already (`inMoved`), as was decided on one like it. */
+export const MOVED = 8;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
 export const VNET_NEEDS_CSUM = 1;
@@ -84,7 +86,8 @@ const IN_TOS = IN_FLAGS + IN_ROWS;
 const IN_TAP = IN_TOS + IN_ROWS;
 const IN_VNET = IN_TAP + IN_ROWS;
 const IN_ADDRESS = IN_VNET + IN_ROWS * VNET_WORDS;
-const OUT_OFFSET = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
+const IN_MOVED = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
+const OUT_OFFSET = IN_MOVED + IN_ROWS;
 const OUT_LENGTH = OUT_OFFSET + OUT_ROWS;
 const OUT_ROW = OUT_LENGTH + OUT_ROWS;
 const OUT_REMOTE = OUT_ROW + OUT_ROWS;
@@ -108,6 +111,7 @@ export const LAYOUT = {
   TRUNCATED,
   ASKS,
   ANSWERED,
+  MOVED,
   VNET_NEEDS_CSUM,
   VNET_GSO_NONE,
   VNET_GSO_TCPV4,
@@ -122,6 +126,7 @@ export const LAYOUT = {
   IN_TAP,
   IN_VNET,
   IN_ADDRESS,
+  IN_MOVED,
   OUT_OFFSET,
   OUT_LENGTH,
   OUT_ROW,
@@ -158,6 +163,8 @@ export class Batch {
   readonly inVnet: DataView;
   /** Underlay: who sent it, ADDRESS_WORDS words a row. */
   readonly inAddress: Int32Array;
+  /** Of what is MOVED: the index of the remote or of the network that has it. */
+  readonly inMoved: Int32Array;
 
   readonly outOffset: Int32Array;
   readonly outLength: Int32Array;
@@ -194,6 +201,7 @@ export class Batch {
     this.inTap = column(IN_TAP, IN_ROWS);
     this.inVnet = new DataView(memory, IN_VNET * 4, IN_ROWS * VNET_WORDS * 4);
     this.inAddress = column(IN_ADDRESS, IN_ROWS * ADDRESS_WORDS);
+    this.inMoved = column(IN_MOVED, IN_ROWS);
     this.outOffset = column(OUT_OFFSET, OUT_ROWS);
     this.outLength = column(OUT_LENGTH, OUT_ROWS);
     this.outRow = column(OUT_ROW, OUT_ROWS);

@@ -19,8 +19,9 @@
  * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
  *
  * **Repeated.** A lone frame of which a device asks what is decided (`ASKS`) is offered to be repeated: the device then does
- * the same for others like it before it hands them over (`native/flows.h`). Here they are frames like any other. It is not
- * offered where a frame is changed on its way, flooded, or captured.
+ * the same for others like it before it hands them over (`native/flows.h`). Of those (`MOVED`) the sources are learned, and
+ * they are written where they have gone to, which counts them. It is not offered where a frame is changed on its way,
+ * flooded, or captured.
  *
  * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
  * sender is told what the path carries (wire/icmp.ts), as by kernel VXLAN. So is the sender of a frame
@@ -44,6 +45,7 @@ import {
   ANSWERED,
   ASKS,
   Batch,
+  MOVED as HAS_MOVED,
   HEADROOM,
   IN_ROWS,
   MOST_SEGMENTS,
@@ -300,7 +302,11 @@ export class Dataplane {
   }
 
   #encapFrame(network: Network, row: number): void {
-    const { view, inOffset, inLength, inFlags } = this.#batch;
+    const { view, inOffset, inLength, inFlags, inMoved } = this.#batch;
+    if ((inFlags[row]! & HAS_MOVED) !== 0) {
+      this.#learnSource(network, inOffset[row]!, LOCAL);
+      return this.#write(network, row, inMoved[row]!, 0, 0);
+    }
     if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
     if (inLength[row]! < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
     if (network.vlan !== 0) {
@@ -384,13 +390,17 @@ export class Dataplane {
   }
 
   #toRemote(network: Network, row: number, remote: number, hash: number, tos: number): void {
-    const batch = this.#batch;
     if (this.#remotes.pathMtu(remote) !== 0 && this.#isTooBig(row, remote)) {
       this.#drop(network.index, Drop.PKT_TOO_BIG);
       this.#mirror?.dropCopy(remote);
       this.#tellTooBig(network, row, remote, hash);
       return;
     }
+    this.#write(network, row, remote, hash, tos);
+  }
+
+  #write(network: Network, row: number, remote: number, hash: number, tos: number): void {
+    const batch = this.#batch;
     if (this.#out === OUT_ROWS) this.#send();
     const out = this.#out++;
     batch.outOffset[out] = batch.inOffset[row]! - vxlan.HEADER;
@@ -511,7 +521,8 @@ export class Dataplane {
    * like the one before it, up to the MACs, has the same fate. Returns the network that the last one went to.
    */
   #decapRow(row: number, remote: number): Network | undefined {
-    const { inOffset, inLength, inSegment, inTos, view } = this.#batch;
+    const { inOffset, inLength, inSegment, inTos, inFlags, view } = this.#batch;
+    if ((inFlags[row]! & HAS_MOVED) !== 0) return this.#decapMoved(row, remote);
     const ecn = ecnOf(inTos[row]!);
     const end = inOffset[row]! + inLength[row]!;
     const segment = inSegment[row]!;
@@ -540,6 +551,16 @@ export class Dataplane {
       }
       offset += segment;
     } while (offset < end);
+    return network;
+  }
+
+  /** Returns the network that it went to. */
+  #decapMoved(row: number, remote: number): Network {
+    const { inOffset, inLength, inMoved } = this.#batch;
+    const network = this.#byIndex[inMoved[row]!]!;
+    const frame = inOffset[row]! + vxlan.HEADER;
+    this.#learnSource(network, frame, remote);
+    this.#toTap(network, frame, inLength[row]! - vxlan.HEADER, remote);
     return network;
   }
 
@@ -614,6 +635,13 @@ export class Dataplane {
   }
 
   // both ways
+
+  #learnSource(network: Network, frame: number, destination: number): void {
+    const source = frame + ethernet.SOURCE;
+    const high = ethernet.macHigh(this.#batch.view, source);
+    const low = ethernet.macLow(this.#batch.view, source);
+    this.#learn(network, high, low, destination);
+  }
 
   #learn(network: Network, macHigh: number, macLow: number, destination: number): Learnt {
     const learnt = this.#fdb.learn(network.index, macHigh, macLow, destination, this.#now);

@@ -15,6 +15,7 @@ import {
   ASKS,
   type Batch,
   HEADROOM,
+  MOVED,
   VNET_GSO_NONE,
   VNET_GSO_TCPV4,
   VNET_GSO_TCPV6,
@@ -119,7 +120,9 @@ abstract class Script {
     const rows = 1 + (burst % 4);
     for (let row = 0; row < rows; row++) {
       const kind = (burst * (row > 1 ? row : 1)) % this.frames.length;
-      batch.inFlags[row] = rows === 1 ? ASKS : 0;
+      const lone = (burst & 4) === 0 ? ASKS : MOVED;
+      batch.inFlags[row] = rows === 1 ? lone : 0;
+      batch.inMoved[row] = NETWORK; // as the peer's index is
       this.fill(batch, row, kind);
     }
     return rows;
