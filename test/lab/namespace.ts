@@ -118,8 +118,14 @@ export class Rule implements AsyncDisposable {
 
   /** The packets that its `counter` has met. */
   async count(): Promise<number> {
+    return (await this.counted()).packets;
+  }
+
+  /** Those and their bytes, from the IP header on. */
+  async counted(): Promise<{ packets: number; bytes: number }> {
     const listed = await this.#where.run("nft", "list", "table", "inet", this.table);
-    return Number(/counter packets (\d+)/.exec(listed)?.[1]);
+    const [, packets, bytes] = /counter packets (\d+) bytes (\d+)/.exec(listed) ?? [];
+    return { packets: Number(packets), bytes: Number(bytes) };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
