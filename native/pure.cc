@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "coalesce.h"
+#include "flows.h"
 #include "segment.h"
 
 static bool get_bytes(Napi::Value value, std::vector<uint8_t> *out) {
@@ -93,7 +94,18 @@ static Napi::Value coalesce_frames(const Napi::CallbackInfo &info) {
   return g.trains;
 }
 
+// flowKey(frame) → bytes, or undefined
+static Napi::Value key_of_flow(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  std::vector<uint8_t> frame;
+  if (!get_bytes(info[0], &frame)) return Napi::Value();
+  flow_key key;
+  if (!flow_key_of_frame(0, frame.data(), static_cast<int32_t>(frame.size()), &key)) return env.Undefined();
+  return Napi::Buffer<uint8_t>::Copy(env, key.bytes, static_cast<size_t>(key.length));
+}
+
 void define_pure(Napi::Env env, Napi::Object exports) {
   exports.Set("segment", Napi::Function::New<segment>(env, "segment"));
   exports.Set("coalesce", Napi::Function::New<coalesce_frames>(env, "coalesce"));
+  exports.Set("flowKey", Napi::Function::New<key_of_flow>(env, "flowKey"));
 }

@@ -141,6 +141,8 @@ export interface Addon {
     tcp: boolean,
     udp: boolean,
   ): { rows: number[]; vnet: Buffer; frame: Buffer }[];
+  /** All that is decided by on a lone frame of a TAP (`native/flows.h`); undefined where more may be. */
+  flowKey(frame: Uint8Array): Buffer | undefined;
   /**
    * One datagram to a socket of the service manager's (`@` begins an abstract name), with copies of
    * descriptors. Never waits. 0, or −errno.

@@ -80,12 +80,12 @@ beforeEach(() => {
 });
 
 describe("constructors", () => {
-  const construct = (name: "Batch" | "Tap" | "Udp", ...given: Any[]) => {
+  const construct = (name: "Batch" | "Flows" | "Tap" | "Taps" | "Udp", ...given: Any[]) => {
     const Class = addon()[name] as Any;
     return () => new Class(...given);
   };
 
-  it.each(["Batch", "Tap", "Udp"] as const)("%s needs new", (name) => {
+  it.each(["Batch", "Flows", "Tap", "Taps", "Udp"] as const)("%s needs new", (name) => {
     const Class = addon()[name] as Any;
     const wanted = throwing({ name: "TypeError", code: "ERR_CONSTRUCT_CALL_REQUIRED" });
     expect(() => Class({})).toThrow(wanted);
@@ -94,15 +94,18 @@ describe("constructors", () => {
     expect(() => Class.call(own, batch.columns, batch.slab)).toThrow(wanted);
   });
 
-  it.each(["Batch", "Tap", "Udp"] as const)("%s refuses what is not its argument", (name) => {
-    for (const wrong of NOT_OBJECTS) {
-      expect(construct(name, wrong, wrong)).toThrow(throwing(INVALID));
-    }
-    expect(construct(name)).toThrow(throwing(INVALID));
-    expect(construct(name, {}, {})).toThrow(throwing(INVALID));
-    expect(construct(name, [], [])).toThrow(throwing(INVALID));
-    expect(construct(name, () => 1)).toThrow(throwing(INVALID));
-  });
+  it.each(["Batch", "Flows", "Tap", "Udp"] as const)(
+    "%s refuses what is not its argument",
+    (name) => {
+      for (const wrong of NOT_OBJECTS) {
+        expect(construct(name, wrong, wrong)).toThrow(throwing(INVALID));
+      }
+      expect(construct(name)).toThrow(throwing(INVALID));
+      expect(construct(name, {}, {})).toThrow(throwing(INVALID));
+      expect(construct(name, [], [])).toThrow(throwing(INVALID));
+      expect(construct(name, () => 1)).toThrow(throwing(INVALID));
+    },
+  );
 
   it("Batch refuses memory that could go away", () => {
     const { columns, slab } = batch;
@@ -133,6 +136,36 @@ describe("constructors", () => {
       expect(construct("Batch", columns, bytes)).toThrow(throwing(RANGE));
     }
     expect(construct("Batch", new Int32Array(shared(0)), slab)).toThrow(throwing(RANGE));
+  });
+
+  it("Flows refuses guards that could go away, of other types, and too few", () => {
+    const shared = new SharedArrayBuffer(64);
+    const detached = new Int32Array(16);
+    structuredClone(detached.buffer, { transfer: [detached.buffer] });
+    for (const wrong of [
+      new Int32Array(16),
+      detached,
+      shared,
+      new Uint32Array(shared),
+      new Uint8Array(shared),
+      new DataView(shared),
+      batch.slab,
+    ]) {
+      expect(construct("Flows", wrong)).toThrow(throwing(INVALID));
+    }
+    for (const words of [0, 1, 3]) {
+      expect(construct("Flows", new Int32Array(shared, 0, words))).toThrow(throwing(RANGE));
+    }
+    expect(construct("Flows", new Int32Array(shared, 0, 4))).not.toThrow();
+  });
+
+  it("Taps and Udp refuse flows that are none", () => {
+    const flows = new (addon().Flows)(batch.columns);
+    const failed = Object.create(Object.getPrototypeOf(flows));
+    for (const wrong of [null, 1, "1", true, {}, [], batch.columns, tap, taps, udp, failed]) {
+      expect(construct("Taps", wrong)).toThrow(throwing(INVALID));
+      expect(construct("Udp", { ...udpOptions(4), flows: wrong })).toThrow(throwing(INVALID));
+    }
   });
 
   const tapOptions = {

@@ -8,7 +8,7 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { expect, it } from "vitest";
 import { ADDON, ROOT } from "./fixture.ts";
 
-const FILES = ["checksum", "flows-faults", "misuse", "offloads", "udp"].map(
+const FILES = ["checksum", "flows", "flows-faults", "misuse", "offloads", "udp"].map(
   (name) => `test/native/${name}.test.ts`,
 );
 /** Thousands of frames, of which building takes longest; namespaces; and what has another library go first. */
