@@ -102,12 +102,12 @@ static bool holds(const flow_table *f, const flow_guard *g) {
 static const flow *find(flow_table *f, const flow_key *key) {
   const flow *found = place_of(f, key);
   bool same = found->key.length == key->length && memcmp(found->key.bytes, key->bytes, sizeof key->bytes) == 0;
-  return same && holds(f, &found->guard) ? found : nullptr;
+  return same && holds(f, &found->by) && (found->u == nullptr || holds(f, &found->sender)) ? found : nullptr;
 }
 
 // What TypeScript offers. False when it offers nothing.
-static bool read_offer(const flow_table *f, const batch *b, flow_guard *g) {
-  const int32_t *offer = b->columns + layout::REPEAT;
+static bool read_guard(const flow_table *f, const batch *b, int which, flow_guard *g) {
+  const int32_t *offer = b->columns + layout::REPEAT + 4 * which;
   g->at = load(offer);
   for (int i = 0; i < 3; i++) g->words[i] = load(offer + 1 + i);
   return g->at > 0 && g->at <= f->guard_words - 3;
@@ -127,7 +127,8 @@ void flows_learn_encap(flow_table *f, udp *u, const batch *b) {
   flow now = {};
   int32_t offset = load(b->columns + layout::OUT_OFFSET), length = load(b->columns + layout::OUT_LENGTH);
   int32_t slot = load(b->columns + layout::OUT_TAP);
-  if (!read_offer(f, b, &now.guard) || !in_slab(offset, length) || length < VXLAN) return;
+  if (!read_guard(f, b, 0, &now.by) || !read_guard(f, b, 1, &now.sender)) return;
+  if (!in_slab(offset, length) || length < VXLAN) return;
   if (!flow_key_of_frame(slot, b->slab + offset + VXLAN, length - VXLAN, &now.key)) return;
   now.u = u;
   now.remote = load(b->columns + layout::OUT_REMOTE);
@@ -141,7 +142,7 @@ void flows_learn_decap(flow_table *f, const batch *b) {
   flow now = {};
   int32_t offset = load(b->columns + layout::IN_OFFSET), length = load(b->columns + layout::IN_LENGTH);
   int32_t tos = load(b->columns + layout::IN_TOS);
-  if (!read_offer(f, b, &now.guard) || !in_slab(offset, length)) return;
+  if (!read_guard(f, b, 0, &now.by) || !in_slab(offset, length)) return;
   if (!key_of_datagram(b->columns + layout::IN_ADDRESS, tos, b->slab + offset, length, &now.key)) return;
   now.slot = load(b->columns + layout::OUT_TAP);
   *place_of(f, &now.key) = now;

@@ -3,13 +3,13 @@
 //
 // A thread that has slept finds its caches taken, and then its JavaScript takes longer to begin than the kernel does
 // for all of a frame's way. So what wakes such a thread is looked up here, by all that the decision was made from, and
-// moved at once. TypeScript is handed the frame afterwards, with where it was moved to: it learns and counts as ever, writes
-// it there as it would have, and that is not done twice. It does not decide on it again: what it would decide by may have
-// changed meanwhile, and the frame has left.
+// moved at once. TypeScript is handed the frame two milliseconds later, when the answer has passed, with where it was
+// moved to: it sees the sender again, counts, and writes it there as it would have, which is not done twice. It does not
+// decide on it again: what it would decide by may have changed meanwhile, and the frame has left.
 //
-// A flow holds while the entry of the FDB by which it was decided says what it said, and until TypeScript forgets all
-// flows because it would decide by something else that has changed. It is by TypeScript that a flow is offered, and
-// TypeScript that says which entry that is (layout::REPEAT).
+// A flow holds while the entries of the FDB by which it was decided, and from which its sender would be learned, say
+// what they said, and until TypeScript forgets all flows because it would decide by something else that has changed. It
+// is by TypeScript that a flow is offered, and TypeScript that says which entries those are (layout::REPEAT).
 
 #pragma once
 
@@ -36,7 +36,7 @@ struct flow_guard {
 
 struct flow {
   flow_key key;  // of length 0: none
-  flow_guard guard;
+  flow_guard by, sender;  // the latter of what comes from a TAP: by it is decided on what comes from the underlay
   int32_t slot;   // of the TAP, of what comes from the underlay
   struct udp *u;  // or, of what comes from a TAP, where it goes
   int32_t remote, hash, tos;

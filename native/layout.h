@@ -47,7 +47,7 @@
   X(OUT_TAP, OUT_TOS + OUT_ROWS)                    \
   X(OUT_ERROR, OUT_TAP + OUT_ROWS)                  \
   X(REPEAT, OUT_ERROR + OUT_ROWS)                   \
-  X(COLUMN_WORDS, REPEAT + 4)                       \
+  X(COLUMN_WORDS, REPEAT + 8)                       \
   X(VNET_CSUM_START, 6)                             \
   X(VNET_CSUM_OFFSET, 8)                            \
   X(REMOTE_ROWS, 65536)                             \

@@ -44,8 +44,8 @@ export const MOST_SEGMENTS = 8192;
 export const VNET_WORDS = 4;
 /** Words of an address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. */
 export const ADDRESS_WORDS = 4;
-/** Words of `Batch.repeat`. */
-const REPEAT_WORDS = 4;
+/** Words of a guard in `Batch.repeat`, of which there are two. */
+export const GUARD_WORDS = 4;
 
 /**
  * `inFlags`: the datagram is longer than any that is wanted, and what is there may be only its
@@ -96,7 +96,7 @@ const OUT_TOS = OUT_HASH + OUT_ROWS;
 const OUT_TAP = OUT_TOS + OUT_ROWS;
 const OUT_ERROR = OUT_TAP + OUT_ROWS;
 const REPEAT = OUT_ERROR + OUT_ROWS;
-const COLUMN_WORDS = REPEAT + REPEAT_WORDS;
+const COLUMN_WORDS = REPEAT + 2 * GUARD_WORDS;
 
 /** What native code must agree with: `native/layout.h` holds the same names and numbers. */
 export const LAYOUT = {
@@ -181,9 +181,9 @@ export class Batch {
   /** Set by the device that wrote the row: 0, or the errno because of which it was dropped. */
   readonly outError: Int32Array;
   /**
-   * That what is decided on the only row may be done again, for others like it: where in the FDB it says so, and what
-   * (`Fdb.guard`); what others have to be like is in `native/flows.cc`. A device that fills the batch sets the first
-   * word to 0, which says nothing.
+   * That what is decided on the only row may be done again, for others like it: where in the FDB it says so, and what,
+   * of the MAC that the decision is by and, of a frame from a TAP, of its sender's (`Fdb.guard`); what others have to be
+   * like is in `native/flows.cc`. A device that fills the batch sets the first word to 0, which says nothing.
    */
   readonly repeat: Int32Array;
 
@@ -210,7 +210,7 @@ export class Batch {
     this.outTos = column(OUT_TOS, OUT_ROWS);
     this.outTap = column(OUT_TAP, OUT_ROWS);
     this.outError = column(OUT_ERROR, OUT_ROWS);
-    this.repeat = column(REPEAT, REPEAT_WORDS);
+    this.repeat = column(REPEAT, 2 * GUARD_WORDS);
   }
 
   /** Whether a frame that was read is to be cut into segments. */

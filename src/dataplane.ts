@@ -19,8 +19,8 @@
  * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
  *
  * **Repeated.** A lone frame of which a device asks what is decided (`ASKS`) is offered to be repeated: the device then does
- * the same for others like it before it hands them over (`native/flows.h`). Of those (`MOVED`) the sources are learned, and
- * they are written where they have gone to, which counts them. It is not offered where a frame is changed on its way,
+ * the same for others like it before it hands them over (`native/flows.h`). Of those (`MOVED`) the senders are seen
+ * again, and they are written where they have gone to, which counts them. It is not offered where a frame is changed on its way,
  * flooded, or captured.
  *
  * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
@@ -45,6 +45,7 @@ import {
   ANSWERED,
   ASKS,
   Batch,
+  GUARD_WORDS,
   MOVED as HAS_MOVED,
   HEADROOM,
   IN_ROWS,
@@ -304,7 +305,7 @@ export class Dataplane {
   #encapFrame(network: Network, row: number): void {
     const { view, inOffset, inLength, inFlags, inMoved } = this.#batch;
     if ((inFlags[row]! & HAS_MOVED) !== 0) {
-      this.#learnSource(network, inOffset[row]!, LOCAL);
+      this.#seeAgain(network, inOffset[row]!, LOCAL);
       return this.#write(network, row, inMoved[row]!, 0, 0);
     }
     if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
@@ -369,9 +370,9 @@ export class Dataplane {
     const network = this.#byIndex[inTap[0]!]!;
     const destination = this.#decidedDestination;
     if (destination <= LOCAL || !this.#isRepeatable(network)) return;
-    const high = ethernet.macHigh(view, inOffset[0]! + ethernet.DESTINATION);
-    const low = ethernet.macLow(view, inOffset[0]! + ethernet.DESTINATION);
-    this.#fdb.guard(network.index, high, low, destination, repeat);
+    const frame = inOffset[0]!;
+    if (!this.#guard(network, frame + ethernet.SOURCE, LOCAL, GUARD_WORDS)) return;
+    this.#guard(network, frame + ethernet.DESTINATION, destination, 0);
   }
 
   #flood(network: Network, row: number, hash: number, tos: number): void {
@@ -510,10 +511,7 @@ export class Dataplane {
     if (this.#out !== 1 || vxlan.hasReservedBits(view, inOffset[0]!)) return;
     const network = this.#byIndex[outTap[0]!]!;
     if (!this.#isRepeatable(network)) return;
-    const source = inOffset[0]! + vxlan.HEADER + ethernet.SOURCE;
-    const high = ethernet.macHigh(view, source);
-    const low = ethernet.macLow(view, source);
-    this.#fdb.guard(network.index, high, low, outRemote[0]!, repeat);
+    this.#guard(network, inOffset[0]! + vxlan.HEADER + ethernet.SOURCE, outRemote[0]!, 0);
   }
 
   /**
@@ -559,7 +557,7 @@ export class Dataplane {
     const { inOffset, inLength, inMoved } = this.#batch;
     const network = this.#byIndex[inMoved[row]!]!;
     const frame = inOffset[row]! + vxlan.HEADER;
-    this.#learnSource(network, frame, remote);
+    this.#seeAgain(network, frame, remote);
     this.#toTap(network, frame, inLength[row]! - vxlan.HEADER, remote);
     return network;
   }
@@ -636,10 +634,20 @@ export class Dataplane {
 
   // both ways
 
-  #learnSource(network: Network, frame: number, destination: number): void {
-    const source = frame + ethernet.SOURCE;
-    const high = ethernet.macHigh(this.#batch.view, source);
-    const low = ethernet.macLow(this.#batch.view, source);
+  /** Writes to `repeat` what says that the MAC at this place is there; false where nothing does. */
+  #guard(network: Network, mac: number, destination: number, at: number): boolean {
+    const { view, repeat } = this.#batch;
+    const high = ethernet.macHigh(view, mac);
+    const low = ethernet.macLow(view, mac);
+    return this.#fdb.guard(network.index, high, low, destination, repeat, at);
+  }
+
+  /** Of a frame that was moved the sender was there; if it has moved on since, that is the later news. */
+  #seeAgain(network: Network, frame: number, destination: number): void {
+    const { view } = this.#batch;
+    const high = ethernet.macHigh(view, frame + ethernet.SOURCE);
+    const low = ethernet.macLow(view, frame + ethernet.SOURCE);
+    if (this.#fdb.lookup(network.index, high, low) !== destination) return;
     this.#learn(network, high, low, destination);
   }
 

@@ -202,8 +202,8 @@ export class Fdb {
   }
 
   /**
-   * What says that frames for this MAC go to `destination`: into `guard` come the place of the entry's three first words
-   * in `words`, and what they are for as long as it says so. Nothing where no entry does.
+   * What says that this MAC is at `destination`: into `guard`, from `at` on, come the place of the entry's three first
+   * words in `words`, and what they are for as long as it says so. False where no entry does.
    */
   guard(
     network: number,
@@ -211,15 +211,17 @@ export class Fdb {
     macLow: number,
     destination: number,
     guard: Int32Array,
-  ): void {
+    at: number,
+  ): boolean {
     const entry = this.#find(network, macHigh, macLow);
     const route = this.#route(entry, network, macHigh, macLow);
     const whole = Atomics.load(this.#words, entry + ROUTE);
-    if (route === 0 || route >> 2 !== destination || (whole & ROUTE_MASK) !== route) return;
-    guard[1 + KEY_LOW] = macLow;
-    guard[1 + KEY_HIGH] = keyHighOf(network, macHigh);
-    guard[1 + ROUTE] = whole;
-    guard[0] = entry;
+    if (route === 0 || route >> 2 !== destination || (whole & ROUTE_MASK) !== route) return false;
+    guard[at] = entry;
+    guard[at + 1 + KEY_LOW] = macLow;
+    guard[at + 1 + KEY_HIGH] = keyHighOf(network, macHigh);
+    guard[at + 1 + ROUTE] = whole;
+    return true;
   }
 
   /**

@@ -331,6 +331,7 @@ export class Vtep {
   /** What is for the TAPs waits in descriptors that are kept from now on. */
   close(): void {
     if (this.#ticking !== undefined) {
+      this.#settle();
       this.#taps.gather();
       for (let turn = 0; turn < LAST_TURNS && this.#dataplane.encap(); turn++);
     }
@@ -340,7 +341,7 @@ export class Vtep {
     this.#underlay.close();
   }
 
-  /** What the devices have moved by themselves is learned and counted by what it was moved by. */
+  /** What the devices have moved by themselves is counted by what it was moved by. */
   #settle(): void {
     this.#dataplane.decap();
     this.#dataplane.encap();

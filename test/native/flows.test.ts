@@ -18,12 +18,21 @@ import {
   onTestFinished,
   vi,
 } from "vitest";
-import { ANSWERED, ASKS, Batch, OUT_ROWS, TRUNCATED, VNET_NEEDS_CSUM } from "../../src/batch.ts";
+import {
+  ANSWERED,
+  ASKS,
+  Batch,
+  GUARD_WORDS,
+  MOVED,
+  OUT_ROWS,
+  TRUNCATED,
+  VNET_NEEDS_CSUM,
+} from "../../src/batch.ts";
 import { addon, numberOf, type UdpFamily } from "../../src/device/native.ts";
 import { NativeUnderlay } from "../../src/device/native-underlay.ts";
 import { type Flows, flowTable, NativeTap, NativeTaps } from "../../src/device/tap.ts";
 import { Fdb, STATIC } from "../../src/fdb.ts";
-import { Remotes } from "../../src/remotes.ts";
+import { LOCAL, Remotes } from "../../src/remotes.ts";
 import { innerTos } from "../../src/wire/ecn.ts";
 import { flowHash, Flows as HashedFlows } from "../../src/wire/flow.ts";
 import { until } from "../lab/until.ts";
@@ -278,6 +287,7 @@ function readFrame(): Uint8Array | undefined {
 interface Handed {
   bytes: Uint8Array;
   flags: number;
+  moved: number;
   tap: number;
   tos: number;
   /** The virtio_net_hdr's flags and gso_type. */
@@ -373,9 +383,9 @@ describe("a lone frame", () => {
   let encap: (rows: number) => void;
   let decap: (rows: number) => void;
   let outTos: number;
-  /** Where in the FDB that is which was offered last. */
-  let entry: number;
-  /** What is offered in place of the entry of the MAC. */
+  /** Where in the FDB those are which were offered last. */
+  let entries: number[];
+  /** Changes what is offered. */
   let guard: ((repeat: Int32Array) => void) | undefined;
   /** Rows that a device refused. */
   let failures: number;
@@ -420,9 +430,9 @@ describe("a lone frame", () => {
     guard = undefined;
     peer = await Peer.open("127.0.0.2");
     remote = remotes.add(peer.address, peer.port);
-    for (const mac of [MAC_A, MAC_B, MAC_HUB]) {
-      fdb.set(NETWORK, (mac[0]! << 8) | mac[1]!, lowOf(mac), remote, STATIC);
-    }
+    place(MAC_A, remote);
+    place(MAC_B, remote);
+    place(MAC_HUB, LOCAL);
     taps = new NativeTaps(0, flows);
     join();
     while (taps.read(batch) > 0 || readFrame() !== undefined);
@@ -449,8 +459,9 @@ describe("a lone frame", () => {
     }
   }
 
-  function lowOf(mac: readonly number[]): number {
-    return Buffer.from(mac).readInt32BE(2);
+  function place(mac: readonly number[], destination: number): void {
+    const low = Buffer.from(mac).readInt32BE(2);
+    fdb.set(NETWORK, (mac[0]! << 8) | mac[1]!, low, destination, STATIC);
   }
 
   function handed(rows: number): Handed[] {
@@ -459,6 +470,7 @@ describe("a lone frame", () => {
       return {
         bytes: batch.slab.slice(offset, offset + batch.inLength[row]!),
         flags: batch.inFlags[row]!,
+        moved: batch.inMoved[row]!,
         tap: batch.inTap[row]!,
         tos: batch.inTos[row]!,
         vnet: [batch.inVnet.getUint8(row * 16), batch.inVnet.getUint8(row * 16 + 1)],
@@ -466,12 +478,15 @@ describe("a lone frame", () => {
     });
   }
 
-  function offer(rows: number, mac: number): void {
+  function offer(rows: number, mac: number, sender?: number): void {
     if (rows !== 1 || (batch.inFlags[0]! & ASKS) === 0) return;
     const { view, repeat } = batch;
-    if (guard !== undefined) guard(repeat);
-    else fdb.guard(NETWORK, view.getUint16(mac), view.getInt32(mac + 2), remote, repeat);
-    entry = repeat[0]!;
+    const say = (mac: number, destination: number, at: number) =>
+      fdb.guard(NETWORK, view.getUint16(mac), view.getInt32(mac + 2), destination, repeat, at);
+    if (sender !== undefined) say(sender, LOCAL, GUARD_WORDS);
+    say(mac, remote, 0);
+    guard?.(repeat);
+    entries = [repeat[0]!, repeat[GUARD_WORDS]!];
   }
 
   /** What TypeScript does with frames that have the same fate. */
@@ -486,7 +501,7 @@ describe("a lone frame", () => {
       batch.outHash[row] = 7;
       batch.outTos[row] = outTos;
     }
-    offer(rows, batch.inOffset[0]!);
+    offer(rows, batch.inOffset[0]!, batch.inOffset[0]! + 6);
     failures += underlay.send(batch, rows);
   }
 
@@ -559,8 +574,7 @@ describe("a lone frame", () => {
     encap = forward;
     expect(payloads(arrived)).toEqual([hex(framed(frame))]);
     expect(contents(handed)).toEqual([hex(frame)]);
-    expect(handed[0]!.flags).toBe(0);
-    expect(handed[0]!.tap).toBe(NETWORK);
+    expect(handed[0]).toMatchObject({ flags: MOVED, moved: remote, tap: NETWORK });
   }
 
   async function expectAsked(frame = FRAME): Promise<void> {
@@ -573,6 +587,8 @@ describe("a lone frame", () => {
   }
 
   describe("of a TAP", () => {
+    beforeEach(() => place(MAC_A, LOCAL));
+
     it("that is the first asks, and again until it is offered", async () => {
       await expectAsked();
       await expectAsked();
@@ -586,7 +602,7 @@ describe("a lone frame", () => {
       const sources: number[] = [];
       socket.on("message", (_, { port }) => sources.push(port));
       remote = remotes.add("127.0.0.4", socket.address().port);
-      fdb.set(NETWORK, (MAC_B[0]! << 8) | MAC_B[1]!, lowOf(MAC_B), remote, STATIC);
+      place(MAC_B, remote);
       const toSocket = async (frame: Uint8Array, sent: number) => {
         await cool();
         frames = [];
@@ -597,7 +613,7 @@ describe("a lone frame", () => {
       };
       expect((await toSocket(FRAME, 1))[0]!.flags).toBe(ASKS);
       encap = keep;
-      expect((await toSocket(FRAME, 2))[0]!.flags).toBe(0);
+      expect((await toSocket(FRAME, 2))[0]!.flags).toBe(MOVED);
       encap = forward;
       expect(await toSocket(FRAME, 3)).toHaveLength(1);
       expect([failures, batch.outError[0]]).toEqual([0, 0]);
@@ -661,14 +677,15 @@ describe("a lone frame", () => {
       await expectAsked();
     });
 
-    it.each([0, 1, 2])(
+    it.each([0, 1, 2, 3, 4, 5])(
       "asks again when word %i of what was offered says something else",
       async (word) => {
         await learn();
         await expectMoved();
-        fdb.words[entry + word]! ^= 1 << 20;
+        const at = entries[word < 3 ? 0 : 1]! + (word % 3);
+        fdb.words[at]! ^= 1 << 20;
         await expectAsked();
-        fdb.words[entry + word]! ^= 1 << 20;
+        fdb.words[at]! ^= 1 << 20;
         await expectMoved();
       },
     );
@@ -690,7 +707,7 @@ describe("a lone frame", () => {
     it("asks again when its MAC is elsewhere", async () => {
       await learn();
       const elsewhere = remotes.add("127.0.0.5", 9);
-      fdb.set(NETWORK, (MAC_B[0]! << 8) | MAC_B[1]!, lowOf(MAC_B), elsewhere, STATIC);
+      place(MAC_B, elsewhere);
       await expectAsked();
     });
 
@@ -742,10 +759,13 @@ describe("a lone frame", () => {
       ["far behind", () => 2 ** 31 - 1],
       ["far before", () => -(2 ** 31)],
     ];
-    it.each(nowhere)("asks again where what is offered is %s", async (_, place) => {
-      const at = place(fdb.words.length);
+    const each = nowhere.flatMap((one) =>
+      [0, GUARD_WORDS].map((which) => [...one, which] as const),
+    );
+    it.each(each)("asks again where what is offered is %s", async (_, where, which) => {
+      const at = where(fdb.words.length);
       const offered = [0, 1, 2].map((word) => fdb.words[at + word] ?? 0);
-      guard = (repeat) => repeat.set([at, ...offered]);
+      guard = (repeat) => repeat.set([at, ...offered], which);
       await learn();
       await expectAsked();
     });
@@ -802,7 +822,7 @@ describe("a lone frame", () => {
         expect(first.arrived).toHaveLength(count);
         const { arrived, handed } = await send(small(1), [frame, vnet], small(2));
         expect(contents(handed)).toEqual([small(1), frame, small(2)].map(hex));
-        expect(handed.map(({ flags }) => flags)).toEqual([0, 0, 0]);
+        expect(handed.map(({ flags }) => flags)).toEqual([MOVED, 0, 0]);
         expect(arrived).toHaveLength(count + 2);
         expect(payloads([arrived[0]!, arrived.at(-1)!])).toEqual(
           [small(1), small(2)].map((one) => hex(framed(one))),
@@ -866,7 +886,7 @@ describe("a lone frame", () => {
       decap = deliver;
       expect(written).toEqual([hex(datagram.subarray(HEADER.length))]);
       expect(contents(handed)).toEqual([hex(datagram)]);
-      expect(handed[0]!.flags).toBe(0);
+      expect(handed[0]).toMatchObject({ flags: MOVED, moved: NETWORK });
     }
 
     async function expectLeft(
@@ -942,9 +962,9 @@ describe("a lone frame", () => {
       "asks again when word %i of what was offered says something else",
       async (word) => {
         await learnDatagram();
-        fdb.words[entry + word]! ^= 1 << 20;
+        fdb.words[entries[0]! + word]! ^= 1 << 20;
         await expectLeft();
-        fdb.words[entry + word]! ^= 1 << 20;
+        fdb.words[entries[0]! + word]! ^= 1 << 20;
         await expectDelivered();
       },
     );
@@ -1016,13 +1036,13 @@ describe("a lone frame", () => {
           if (number === 3) deliver(rows);
         };
         const { handed } = await receive(ping(number));
-        expect(handed.map(({ flags }) => flags)).toEqual([ANSWERED]);
+        expect(handed.map(({ flags }) => flags)).toEqual([ANSWERED | MOVED]);
         const arrived = await arrivals();
         expect(arrived).toHaveLength(1);
         expect([...arrived[0]!.payload.subarray(8, 14)]).toEqual(MAC_A);
         expect(arrived[0]!.payload.at(-1)).toBe(number);
         readTaps();
-        expect(frames.map(({ flags }) => flags)).toEqual([0]);
+        expect(frames.map(({ flags }) => flags)).toEqual([MOVED]);
       }
     });
 
@@ -1035,7 +1055,7 @@ describe("a lone frame", () => {
       await until("its answer", () => frames.length > 0);
       frames = [];
       const { handed } = await receive(ping(2));
-      expect(handed.map(({ flags }) => flags)).toEqual([ANSWERED]);
+      expect(handed.map(({ flags }) => flags)).toEqual([ANSWERED | MOVED]);
       readTaps();
       expect(frames.map(({ flags }) => flags)).toEqual([ASKS]);
       expect(await arrivals()).toEqual([]);
@@ -1043,11 +1063,14 @@ describe("a lone frame", () => {
   });
 
   describe("that is held", () => {
+    const BACK = framed(bytes(MAC_A, MAC_B, FRAME.subarray(12)));
+    beforeEach(() => place(MAC_A, LOCAL));
+
     /** A frame each way has been moved, and none of the callbacks has come yet. */
     async function hold(): Promise<void> {
       await learn();
       await cool();
-      peer.send(port, [framed(FRAME)]);
+      peer.send(port, [BACK]);
       await until("it", () => datagrams.length > 0);
       await until("both of them held", async () => {
         await cool();
@@ -1055,7 +1078,7 @@ describe("a lone frame", () => {
         readFrame();
         callbacks = 0;
         writeFrame(FRAME);
-        peer.send(port, [framed(FRAME)]);
+        peer.send(port, [BACK]);
         const moved = { out: false, in: false };
         while (callbacks === 0 && !(moved.out && moved.in)) {
           await comeRound();
@@ -1071,9 +1094,9 @@ describe("a lone frame", () => {
       ["the underlay is", () => underlay.close()],
     ];
     it.each([
-      [closed[0]!, closed[1]!],
-      [closed[1]!, closed[0]!],
-    ])("while %j, and then %j, crashes nothing", async ([, one], [, other]) => {
+      [...closed[0]!, ...closed[1]!],
+      [...closed[1]!, ...closed[0]!],
+    ] as const)("while %s, and then $2, crashes nothing", async (_, one, __, other) => {
       await hold();
       one();
       expect(() => (one === closed[0]![1] ? taps.read(batch) : underlay.receive(batch))).toThrow();

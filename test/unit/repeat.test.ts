@@ -1,12 +1,14 @@
 import { describe, expect, it } from "vitest";
-import { ANSWERED, ASKS, TRUNCATED } from "../../src/batch.ts";
+import { ANSWERED, ASKS, MOVED, TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
 import { Mirror } from "../../src/mirror.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
 import {
   address,
   BROADCAST,
+  byMac,
   frame,
+  type Guard,
   mac,
   type NetworkOptions,
   PORT,
@@ -39,9 +41,12 @@ describe("what a device may repeat", () => {
   it("is what goes to a single remote, as the FDB says at that place", () => {
     const vtep = script([KNOWN]);
     asksOfTap(vtep, frame(THERE, HERE));
-    const { at, words } = vtep.underlay.offers[0]!;
-    const now = () => [...vtep.fdb.words.subarray(at, at + 3)];
+    const [{ at, words }, sender] = vtep.underlay.offers[0]! as [Guard, Guard];
+    const now = (from = at) => [...vtep.fdb.words.subarray(from, from + 3)];
     expect(now()).toEqual(words);
+    expect(now(sender.at)).toEqual(sender.words);
+    vtep.decap({ bytes: vxlan(100, frame(BROADCAST, HERE)), from: PEER });
+    expect(now(sender.at), "of a sender that is elsewhere").not.toEqual(sender.words);
     const { high, low } = parseMac(THERE)!;
     vtep.fdb.set(1, high, low, vtep.remotes.add(address(3), PORT), STATIC);
     expect(now(), "moved").not.toEqual(words);
@@ -56,7 +61,7 @@ describe("what a device may repeat", () => {
   it("is what comes from where the FDB has its sender", () => {
     const vtep = script([{ vni: 100, peers: [PEER] }]);
     asksOfUnderlay(vtep, {});
-    const { at, words } = vtep.taps[0]!.offers[0]!;
+    const [{ at, words }] = vtep.taps[0]!.offers[0]! as [Guard];
     expect([...vtep.fdb.words.subarray(at, at + 3)]).toEqual(words);
     vtep.decap({ bytes: vxlan(100, frame(HERE, THERE)), from: PEER });
     expect([...vtep.fdb.words.subarray(at, at + 3)], "seen again").toEqual(words);
@@ -73,6 +78,7 @@ describe("what a device may repeat", () => {
     ["is in a VLAN", { ...KNOWN, vlan: 7 }, [tagged(frame(THERE, HERE))]],
     ["may be clamped", { ...KNOWN, clampMtu: 1400 }, [frame(THERE, HERE)]],
     ["is the gateway's", { ...KNOWN, tapMac: HERE, hasGateway: true }, [frame(THERE, HERE)]],
+    ["is of one that may not be learned", { ...KNOWN, limit: 0 }, [frame(THERE, HERE)]],
     ["is not alone", KNOWN, [frame(THERE, HERE), frame(THERE, HERE)]],
   ])("is no frame that %s", (_, options, frames) => {
     const vtep = script([options]);
@@ -125,4 +131,42 @@ it("takes its turn with the TAPs where a datagram was answered", () => {
   expect(vtep.dataplane.decap()).toBe(true);
   vtep.underlay.bursts.push([datagram], []);
   expect(vtep.dataplane.decap()).toBe(false);
+});
+
+describe("what a device has moved", () => {
+  const moved = (bytes: Uint8Array, to: number): Row => ({ bytes, flags: MOVED, moved: to });
+
+  it("goes where it has gone, whatever the FDB says by now, and is counted there", () => {
+    const vtep = script([{ ...KNOWN, peers: [PEER, address(3)] }]);
+    const other = vtep.remotes.add(address(3), PORT);
+    vtep.taps[0]!.bursts.push([moved(frame(THERE, HERE), other)]);
+    vtep.dataplane.encap();
+    expect(vtep.underlay.written.map(({ remote }) => remote)).toEqual([other]);
+    vtep.decap({ ...moved(vxlan(100, frame(HERE, THERE)), 1), from: address(3) });
+    expect(vtep.taps[0]!.written.map(({ remote }) => remote)).toEqual([other]);
+    expect(vtep.events()).toMatchObject({ encapFrames: 1, decapFrames: 1 });
+    expect(vtep.drops()).toEqual({});
+  });
+
+  it("has its sender seen again where that still is, and is no news of it", () => {
+    const vtep = script([{ vni: 100, peers: [PEER], age: 10 }]);
+    const seenAt = (text: string) => byMac(vtep.fdb.rows())[text]?.seenAt;
+    vtep.encap([frame(THERE, HERE)]);
+    vtep.decap({ bytes: vxlan(100, frame(HERE, THERE)), from: PEER });
+    vtep.dataplane.tick(7);
+    vtep.taps[0]!.bursts.push([moved(frame(THERE, HERE), 1)]);
+    vtep.dataplane.encap();
+    vtep.decap({ ...moved(vxlan(100, frame(HERE, THERE)), 1), from: PEER });
+    expect([HERE, THERE].map(seenAt)).toEqual([7, 7]);
+    vtep.decap({ bytes: vxlan(100, frame(BROADCAST, HERE)), from: PEER });
+    vtep.encap([frame(BROADCAST, THERE)]);
+    vtep.taps[0]!.bursts.push([moved(frame(THERE, HERE), 1)]);
+    vtep.dataplane.encap();
+    vtep.decap({ ...moved(vxlan(100, frame(HERE, THERE)), 1), from: PEER });
+    expect(vtep.knows(HERE)).toBe(PEER);
+    expect(vtep.knows(THERE)).toBe("local");
+    vtep.taps[0]!.bursts.push([moved(frame(THERE, UNKNOWN), 1)]);
+    vtep.dataplane.encap();
+    expect(vtep.knows(UNKNOWN)).toBeUndefined();
+  });
 });

@@ -8,7 +8,7 @@
  *
  * Addresses are for documentation: RFC 5737, RFC 3849, RFC 7042.
  */
-import { ADDRESS_WORDS, Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
+import { ADDRESS_WORDS, Batch, GUARD_WORDS, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { writeStaticRoutes } from "../../src/control/static.ts";
 import { Counters, Traffic } from "../../src/counters.ts";
 import { Dataplane } from "../../src/dataplane.ts";
@@ -319,6 +319,8 @@ export interface Row {
   /** Underlay: stride of the datagrams in it. */
   readonly segment?: number;
   readonly flags?: number;
+  /** Of what was moved: to whom. */
+  readonly moved?: number;
   /** Underlay: TOS or traffic class that it came with. */
   readonly tos?: number;
 }
@@ -331,6 +333,12 @@ export interface Written {
   readonly tos: number;
 }
 
+/** Where in the FDB something is said, and what. */
+export interface Guard {
+  readonly at: number;
+  readonly words: readonly number[];
+}
+
 class ScriptedDevice {
   /** Of its network, if it is a TAP. */
   index = 0;
@@ -340,7 +348,7 @@ class ScriptedDevice {
   /** Calls of `write` or `send`, by how many rows each wrote. */
   readonly writes: number[] = [];
   /** What it was offered to repeat: where in the FDB that is said, and what. */
-  readonly offers: { readonly at: number; readonly words: readonly number[] }[] = [];
+  readonly offers: Guard[][] = [];
   /** The errno with which the device drops a row, 0 for none; by how many rows came before. */
   errnoOf: (nth: number) => number = () => 0;
   reads = 0;
@@ -359,12 +367,13 @@ class ScriptedDevice {
     batch.repeat[0] = 0;
     batch.slab.fill(0xa5);
     let offset = HEADROOM;
-    for (const [row, { bytes, tap, from, segment, flags, tos }] of rows.entries()) {
+    for (const [row, { bytes, tap, from, segment, flags, moved, tos }] of rows.entries()) {
       batch.slab.set(bytes, offset);
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
       batch.inFlags[row] = flags ?? 0;
+      if (moved !== undefined) batch.inMoved[row] = moved;
       batch.inTos[row] = tos ?? 0;
       batch.inTap[row] = tap ?? this.index;
       for (let at = 0; at < 16; at++) batch.inVnet.setUint8(row * 16 + at, 0);
@@ -377,8 +386,11 @@ class ScriptedDevice {
   protected take(batch: Batch, first: number, end: number): number {
     let failed = 0;
     this.writes.push(end - first);
-    const [at, ...words] = batch.repeat;
-    if (at !== 0) this.offers.push({ at: at!, words });
+    const guards = [0, GUARD_WORDS].map((at) => {
+      const [place, ...words] = batch.repeat.subarray(at, at + GUARD_WORDS);
+      return { at: place!, words };
+    });
+    if (guards[0]!.at !== 0) this.offers.push(guards);
     for (let out = first; out < end; out++) {
       const error = this.errnoOf(this.#nth++);
       batch.outError[out] = error;
