@@ -366,7 +366,7 @@ export class Dataplane {
 
   /** Lets the devices do for others what was decided on the only frame of this burst, if it goes to a single remote. */
   #offerEncap(): void {
-    const { view, inOffset, inTap, repeat } = this.#batch;
+    const { inOffset, inTap } = this.#batch;
     const network = this.#byIndex[inTap[0]!]!;
     const destination = this.#decidedDestination;
     if (destination <= LOCAL || !this.#isRepeatable(network)) return;
@@ -507,7 +507,7 @@ export class Dataplane {
 
   /** As `#offerEncap`, of a datagram whose sender is where the FDB has its MAC. */
   #offerDecap(): void {
-    const { view, inOffset, outTap, outRemote, repeat } = this.#batch;
+    const { view, inOffset, outTap, outRemote } = this.#batch;
     if (this.#out !== 1 || vxlan.hasReservedBits(view, inOffset[0]!)) return;
     const network = this.#byIndex[outTap[0]!]!;
     if (!this.#isRepeatable(network)) return;

@@ -330,8 +330,8 @@ export class Vtep {
 
   /** What is for the TAPs waits in descriptors that are kept from now on. */
   close(): void {
+    this.#settle();
     if (this.#ticking !== undefined) {
-      this.#settle();
       this.#taps.gather();
       for (let turn = 0; turn < LAST_TURNS && this.#dataplane.encap(); turn++);
     }
@@ -343,6 +343,7 @@ export class Vtep {
 
   /** What the devices have moved by themselves is counted by what it was moved by. */
   #settle(): void {
+    if (this.#ticking === undefined) return; // it does not forward yet
     this.#dataplane.decap();
     this.#dataplane.encap();
   }
