@@ -51,7 +51,8 @@ test("what another process has removed meanwhile is removed", () => {
 const drawAndWait = `
   import { Lab } from ${JSON.stringify(fileURLToPath(new URL("../lab/lab.ts", import.meta.url)))};
   const lab = await Lab.draw({ hosts: 2 });
-  console.log(lab.host(1).spawn("sleep", "60").pid);
+  const sleeper = lab.host(1).spawn("sh", "-c", "echo; exec sleep 60");
+  sleeper.stdout.once("data", () => console.log(sleeper.pid)); // it is to end with its parent from now on
   setInterval(() => {}, 1000);
 `;
 
