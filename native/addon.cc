@@ -233,27 +233,28 @@ class Batch : public numbered<Batch> {
   std::unique_ptr<coalescer> trains;
 };
 
-// ---- Flows
+// ---- FlowTable
 
-class Flows : public object<Flows> {
+class FlowTable : public object<FlowTable> {
  public:
-  static constexpr const char *NAME = "Flows";
+  static constexpr const char *NAME = "FlowTable";
 
   std::shared_ptr<flow_table> table;
 
-  explicit Flows(const Napi::CallbackInfo &info) : object(info) {
+  explicit FlowTable(const Napi::CallbackInfo &info) : object(info) {
     int32_t *words = nullptr;
     if (!get_shared(info.Env(), info[0], "guards", 4, false, &words)) return;
     guards = Napi::Persistent(info[0].As<Napi::Object>());
     table = std::make_shared<flow_table>();
     table->guards = words;
-    table->guard_words = static_cast<int32_t>(std::min<size_t>(info[0].As<Napi::Int32Array>().ElementLength(), INT32_MAX));
+    size_t length = info[0].As<Napi::Int32Array>().ElementLength();
+    table->guard_words = static_cast<int32_t>(std::min<size_t>(length, INT32_MAX));
   }
 
   void forget(const Napi::CallbackInfo &) { flows_forget(table.get()); }
 
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, NAME, {method("forget", &Flows::forget)});
+    return DefineClass(env, NAME, {method("forget", &FlowTable::forget)});
   }
 
  private:
@@ -277,13 +278,13 @@ struct closer {
   }
 };
 
-static bool wake(tap_set *s) { return flows_wake_by_taps(s->flows); }
-static bool wake(udp *u) { return flows_wake_by_underlay(u->flows, u); }
+static bool move_first(tap_set *s) { return flows_move_from_taps(s->flows); }
+static bool move_first(udp *u) { return flows_move_from_underlay(u->flows, u); }
 
 template <class nic>
 static bool before_callback(void *device) {
   nic *n = static_cast<nic *>(device);
-  return n->flows != nullptr && wake(n);
+  return n->flows != nullptr && move_first(n);
 }
 
 template <class T, class nic>
@@ -324,10 +325,10 @@ class port : public numbered<T> {
   std::unique_ptr<nic, closer> device;  // null after close
   Napi::ObjectReference memory;         // what the device points to
 
-  // Undefined or a Flows.
+  // Undefined or a FlowTable.
   bool get_flows(Napi::Value value) {
     if (value.IsUndefined()) return true;
-    const Flows *given = Flows::from(value, "flows");
+    const FlowTable *given = FlowTable::from(value, "flows");
     if (given == nullptr || given->table == nullptr) return false;
     flows = given->table;
     kept = Napi::Persistent(value.As<Napi::Object>());
@@ -467,13 +468,13 @@ class Taps : public port<Taps, tap_set> {
   explicit Taps(const Napi::CallbackInfo &info) : port(info) {
     if (!get_flows(info[0])) return;
     device.reset(new tap_set{});
-    device->flows = flows.get();
-    if (flows != nullptr) flows->taps = device.get();
     int error = tap_set_open(device.get());
     if (error < 0) {
       throw_system(info.Env(), error, "epoll_create1");
       return;
     }
+    device->flows = flows.get();
+    if (flows != nullptr) flows->taps = device.get();
     Napi::Env env = info.Env();
     size_t number = take_number();
     info.This().As<Napi::Object>().DefineProperties({own<fill_rows<tap_set_read>>(env, "read", number),
@@ -673,7 +674,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
 #undef X
   exports.Set("layout", numbers);
   exports.Set("Batch", Batch::define(env));
-  exports.Set("Flows", Flows::define(env));
+  exports.Set("FlowTable", FlowTable::define(env));
   exports.Set("Tap", Tap::define(env));
   exports.Set("Taps", Taps::define(env));
   exports.Set("Udp", Udp::define(env));

@@ -15,7 +15,7 @@
 // wakes it: a round trip's time. Whoever is woken more often is warm, and quicker without.
 static constexpr uint64_t COLD_NS = 1'000'000, WARM_UP_NS = 1'000'000;
 
-static_assert(MOST_HELD * (HELD_BYTES + layout::HEADROOM + 16) + MAX_REST <= layout::SLAB_BYTES);
+static_assert(MOST_HELD * (HELD_BYTES + layout::HEADROOM + 16) + FRAME_ROOM <= layout::SLAB_BYTES);
 
 static constexpr int32_t NOWHERE = -1;
 static constexpr int32_t VXLAN = 8;
@@ -107,7 +107,7 @@ static const flow *find(flow_table *f, const flow_key *key) {
 
 // What TypeScript offers. False when it offers nothing.
 static bool read_guard(const flow_table *f, const batch *b, int which, flow_guard *g) {
-  const int32_t *offer = b->columns + layout::REPEAT + 4 * which;
+  const int32_t *offer = b->columns + layout::REPEAT + layout::GUARD_WORDS * which;
   g->at = load(offer);
   for (int i = 0; i < 3; i++) g->words[i] = load(offer + 1 + i);
   return g->at > 0 && g->at <= f->guard_words - 3;
@@ -115,12 +115,6 @@ static bool read_guard(const flow_table *f, const batch *b, int which, flow_guar
 
 void flows_forget(flow_table *f) {
   for (flow &each : f->known) each.key.length = 0;
-}
-
-void flows_lose_tap(flow_table *f, int slot) {
-  flows_forget(f);
-  held *end = std::remove_if(f->frame, f->frame + f->frames, [slot](const held &h) { return h.slot == slot; });
-  f->frames = static_cast<int>(end - f->frame);
 }
 
 void flows_learn_encap(flow_table *f, udp *u, const batch *b) {
@@ -150,10 +144,10 @@ void flows_learn_decap(flow_table *f, const batch *b) {
 
 // ---- what wakes the thread
 
-static bool is_cold(flow_table *f) {
+static bool wakes_cold(flow_table *f) {
   uint64_t now = uv_hrtime();
-  if (now - f->woken >= COLD_NS) f->until = now + WARM_UP_NS;
-  f->woken = now;
+  if (now - f->awake >= COLD_NS) f->until = now + WARM_UP_NS;
+  f->awake = now;
   return now < f->until && f->underlays > 0 && f->taps != nullptr && !pace_runs_first();
 }
 
@@ -167,14 +161,20 @@ static bool complete_checksum(held *h) {
 
 static bool move_frame(flow_table *f, held *h) {
   uint8_t *frame = h->bytes + layout::HEADROOM;
+  bool lone = h->length <= HELD_BYTES && h->vnet.gso_type == layout::VNET_GSO_NONE;
   flow_key key;
-  const flow *known = flow_key_of_frame(h->slot, frame, h->length, &key) ? find(f, &key) : nullptr;
+  h->asks = lone && flow_key_of_frame(h->slot, frame, h->length, &key);
+  const flow *known = h->asks ? find(f, &key) : nullptr;
   if (known == nullptr || !complete_checksum(h)) return false;
   memcpy(frame - VXLAN, known->header, VXLAN);
   if (!udp_send_one(known->u, known->remote, known->hash, known->tos, frame - VXLAN, h->length + VXLAN)) return false;
+  h->asks = false;
   h->target = known->remote;
   return true;
 }
+
+// Nothing waits any more: whether anything did, or the thread was woken for nothing.
+static bool holds_any(const flow_table *f) { return f->frames > 0 || f->datagrams > 0; }
 
 static bool is_full(const flow_table *f) { return f->frames == MOST_HELD || f->datagrams == MOST_HELD; }
 
@@ -184,17 +184,15 @@ static bool move_frames(flow_table *f) {
   while (moved && !is_full(f)) {
     held *h = &f->frame[f->frames];
     int read = tap_set_read_one(f->taps, h, f->rest);
-    if (read <= 0) return read == 0;
+    if (read <= 0) return read == 0 && holds_any(f);
     f->frames++;
     h->target = NOWHERE;
-    bool lone = h->length <= HELD_BYTES && h->vnet.gso_type == layout::VNET_GSO_NONE;
-    moved = lone && move_frame(f, h);
-    h->asks = lone && !moved;
+    moved = move_frame(f, h);
   }
   return false;
 }
 
-bool flows_wake_by_taps(flow_table *f) { return is_cold(f) && move_frames(f); }
+bool flows_move_from_taps(flow_table *f) { return wakes_cold(f) && move_frames(f); }
 
 static bool move_datagram(flow_table *f, held *h) {
   bool lone = !h->truncated && h->length <= HELD_BYTES && h->segment >= h->length;
@@ -209,12 +207,12 @@ static bool move_datagram(flow_table *f, held *h) {
 }
 
 // One at a time, for it may be answered at once.
-bool flows_wake_by_underlay(flow_table *f, udp *u) {
-  if (!is_cold(f)) return false;
+bool flows_move_from_underlay(flow_table *f, udp *u) {
+  if (!wakes_cold(f)) return false;
   while (!is_full(f)) {
     held *h = &f->datagram[f->datagrams];
     int received = udp_receive_one(u, h, f->rest);
-    if (received <= 0) return received == 0;
+    if (received <= 0) return received == 0 && holds_any(f);
     f->datagrams++;
     h->target = NOWHERE;
     if (!move_datagram(f, h) || !move_frames(f)) return false;
@@ -226,8 +224,8 @@ bool flows_wake_by_underlay(flow_table *f, udp *u) {
 
 static void mark(flow_table *f, const held *h, const batch *b, int row, int32_t offset) {
   if (h->target == NOWHERE) return;
-  b->columns[layout::IN_FLAGS + row] |= layout::MOVED;
-  b->columns[layout::IN_MOVED + row] = h->target;
+  b->columns[layout::IN_FLAGS + row] |= layout::REPEATED;
+  b->columns[layout::IN_TARGET + row] = h->target;
   f->moved_at[f->moved] = offset;
   f->moved_to[f->moved++] = h->target;
 }
@@ -247,11 +245,12 @@ static int32_t next_offset(int32_t offset, const held *h) {
   return offset + ((h->length + layout::HEADROOM + 15) & ~15);
 }
 
-// What of a batch that was filled before was offered and not taken, or moved, is of no account any more.
+// What was offered of the batch before, or moved, is so no more.
 static void begin(flow_table *f, const batch *b) {
   b->columns[layout::REPEAT] = 0;
   f->filled = b;
   f->moved = 0;
+  f->awake = uv_hrtime();
 }
 
 int flows_take_frames(flow_table *f, const batch *b) {
@@ -293,10 +292,11 @@ int flows_take_datagrams(flow_table *f, const batch *b) {
   return rows;
 }
 
-bool flows_have_moved(const flow_table *f, const batch *b, int32_t offset, int32_t target) {
-  if (f->filled != b) return false;
+bool flows_have_moved(const flow_table *f, const batch *b, int row, int32_t column) {
+  if (f == nullptr || f->filled != b) return false;
   for (int i = 0; i < f->moved; i++) {
-    if (f->moved_at[i] == offset && f->moved_to[i] == target) return true;
+    int32_t offset = load(b->columns + layout::OUT_OFFSET + row);
+    if (f->moved_at[i] == offset && f->moved_to[i] == load(b->columns + column + row)) return true;
   }
   return false;
 }

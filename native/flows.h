@@ -13,7 +13,7 @@
 
 #pragma once
 
-#include "layout.h"
+#include "tap.h"
 
 struct tap_set;
 struct udp;
@@ -36,7 +36,7 @@ struct flow_guard {
 
 struct flow {
   flow_key key;  // of length 0: none
-  flow_guard by, sender;  // the latter of what comes from a TAP: by it is decided on what comes from the underlay
+  flow_guard by, sender;  // the latter of what comes from a TAP only; what comes from the underlay goes by its sender
   int32_t slot;   // of the TAP, of what comes from the underlay
   struct udp *u;  // or, of what comes from a TAP, where it goes
   int32_t remote, hash, tos;
@@ -44,7 +44,7 @@ struct flow {
 };
 
 // What was read and has not been handed to TypeScript. What does not fit lies in `rest`, of the last that was read.
-constexpr int32_t HELD_BYTES = 2048, MAX_REST = 65536 + 64;
+constexpr int32_t HELD_BYTES = 2048;
 struct held {
   virtio_net_hdr vnet;
   int32_t length, segment, tos;
@@ -62,12 +62,12 @@ struct flow_table {
   int32_t guard_words;
   struct tap_set *taps;  // null before they are opened and after
   int underlays;         // that are open; without one, nothing is looked up
-  uint64_t woken, until;  // on uv_hrtime()'s clock
+  uint64_t awake, until;  // when the thread last was, and until when it is cold; on uv_hrtime()'s clock
   flow known[FLOWS];
   int frames, datagrams;  // that are held
   held frame[MOST_HELD];
   held datagram[MOST_HELD];
-  uint8_t rest[MAX_REST];
+  uint8_t rest[FRAME_ROOM];
   // What of the batch that was filled last has been moved: where it begins as an out row, and to whom.
   const batch *filled;
   int moved;
@@ -76,20 +76,17 @@ struct flow_table {
 
 void flows_forget(flow_table *f);
 
-// A TAP leaves: what was read from it goes too, for whoever has its slot next has another network.
-void flows_lose_tap(flow_table *f, int slot);
-
-// The thread was woken because something can be read: of what it is, whatever has a flow is moved. Returns true if that is
-// all, so that TypeScript may be handed it in a moment.
-bool flows_wake_by_taps(flow_table *f);
-bool flows_wake_by_underlay(flow_table *f, struct udp *u);
+// The thread was woken because something can be read: of what it is, whatever has a flow is moved. Returns true if that
+// was all, so that TypeScript may be handed it in a moment.
+bool flows_move_from_taps(flow_table *f);
+bool flows_move_from_underlay(flow_table *f, struct udp *u);
 
 // Fills rows with what is held. Returns how many.
 int flows_take_frames(flow_table *f, const batch *b);
 int flows_take_datagrams(flow_table *f, const batch *b);
 
-// Whether the out row that begins there was moved to that TAP or remote.
-bool flows_have_moved(const flow_table *f, const batch *b, int32_t offset, int32_t target);
+// Whether an out row was moved before to where it is to go, which this column says. There may be no table.
+bool flows_have_moved(const flow_table *f, const batch *b, int row, int32_t column);
 
 // Out row 0, the only one, has just been written by TypeScript's order: it is a flow from now on, if it was offered.
 void flows_learn_encap(flow_table *f, struct udp *u, const batch *b);

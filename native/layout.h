@@ -22,7 +22,7 @@
   X(TRUNCATED, 1)                                   \
   X(ASKS, 2)                                        \
   X(ANSWERED, 4)                                    \
-  X(MOVED, 8)                                       \
+  X(REPEATED, 8)                                    \
   X(VNET_NEEDS_CSUM, 1)                             \
   X(VNET_GSO_NONE, 0)                               \
   X(VNET_GSO_TCPV4, 1)                              \
@@ -37,8 +37,8 @@
   X(IN_TAP, IN_TOS + IN_ROWS)                       \
   X(IN_VNET, IN_TAP + IN_ROWS)                      \
   X(IN_ADDRESS, IN_VNET + IN_ROWS * VNET_WORDS)     \
-  X(IN_MOVED, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
-  X(OUT_OFFSET, IN_MOVED + IN_ROWS)                 \
+  X(IN_TARGET, IN_ADDRESS + IN_ROWS * ADDRESS_WORDS) \
+  X(OUT_OFFSET, IN_TARGET + IN_ROWS)                 \
   X(OUT_LENGTH, OUT_OFFSET + OUT_ROWS)              \
   X(OUT_ROW, OUT_LENGTH + OUT_ROWS)                 \
   X(OUT_REMOTE, OUT_ROW + OUT_ROWS)                 \
@@ -47,7 +47,8 @@
   X(OUT_TAP, OUT_TOS + OUT_ROWS)                    \
   X(OUT_ERROR, OUT_TAP + OUT_ROWS)                  \
   X(REPEAT, OUT_ERROR + OUT_ROWS)                   \
-  X(COLUMN_WORDS, REPEAT + 8)                       \
+  X(GUARD_WORDS, 4)                                 \
+  X(COLUMN_WORDS, REPEAT + 2 * GUARD_WORDS)         \
   X(VNET_CSUM_START, 6)                             \
   X(VNET_CSUM_OFFSET, 8)                            \
   X(REMOTE_ROWS, 65536)                             \

@@ -1,4 +1,5 @@
-// The offloads, and by what a flow is known, as functions of JavaScript, for tests: what happens to frames without a device.
+// The offloads, and by what a flow is known, as functions of JavaScript, for tests: what happens to frames without a
+// device.
 
 #pragma once
 

@@ -17,10 +17,6 @@
 #include "steering.h"
 #include "tap_set.h"
 
-// 64 KiB of IP packet with its Ethernet and VLAN headers. A read that fills it is taken as cut off,
-// because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
-static constexpr int32_t FRAME_ROOM = 65536 + 64;
-
 // Whoever may open /dev/net/tun, which udev lets everyone, may join a device with several queues that is nobody's
 // (tun_not_capable of drivers/net/tun.c): read its frames, and send others.
 static int make_ours(int fd, const char **syscall) {

@@ -29,6 +29,10 @@ static_assert(sizeof(tap) == 64);
 
 inline constexpr int MOST_FURTHER_QUEUES = 255;  // MAX_TAP_QUEUES of drivers/net/tun.c, but the first
 
+// 64 KiB of IP packet with its Ethernet and VLAN headers. A read that fills it is taken as cut off,
+// because the driver does not tell (tun_chr_read_iter returns at most what was asked for).
+inline constexpr int32_t FRAME_ROOM = 65536 + 64;
+
 struct tap_options {
   const char *name;
   bool multi_queue;  // whether others open queues of the device too

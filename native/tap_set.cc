@@ -19,7 +19,9 @@ void tap_set_close(tap_set *s) {
   }
   if (s->fd >= 0) close(s->fd);
   s->fd = -1;
-  if (s->flows != nullptr) s->flows->taps = nullptr;
+  if (s->flows == nullptr || s->flows->taps != s) return;
+  s->flows->taps = nullptr;
+  s->flows->frames = 0;
 }
 
 static tap *member(const tap_set *s, int slot) {
@@ -81,7 +83,7 @@ void tap_set_remove(tap_set *s, int slot) {
   }
   s->member[static_cast<size_t>(slot)] = nullptr;
   t->set = nullptr;
-  if (s->flows != nullptr) flows_lose_tap(s->flows, slot);
+  if (s->flows != nullptr) flows_forget(s->flows);
 }
 
 static bool is_gone(int error) { return error == EBADFD || error == ENODEV; }
@@ -215,22 +217,20 @@ void tap_set_gather(const tap_set *s) {
   }
 }
 
-static bool has_moved(const tap_set *s, const batch *b, int row) {
-  return s->flows != nullptr && s->flows->moved > 0 &&
-         flows_have_moved(s->flows, b, load(b->columns + layout::OUT_OFFSET + row), load(b->columns + layout::OUT_TAP + row));
-}
-
 int tap_set_write(tap_set *s, const batch *b, int count) {
   for (int row = 0; row < count; row++) prefetch(s, load(b->columns + layout::OUT_TAP + row));
   int failures = 0;
   for (int row = 0; row < count;) {
     int slot = load(b->columns + layout::OUT_TAP + row);
-    if (has_moved(s, b, row)) {
+    if (flows_have_moved(s->flows, b, row, layout::OUT_TAP)) {
       b->columns[layout::OUT_ERROR + row++] = 0;
       continue;
     }
     int end = row + 1;
-    while (end < count && load(b->columns + layout::OUT_TAP + end) == slot && !has_moved(s, b, end)) end++;
+    while (end < count && load(b->columns + layout::OUT_TAP + end) == slot &&
+           !flows_have_moved(s->flows, b, end, layout::OUT_TAP)) {
+      end++;
+    }
     tap *t = member(s, slot);
     if (t != nullptr) {
       failures += tap_write(t, b, row, end);

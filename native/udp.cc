@@ -315,8 +315,10 @@ int udp_receive_one(const udp *u, held *h, uint8_t *rest) {
 }
 
 int udp_receive(udp *u, const batch *b) {
-  int held = u->flows != nullptr ? flows_take_datagrams(u->flows, b) : 0;
-  if (held > 0) return held;
+  if (u->flows != nullptr) {
+    int rows = flows_take_datagrams(u->flows, b);
+    if (rows > 0) return rows;
+  }
   pace_rest();
   pace_before_receive(u->fd);
   if (u->slab != b->slab) point_to(u, b->slab);

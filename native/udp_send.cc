@@ -29,8 +29,6 @@
 static constexpr uint8_t NO_SOCKET = 255;
 static_assert(MAX_FAN < NO_SOCKET, "choice is a byte");
 
-static constexpr int32_t VXLAN = 8;            // bytes in front of a frame
-
 static constexpr int TRAIN_ROWS = 64;          // UDP_MAX_SEGMENTS before Linux 6.9
 static constexpr int32_t TRAIN_BYTES = 65000;  // a payload that every family can carry
 
@@ -55,12 +53,6 @@ static const int32_t *remote_of(const udp *u, const batch *b, int row) {
   return words_of(u, load(b->columns + layout::OUT_REMOTE + row));
 }
 
-static bool has_moved(const udp *u, const batch *b, int row) {
-  return u->flows != nullptr && u->flows->moved > 0 &&
-         flows_have_moved(u->flows, b, load(b->columns + layout::OUT_OFFSET + row),
-                          load(b->columns + layout::OUT_REMOTE + row));
-}
-
 // Groups the rows by the socket they go to, in their order (a counting sort): those of socket s are
 // order[begin[s]] to order[begin[s + 1] - 1], and so many bytes. Returns how many have left before (flows.h).
 static int sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *bytes) {
@@ -69,7 +61,7 @@ static int sort_rows(udp *u, const batch *b, int count, int *begin, int64_t *byt
   for (int row = 0; row < count; row++) {
     u->choice[row] = NO_SOCKET;
     if (remote_of(u, b, row) == nullptr) continue;
-    if (has_moved(u, b, row)) {
+    if (flows_have_moved(u->flows, b, row, layout::OUT_REMOTE)) {
       b->columns[layout::OUT_ERROR + row] = 0;
       moved++;
       continue;

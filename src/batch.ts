@@ -52,12 +52,12 @@ export const GUARD_WORDS = 4;
  * beginning. Of a train it is said of every datagram in the row.
  */
 export const TRUNCATED = 1;
-/** `inFlags`: the device would do by itself what is decided on this frame or datagram, for others like it (`repeat`). */
+/** `inFlags`: what is decided on it the device would do by itself for others like it (`repeat`). */
 export const ASKS = 2;
 /** `inFlags`, underlay: frames from the TAPs wait too, most likely because this datagram was answered. */
 export const ANSWERED = 4;
-/** `inFlags`: the device has moved it already (`inMoved`), as was decided on one like it. */
-export const MOVED = 8;
+/** `inFlags`: the device has moved it already (`inTarget`), as was decided on one like it. */
+export const REPEATED = 8;
 
 /** `virtio_net_hdr.flags`: the checksum at csum_start + csum_offset is the sender's to complete. */
 export const VNET_NEEDS_CSUM = 1;
@@ -86,8 +86,8 @@ const IN_TOS = IN_FLAGS + IN_ROWS;
 const IN_TAP = IN_TOS + IN_ROWS;
 const IN_VNET = IN_TAP + IN_ROWS;
 const IN_ADDRESS = IN_VNET + IN_ROWS * VNET_WORDS;
-const IN_MOVED = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
-const OUT_OFFSET = IN_MOVED + IN_ROWS;
+const IN_TARGET = IN_ADDRESS + IN_ROWS * ADDRESS_WORDS;
+const OUT_OFFSET = IN_TARGET + IN_ROWS;
 const OUT_LENGTH = OUT_OFFSET + OUT_ROWS;
 const OUT_ROW = OUT_LENGTH + OUT_ROWS;
 const OUT_REMOTE = OUT_ROW + OUT_ROWS;
@@ -111,7 +111,7 @@ export const LAYOUT = {
   TRUNCATED,
   ASKS,
   ANSWERED,
-  MOVED,
+  REPEATED,
   VNET_NEEDS_CSUM,
   VNET_GSO_NONE,
   VNET_GSO_TCPV4,
@@ -126,7 +126,7 @@ export const LAYOUT = {
   IN_TAP,
   IN_VNET,
   IN_ADDRESS,
-  IN_MOVED,
+  IN_TARGET,
   OUT_OFFSET,
   OUT_LENGTH,
   OUT_ROW,
@@ -136,6 +136,7 @@ export const LAYOUT = {
   OUT_TAP,
   OUT_ERROR,
   REPEAT,
+  GUARD_WORDS,
   COLUMN_WORDS,
   VNET_CSUM_START: CSUM_START,
   VNET_CSUM_OFFSET: CSUM_OFFSET,
@@ -163,8 +164,8 @@ export class Batch {
   readonly inVnet: DataView;
   /** Underlay: who sent it, ADDRESS_WORDS words a row. */
   readonly inAddress: Int32Array;
-  /** Of what is MOVED: the index of the remote or of the network that has it. */
-  readonly inMoved: Int32Array;
+  /** Of what is REPEATED: the index of the remote or of the network that has it. */
+  readonly inTarget: Int32Array;
 
   readonly outOffset: Int32Array;
   readonly outLength: Int32Array;
@@ -183,7 +184,7 @@ export class Batch {
   /**
    * That what is decided on the only row may be done again, for others like it: where in the FDB it says so, and what,
    * of the MAC that the decision is by and, of a frame from a TAP, of its sender's (`Fdb.guard`); what others have to be
-   * like is in `native/flows.cc`. A device that fills the batch sets the first word to 0, which says nothing.
+   * like is in `native/flows.cc`. A device that asks has set the first word to 0, which says nothing.
    */
   readonly repeat: Int32Array;
 
@@ -201,7 +202,7 @@ export class Batch {
     this.inTap = column(IN_TAP, IN_ROWS);
     this.inVnet = new DataView(memory, IN_VNET * 4, IN_ROWS * VNET_WORDS * 4);
     this.inAddress = column(IN_ADDRESS, IN_ROWS * ADDRESS_WORDS);
-    this.inMoved = column(IN_MOVED, IN_ROWS);
+    this.inTarget = column(IN_TARGET, IN_ROWS);
     this.outOffset = column(OUT_OFFSET, OUT_ROWS);
     this.outLength = column(OUT_LENGTH, OUT_ROWS);
     this.outRow = column(OUT_ROW, OUT_ROWS);

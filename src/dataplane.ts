@@ -18,10 +18,9 @@
  * **Runs.** What is read at once is mostly of few flows: a frame that continues the flow of the one before it
  * has the same fate, and is not looked up again. So is a datagram of a train that begins like the last.
  *
- * **Repeated.** A lone frame of which a device asks what is decided (`ASKS`) is offered to be repeated: the device then does
- * the same for others like it before it hands them over (`native/flows.h`). Of those (`MOVED`) the senders are seen
- * again, and they are written where they have gone to, which counts them. It is not offered where a frame is changed on its way,
- * flooded, or captured.
+ * **Repeated.** What is decided on a lone frame a device may ask to do again (`ASKS`, device.ts), for others like it. Of
+ * those (`REPEATED`) the sender is seen again, and the frame is written to where it has gone, which counts it and no more.
+ * Nothing is offered where frames are changed on their way, flooded or captured.
  *
  * **Too big.** A frame longer than the path to its remote, as far as that is known, is not sent; its
  * sender is told what the path carries (wire/icmp.ts), as by kernel VXLAN. So is the sender of a frame
@@ -46,11 +45,11 @@ import {
   ASKS,
   Batch,
   GUARD_WORDS,
-  MOVED as HAS_MOVED,
   HEADROOM,
   IN_ROWS,
   MOST_SEGMENTS,
   OUT_ROWS,
+  REPEATED,
   TRUNCATED,
   TURN_BYTES,
 } from "./batch.ts";
@@ -194,7 +193,7 @@ export class Dataplane {
     return true;
   }
 
-  /** Takes what waits on the underlay to the TAPs, as `encap`; true also where frames of the TAPs wait, as the device says. */
+  /** Takes what waits on the underlay to the TAPs, as `encap`; true also where frames of the TAPs are said to wait. */
   decap(): boolean {
     const { inFlags } = this.#batch;
     let bytes = 0;
@@ -303,10 +302,10 @@ export class Dataplane {
   }
 
   #encapFrame(network: Network, row: number): void {
-    const { view, inOffset, inLength, inFlags, inMoved } = this.#batch;
-    if ((inFlags[row]! & HAS_MOVED) !== 0) {
+    const { view, inOffset, inLength, inFlags, inTarget } = this.#batch;
+    if ((inFlags[row]! & REPEATED) !== 0) {
       this.#seeAgain(network, inOffset[row]!, LOCAL);
-      return this.#write(network, row, inMoved[row]!, 0, 0);
+      return this.#write(network, row, inTarget[row]!, 0, 0);
     }
     if ((inFlags[row]! & TRUNCATED) !== 0) return this.#drop(network.index, Drop.PKT_TOO_BIG);
     if (inLength[row]! < ethernet.HEADER) return this.#drop(network.index, Drop.PKT_TOO_SMALL);
@@ -364,12 +363,12 @@ export class Dataplane {
     return true;
   }
 
-  /** Lets the devices do for others what was decided on the only frame of this burst, if it goes to a single remote. */
+  /** Offers to have done for others what was decided on the only frame of this burst, if that goes to a single remote. */
   #offerEncap(): void {
     const { inOffset, inTap } = this.#batch;
     const network = this.#byIndex[inTap[0]!]!;
     const destination = this.#decidedDestination;
-    if (destination <= LOCAL || !this.#isRepeatable(network)) return;
+    if (this.#out !== 1 || destination <= LOCAL || !this.#isRepeatable(network)) return;
     const frame = inOffset[0]!;
     if (!this.#guard(network, frame + ethernet.SOURCE, LOCAL, GUARD_WORDS)) return;
     this.#guard(network, frame + ethernet.DESTINATION, destination, 0);
@@ -520,7 +519,7 @@ export class Dataplane {
    */
   #decapRow(row: number, remote: number): Network | undefined {
     const { inOffset, inLength, inSegment, inTos, inFlags, view } = this.#batch;
-    if ((inFlags[row]! & HAS_MOVED) !== 0) return this.#decapMoved(row, remote);
+    if ((inFlags[row]! & REPEATED) !== 0) return this.#decapMoved(row, remote);
     const ecn = ecnOf(inTos[row]!);
     const end = inOffset[row]! + inLength[row]!;
     const segment = inSegment[row]!;
@@ -554,8 +553,8 @@ export class Dataplane {
 
   /** Returns the network that it went to. */
   #decapMoved(row: number, remote: number): Network {
-    const { inOffset, inLength, inMoved } = this.#batch;
-    const network = this.#byIndex[inMoved[row]!]!;
+    const { inOffset, inLength, inTarget } = this.#batch;
+    const network = this.#byIndex[inTarget[row]!]!;
     const frame = inOffset[row]! + vxlan.HEADER;
     this.#seeAgain(network, frame, remote);
     this.#toTap(network, frame, inLength[row]! - vxlan.HEADER, remote);

@@ -3,6 +3,11 @@
  * `device/`; one conformance suite runs on all of them. What one cannot do is a declared
  * capability, never a special case in the dataplane.
  *
+ * A device of either side may ask of a lone row what is decided on it (ASKS), and do the same for others like it, before
+ * it hands them over, if that is offered (`Batch.repeat`). Those are REPEATED, and inTarget says where they went; written
+ * there they count as written, and nothing else is done. What was REPEATED may be handed over, and its owner be told that
+ * something can be read, some milliseconds later, when nothing can be any more.
+ *
  * None of these interfaces ever waits, and nothing here throws once it is open: what could not be written
  * is counted by the caller from `outError`, and the loss of a device is told once, to `onLost`.
  */

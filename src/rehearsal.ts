@@ -15,7 +15,7 @@ import {
   ASKS,
   type Batch,
   HEADROOM,
-  MOVED,
+  REPEATED,
   VNET_GSO_NONE,
   VNET_GSO_TCPV4,
   VNET_GSO_TCPV6,
@@ -120,9 +120,9 @@ abstract class Script {
     const rows = 1 + (burst % 4);
     for (let row = 0; row < rows; row++) {
       const kind = (burst * (row > 1 ? row : 1)) % this.frames.length;
-      const lone = (burst & 4) === 0 ? ASKS : MOVED;
+      const lone = (burst & 4) === 0 ? ASKS : REPEATED;
       batch.inFlags[row] = rows === 1 ? lone : 0;
-      batch.inMoved[row] = NETWORK; // as the peer's index is
+      batch.inTarget[row] = NETWORK; // as the peer's index is
       this.fill(batch, row, kind);
     }
     return rows;

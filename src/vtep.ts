@@ -10,7 +10,7 @@ import { FAN, NativeUnderlay } from "./device/native-underlay.ts";
 import {
   beginPace,
   demotions,
-  type Flows,
+  type FlowTable,
   flowTable,
   NativeTap,
   NativeTaps,
@@ -132,7 +132,7 @@ export class Vtep {
   readonly #kept: Record<string, number>;
   readonly #underlay: Underlay;
   readonly #remotes: Remotes;
-  readonly #flows: Flows;
+  readonly #flows: FlowTable;
   readonly #taps: NativeTaps;
   /** By index. */
   readonly #networks = new Map<number, { readonly network: Network; readonly tap: NativeTap }>();
@@ -173,7 +173,7 @@ export class Vtep {
     fdb: Fdb,
     remotes: Remotes,
     opened: Opened,
-    flows: Flows,
+    flows: FlowTable,
     taps: NativeTaps,
     underlay: Underlay,
     kept: Record<string, number>,
@@ -328,7 +328,7 @@ export class Vtep {
     this.#dataplane.mirrorTo(new Mirror(ring, filter, this.#remotes, clock));
   }
 
-  /** What is for the TAPs waits in descriptors that are kept from now on. */
+  /** After a turn either way, what is for the TAPs waits in descriptors that are kept. */
   close(): void {
     this.#settle();
     if (this.#ticking !== undefined) {
@@ -341,7 +341,7 @@ export class Vtep {
     this.#underlay.close();
   }
 
-  /** What the devices have moved by themselves is counted by what it was moved by. */
+  /** What the devices have done by themselves is counted by the settings they did it by; whatever else waits has a turn. */
   #settle(): void {
     if (this.#ticking === undefined) return; // it does not forward yet
     this.#dataplane.decap();
@@ -395,7 +395,7 @@ async function openUnderlay(
   plan: Plan,
   worker: number,
   remotes: Remotes,
-  flows: Flows,
+  flows: FlowTable,
   kept: Record<string, number>,
 ): Promise<{ underlay: Underlay; opened: Opened }> {
   const options = {

@@ -18,7 +18,7 @@ import type { Remotes } from "../remotes.ts";
 import {
   addon,
   adopted,
-  type Flows,
+  type FlowTable,
   isSystemError,
   numberOf,
   type UdpFamily,
@@ -49,7 +49,7 @@ export interface NativeUnderlayOptions {
   /** UDP port to receive on. */
   port: number;
   remotes: Remotes;
-  flows?: Flows | undefined;
+  flows?: FlowTable | undefined;
   /** Source ports are free ones of this range, both ends included; RFC 7348: 49152 to 65535. */
   sourcePorts?: readonly [low: number, high: number];
   /** Sending sockets wanted of each family; there are fewer if the range has fewer free ports. By default FAN. */
@@ -79,6 +79,7 @@ export class NativeUnderlay implements Underlay {
   /** The descriptors of the sockets that receive. */
   readonly fds: { 4?: number; 6?: number } = {};
   readonly #busyPollUs: number;
+  readonly #flows: FlowTable | undefined;
   /** Whose turn it is to be asked first. */
   #next = 0;
   #watch: Watch | undefined;
@@ -102,6 +103,7 @@ export class NativeUnderlay implements Underlay {
       cutsSuperFrames: true,
     };
     this.#busyPollUs = options.busyPollUs ?? 0;
+    this.#flows = options.flows;
     for (const family of [4, 6] as const) {
       const address = family === 4 ? options.local4 : options.local6;
       if (address === undefined) continue;
@@ -224,6 +226,7 @@ export class NativeUnderlay implements Underlay {
     this.#errors++;
     if (this.#errors < LAST_STRAW || this.#lost !== undefined) return;
     for (const family of this.#families) family.unwatch();
+    this.#flows?.forget(); // or what comes from the TAPs would go on leaving
     const sentence = `the underlay's sockets fail again and again (errno ${-status})`;
     this.#lost = new VtepError("LOST", `${sentence}; start again`);
     this.#tell();

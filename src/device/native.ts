@@ -1,6 +1,7 @@
 /**
  * The addon, loaded once and only here. It is the NIC: it moves batches between descriptors and
- * memory, knows no VNI and no policy, and repeats a decision only where TypeScript offers that.
+ * memory, knows no VNI and no policy, and repeats a decision only where TypeScript offers that and the
+ * frame is alike in all that TypeScript decides by (test/native/flows.test.ts holds it to that).
  * `native/addon.cc` checks arguments so that no mistake can crash the process; defaults and the meaning
  * of errors are the business of tap.ts and native-underlay.ts.
  */
@@ -15,7 +16,7 @@ export interface NativeBatch {
 }
 
 /** A flow table that devices of one thread share (`native/flows.h`). */
-export interface Flows {
+export interface FlowTable {
   forget(): void;
 }
 
@@ -104,7 +105,7 @@ export interface UdpFamilyOptions {
   coalesce: boolean;
   /** `Remotes.words`. */
   remotes: Int32Array;
-  flows?: Flows | undefined;
+  flows?: FlowTable | undefined;
 }
 
 export interface Addon {
@@ -112,10 +113,10 @@ export interface Addon {
   readonly Batch: new (columns: Int32Array, slab: Uint8Array) => NativeBatch;
   readonly Tap: new (options: TapQueueOptions) => TapQueue;
   /** Of `Fdb.words`. */
-  readonly Flows: new (
+  readonly FlowTable: new (
     guards: Int32Array,
-  ) => Flows;
-  readonly Taps: new (flows?: Flows) => TapQueues;
+  ) => FlowTable;
+  readonly Taps: new (flows?: FlowTable) => TapQueues;
   readonly Udp: new (options: UdpFamilyOptions) => UdpFamily;
   /** How often the kernel has refused a kind of super-frame, to all TAPs of this process. */
   tapDemotions(): number;

@@ -15,7 +15,7 @@ import { VtepError } from "../errors.ts";
 import {
   addon,
   adopted,
-  type Flows,
+  type FlowTable,
   isSystemError,
   numberOf,
   type TapQueue,
@@ -34,7 +34,7 @@ const TUN_F_USO = 0x20 | 0x40;
 const EBADFD = 77;
 const { EBUSY, ENODEV } = constants.errno;
 
-export type { Flows };
+export type { FlowTable };
 
 /** Those that are a TAP's. */
 export type TapOffloads = Pick<Offloads, "csum" | "tso" | "uso" | "coalesce-tcp" | "coalesce-udp">;
@@ -112,7 +112,7 @@ export class NativeTaps implements Taps<NativeTap> {
   readonly #members = new Map<number, Member>();
 
   /** `busyPollUs`: for how long the thread, once it was woken, asks for more before it sleeps. */
-  constructor(busyPollUs = 0, flows?: Flows) {
+  constructor(busyPollUs = 0, flows?: FlowTable) {
     this.#queues = waitable(() => new (addon().Taps)(flows));
     this.#busyPollUs = busyPollUs;
   }
@@ -201,8 +201,8 @@ function waitable<T>(join: () => T): T {
 }
 
 /** What the devices of a thread do by themselves (`native/flows.h`); `guards`: `Fdb.words`. */
-export function flowTable(guards: Int32Array): Flows {
-  return new (addon().Flows)(guards);
+export function flowTable(guards: Int32Array): FlowTable {
+  return new (addon().FlowTable)(guards);
 }
 
 /** Changes when any TAP of this process does without an offload that it had. */

@@ -80,12 +80,12 @@ beforeEach(() => {
 });
 
 describe("constructors", () => {
-  const construct = (name: "Batch" | "Flows" | "Tap" | "Taps" | "Udp", ...given: Any[]) => {
+  const construct = (name: "Batch" | "FlowTable" | "Tap" | "Taps" | "Udp", ...given: Any[]) => {
     const Class = addon()[name] as Any;
     return () => new Class(...given);
   };
 
-  it.each(["Batch", "Flows", "Tap", "Taps", "Udp"] as const)("%s needs new", (name) => {
+  it.each(["Batch", "FlowTable", "Tap", "Taps", "Udp"] as const)("%s needs new", (name) => {
     const Class = addon()[name] as Any;
     const wanted = throwing({ name: "TypeError", code: "ERR_CONSTRUCT_CALL_REQUIRED" });
     expect(() => Class({})).toThrow(wanted);
@@ -94,7 +94,7 @@ describe("constructors", () => {
     expect(() => Class.call(own, batch.columns, batch.slab)).toThrow(wanted);
   });
 
-  it.each(["Batch", "Flows", "Tap", "Udp"] as const)(
+  it.each(["Batch", "FlowTable", "Tap", "Udp"] as const)(
     "%s refuses what is not its argument",
     (name) => {
       for (const wrong of NOT_OBJECTS) {
@@ -138,7 +138,7 @@ describe("constructors", () => {
     expect(construct("Batch", new Int32Array(shared(0)), slab)).toThrow(throwing(RANGE));
   });
 
-  it("Flows refuses guards that could go away, of other types, and too few", () => {
+  it("FlowTable refuses guards that could go away, of other types, and too few", () => {
     const shared = new SharedArrayBuffer(64);
     const detached = new Int32Array(16);
     structuredClone(detached.buffer, { transfer: [detached.buffer] });
@@ -151,16 +151,16 @@ describe("constructors", () => {
       new DataView(shared),
       batch.slab,
     ]) {
-      expect(construct("Flows", wrong)).toThrow(throwing(INVALID));
+      expect(construct("FlowTable", wrong)).toThrow(throwing(INVALID));
     }
     for (const words of [0, 1, 3]) {
-      expect(construct("Flows", new Int32Array(shared, 0, words))).toThrow(throwing(RANGE));
+      expect(construct("FlowTable", new Int32Array(shared, 0, words))).toThrow(throwing(RANGE));
     }
-    expect(construct("Flows", new Int32Array(shared, 0, 4))).not.toThrow();
+    expect(construct("FlowTable", new Int32Array(shared, 0, 4))).not.toThrow();
   });
 
   it("Taps and Udp refuse flows that are none", () => {
-    const flows = new (addon().Flows)(batch.columns);
+    const flows = new (addon().FlowTable)(batch.columns);
     const failed = Object.create(Object.getPrototypeOf(flows));
     for (const wrong of [null, 1, "1", true, {}, [], batch.columns, tap, taps, udp, failed]) {
       expect(construct("Taps", wrong)).toThrow(throwing(INVALID));

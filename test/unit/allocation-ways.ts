@@ -12,7 +12,7 @@ import { constants } from "node:os";
 import { PerformanceObserver, performance } from "node:perf_hooks";
 import { setTimeout } from "node:timers/promises";
 import type { Batch } from "../../src/batch.ts";
-import { ASKS, TRUNCATED } from "../../src/batch.ts";
+import { ASKS, REPEATED, TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
 import { Mirror } from "../../src/mirror.ts";
 import { address, BROADCAST, frame, MULTICAST, mac, type Row, vxlan } from "./sim.ts";
@@ -163,6 +163,11 @@ function asked(row: Row): Row {
   return { ...row, flags: ASKS };
 }
 
+/** It has done so: for the remote, or the network, of this index. */
+function repeated(row: Row, moved: number): Row {
+  return { ...row, flags: REPEATED, moved };
+}
+
 /** Name, the dataplane, whether from the TAP, and how many frames there are in a burst. */
 const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["encap, known unicast", mill(new Treadmill(toRemotes), NOTHING), true, 16],
@@ -179,6 +184,8 @@ const WAYS: [name: string, mill: Mill, encap: boolean, frames: number][] = [
   ["decap, evicting", mill(NOTHING, new Treadmill(fromRemotes), { limit: 4 }), false, 16],
   ["encap, asked about", mill(new Treadmill([asked(toRemotes[0]!)]), NOTHING), true, 1],
   ["decap, asked about", mill(NOTHING, new Treadmill([asked(fromRemotes[0]!)])), false, 1],
+  ["encap, repeated", mill(new Treadmill([repeated(toRemotes[0]!, 1)]), NOTHING), true, 1],
+  ["decap, repeated", mill(NOTHING, new Treadmill([repeated(fromRemotes[0]!, 1)])), false, 1],
   ["encap, captured", captured(mill(new Treadmill(toRemotes), NOTHING)), true, 16],
   ["decap, captured", captured(mill(NOTHING, new Treadmill(trains))), false, 64],
   ["wasteful", mill(new Treadmill(toRemotes), new Wasteful([])), true, 16],

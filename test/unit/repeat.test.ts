@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { ANSWERED, ASKS, MOVED, TRUNCATED } from "../../src/batch.ts";
+import { ANSWERED, ASKS, REPEATED, TRUNCATED } from "../../src/batch.ts";
 import { STATIC } from "../../src/fdb.ts";
 import { Mirror } from "../../src/mirror.ts";
 import { parseMac } from "../../src/wire/ethernet.ts";
@@ -134,7 +134,7 @@ it("takes its turn with the TAPs where a datagram was answered", () => {
 });
 
 describe("what a device has moved", () => {
-  const moved = (bytes: Uint8Array, to: number): Row => ({ bytes, flags: MOVED, moved: to });
+  const moved = (bytes: Uint8Array, to: number): Row => ({ bytes, flags: REPEATED, moved: to });
 
   it("goes where it has gone, whatever the FDB says by now, and is counted there", () => {
     const vtep = script([{ ...KNOWN, peers: [PEER, address(3)] }]);

@@ -373,7 +373,7 @@ class ScriptedDevice {
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
       batch.inFlags[row] = flags ?? 0;
-      if (moved !== undefined) batch.inMoved[row] = moved;
+      if (moved !== undefined) batch.inTarget[row] = moved;
       batch.inTos[row] = tos ?? 0;
       batch.inTap[row] = tap ?? this.index;
       for (let at = 0; at < 16; at++) batch.inVnet.setUint8(row * 16 + at, 0);

@@ -34,13 +34,14 @@ export class Treadmill implements Taps, Underlay {
     if (rows.length > IN_ROWS) throw new RangeError(`${rows.length} rows`);
     const batch = this.#burst;
     let offset = HEADROOM;
-    for (const [row, { bytes, from, segment, flags }] of rows.entries()) {
+    for (const [row, { bytes, from, segment, flags, moved }] of rows.entries()) {
       batch.slab.set(bytes, offset);
       batch.inTap[row] = 1;
       batch.inOffset[row] = offset;
       batch.inLength[row] = bytes.length;
       batch.inSegment[row] = segment ?? bytes.length;
       batch.inFlags[row] = flags ?? 0;
+      batch.inTarget[row] = moved ?? 0;
       if (from !== undefined) batch.inAddress.set(addressWords(from), row * ADDRESS_WORDS);
       offset = ((offset + bytes.length + 7) & ~7) + HEADROOM;
     }
