@@ -11,6 +11,7 @@
 static constexpr uint64_t TAKEN_NS = 1'000'000;
 static constexpr uint64_t SHARED_NS = 300'000'000;
 
+// By when the answer to a lone frame has passed.
 static constexpr uint64_t LATER_MS = 2;
 
 static thread_local uint64_t shared_until;  // on uv_hrtime()'s clock

@@ -6,10 +6,15 @@ import { once } from "node:events";
 import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { Batch } from "../../src/batch.ts";
+import { Counters, Traffic } from "../../src/counters.ts";
 import type { UdpFamilyOptions } from "../../src/device/native.ts";
 import { type NativeTap, NativeTaps } from "../../src/device/tap.ts";
+import { ALL_OFFLOADS } from "../../src/device.ts";
 import type { VtepError } from "../../src/errors.ts";
+import { type Fdb, NETWORKS } from "../../src/fdb.ts";
+import { Heartbeats } from "../../src/heartbeats.ts";
 import { Remotes } from "../../src/remotes.ts";
+import type { NetworkPlan, Plan } from "../../src/vtep.ts";
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 export const ADDON = `${ROOT}build/Release/vtep.node`;
@@ -144,4 +149,54 @@ export function setRow(batch: Batch, row: number, fields: Row): void {
   batch.outHash[row] = hash;
   batch.outTap[row] = tap;
   batch.outError[row] = -1;
+}
+
+/** A network of index 1, with a TAP of its own. */
+export function networkPlan(
+  own: Pick<NetworkPlan, "vni" | "flood"> & Partial<NetworkPlan>,
+): NetworkPlan {
+  return {
+    index: 1,
+    tap: uniqueName(),
+    furtherQueues: 0,
+    mac: { high: 0x0200, low: 9 },
+    hasGateway: false,
+    vlan: 0,
+    mtu: 1450,
+    clampMss: false,
+    ageSeconds: 300,
+    allowed: [],
+    ...own,
+  };
+}
+
+/** For one thread, with its underlay on loopback. */
+export function planOf(
+  fdb: Fdb,
+  remotes: Remotes,
+  own: Pick<Plan, "port" | "networks"> & Partial<Plan>,
+): Plan {
+  return {
+    workers: 1,
+    fdb: fdb.memory,
+    counters: Counters.allocate(NETWORKS - 1, 1),
+    traffic: Traffic.allocate(1),
+    heartbeats: Heartbeats.allocate(1),
+    remotes: remotes.words.buffer as SharedArrayBuffer,
+    underlay: "auto",
+    local4: "127.0.0.1",
+    local6: undefined,
+    sourcePorts: [49_152, 65_535],
+    offloads: ALL_OFFLOADS,
+    busyPollUs: 0,
+    paced: false,
+    strict: false,
+    flowSeed: 1,
+    dscp: 0,
+    df: "set",
+    kept: {},
+    keptOnly: false,
+    largestMtu: 1450,
+    ...own,
+  };
 }

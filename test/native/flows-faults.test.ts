@@ -8,15 +8,23 @@ import { once } from "node:events";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { Batch, HEADROOM } from "../../src/batch.ts";
-import { Counters, Traffic } from "../../src/counters.ts";
+import { Counters } from "../../src/counters.ts";
 import { NativeTap } from "../../src/device/tap.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
-import { Fdb, NETWORKS, STATIC } from "../../src/fdb.ts";
-import { Heartbeats } from "../../src/heartbeats.ts";
+import { Fdb, STATIC } from "../../src/fdb.ts";
 import { Remotes } from "../../src/remotes.ts";
-import { type NetworkPlan, type Plan, Vtep } from "../../src/vtep.ts";
+import { type NetworkPlan, Vtep } from "../../src/vtep.ts";
 import { until } from "../lab/until.ts";
-import { alone, freePort, ip, receiver, setRow, uniqueName } from "./fixture.ts";
+import {
+  alone,
+  freePort,
+  ip,
+  networkPlan,
+  planOf,
+  receiver,
+  setRow,
+  uniqueName,
+} from "./fixture.ts";
 
 vi.setConfig({ testTimeout: 10_000 });
 
@@ -86,44 +94,9 @@ async function forward({ furtherQueues = 0, gro = true } = {}): Promise<void> {
   expect(remotes.add(THERE, port)).toBe(REMOTE);
   fdb.setLimit(INDEX, 100);
   fdb.set(INDEX, ...THEIRS_PLACE, REMOTE, STATIC);
-  own = {
-    vni: VNI,
-    index: INDEX,
-    tap: uniqueName(),
-    furtherQueues,
-    mac: { high: 0x0200, low: 9 },
-    hasGateway: false,
-    vlan: 0,
-    mtu: 1450,
-    clampMss: false,
-    ageSeconds: 300,
-    flood: [REMOTE],
-    allowed: [],
-  };
-  const plan: Plan = {
-    workers: 1,
-    fdb: fdb.memory,
-    counters: Counters.allocate(NETWORKS - 1, 1),
-    traffic: Traffic.allocate(1),
-    heartbeats: Heartbeats.allocate(1),
-    remotes: remotes.words.buffer as SharedArrayBuffer,
-    underlay: "native",
-    local4: HERE,
-    local6: undefined,
-    port,
-    sourcePorts: [49_152, 65_535],
-    offloads: { ...ALL_OFFLOADS, gro },
-    busyPollUs: 0,
-    paced: false,
-    strict: false,
-    flowSeed: 1,
-    dscp: 0,
-    df: "set",
-    kept: {},
-    keptOnly: false,
-    largestMtu: 1450,
-    networks: [own],
-  };
+  own = networkPlan({ vni: VNI, furtherQueues, flood: [REMOTE] });
+  const offloads = { ...ALL_OFFLOADS, gro };
+  const plan = planOf(fdb, remotes, { port, underlay: "native", offloads, networks: [own] });
   counters = new Counters(plan.counters, 1);
   vtep = await Vtep.open(plan, 0);
   close = () => {

@@ -15,15 +15,13 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { Counters, Traffic } from "../../src/counters.ts";
-import { ALL_OFFLOADS } from "../../src/device.ts";
-import { Fdb, NETWORKS } from "../../src/fdb.ts";
-import { Heartbeats } from "../../src/heartbeats.ts";
+import { Counters } from "../../src/counters.ts";
+import { Fdb } from "../../src/fdb.ts";
 import { Interim, writePlan } from "../../src/interim.ts";
 import { Remotes } from "../../src/remotes.ts";
-import { monotonicSeconds, type NetworkPlan, type Plan, Vtep } from "../../src/vtep.ts";
+import { monotonicSeconds, type Plan, Vtep } from "../../src/vtep.ts";
 import { until } from "../lab/until.ts";
-import { descriptors, freePort, ip, receiver, uniqueName } from "./fixture.ts";
+import { descriptors, freePort, ip, networkPlan, planOf, receiver, uniqueName } from "./fixture.ts";
 
 const VNI = 42;
 const HERE = "127.0.0.1";
@@ -46,48 +44,11 @@ beforeEach(async () => {
   for (const address of THERE) remotes.add(address, port);
   fdb = new Fdb(Fdb.allocate(1024, 1));
   fdb.setLimit(1, 100);
-  plan = {
-    workers: 1,
-    fdb: fdb.memory,
-    counters: Counters.allocate(NETWORKS - 1, 1),
-    traffic: Traffic.allocate(1),
-    heartbeats: Heartbeats.allocate(1),
-    remotes: remotes.words.buffer as SharedArrayBuffer,
-    underlay: "auto",
-    local4: HERE,
-    local6: undefined,
-    port,
-    sourcePorts: [49_152, 65_535],
-    offloads: ALL_OFFLOADS,
-    busyPollUs: 0,
-    paced: false,
-    strict: false,
-    flowSeed: randomInt(2 ** 31),
-    dscp: 0,
-    df: "set",
-    kept: {},
-    keptOnly: false,
-    largestMtu: 1450,
-    networks: [
-      {
-        vni: VNI,
-        index: 1,
-        tap: uniqueName(),
-        furtherQueues: 0,
-        mac: { high: 0x0200, low: 1 },
-        hasGateway: false,
-        vlan: 0,
-        mtu: 1450,
-        clampMss: false,
-        ageSeconds: 300,
-        flood: [1, 2],
-        allowed: [],
-      },
-    ],
-  };
+  const network = networkPlan({ vni: VNI, flood: [1, 2] });
+  plan = planOf(fdb, remotes, { port, flowSeed: randomInt(2 ** 31), networks: [network] });
   last = await Vtep.open(plan, 0);
   ip("netns", "add", namespace);
-  const [{ tap }] = plan.networks as [NetworkPlan];
+  const { tap } = network;
   ip("link", "set", tap, "netns", namespace);
   within("sh", "-c", `echo 1 >/proc/sys/net/ipv6/conf/${tap}/disable_ipv6`);
   within("ip", "link", "set", tap, "up");
