@@ -10,7 +10,6 @@ import { isDeepStrictEqual } from "node:util";
 import { afterAll, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { broadcast, ethernet, vxlan } from "../lab/frame.ts";
-import type { Host } from "../lab/host.ts";
 import { Lab } from "../lab/lab.ts";
 import type { Namespace } from "../lab/namespace.ts";
 import { Probe } from "../lab/probe.ts";
@@ -18,36 +17,59 @@ import { reach, send } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli } from "../lab/vtep.ts";
 
-const lab = await Lab.draw({ hosts: 3 });
+type Family = 4 | 6;
+const OUTER: Readonly<Record<Family, number>> = { 4: 20 + 8 + 8, 6: 40 + 8 + 8 };
+
+/** Three hosts, of which ours reaches the others, which are kernel VTEPs, by these families. */
+async function drawn(families: readonly [Family, Family]) {
+  const lab = await Lab.draw({ hosts: 3 });
+  const [ours, second, third] = [lab.host(1), lab.host(2), lab.host(3)];
+  const here = await ours.container();
+  const there = await second.container();
+  await third.container();
+  const peers = await Promise.all(
+    [second, third].map(async (host, at) => {
+      const family = families[at]!;
+      const [local, from] =
+        family === 4 ? [host.address, ours.address] : [host.address6, ours.address6];
+      await host.kernelVxlan({ vni: 42, local, peers: [from] });
+      const words = `udp dport 4789 ${family === 4 ? "ip" : "ip6"} saddr ${from} counter`;
+      return { address: local, outer: OUTER[family], sent: await host.rule("prerouting", words) };
+    }),
+  );
+  const blue = { vni: 42, peers: peers.map(({ address }) => address), bridge: "br0" };
+  const received = await ours.rule("prerouting", "udp dport 4789 counter");
+  return { lab, ours, second, third, here, there, peers, blue, received };
+}
+
+const ipv4 = await drawn([4, 4]);
+const both = await drawn([6, 4]);
+const { ours, second, here, there, blue } = ipv4;
 const directory = await mkdtemp(join(tmpdir(), "vtep-flows-"));
 afterAll(async () => {
-  await lab[Symbol.asyncDispose]();
+  for (const { lab } of [ipv4, both]) await lab[Symbol.asyncDispose]();
   await rm(directory, { recursive: true });
 });
-const [ours, second, third] = [lab.host(1), lab.host(2), lab.host(3)];
-const here = await ours.container();
-const there = await second.container();
-await third.container();
-for (const peer of [second, third]) await peer.kernelVxlan({ vni: 42, peers: [ours.address] });
 
 /** TCP that asks for segments of 1460 bytes; and of 1410, which is what fits 1450. */
 const IPV4 = "4500002c00004000400626000a0100650a010066";
 const SYN = `${IPV4}9c40005000000001000000006002fa00ecc70000020405b4`;
 const CLAMPED = `${IPV4}9c40005000000001000000006002fa00ecf9000002040582`;
 
-const blue = { vni: 42, peers: [second.address, third.address], bridge: "br0" };
-
 /** Without trains, each of which would be counted as one packet; `offloads`: further ones that are off. */
 function start({
+  among = ipv4,
   offloads = [],
   args = [],
 }: {
+  among?: typeof ipv4;
   offloads?: string[];
   args?: readonly string[];
 } = {}) {
-  const network = ["--name", "blue", "--vni", "42", "--bridge", "br0", "--peer", ...blue.peers];
+  const { peers } = among.blue;
+  const network = ["--name", "blue", "--vni", "42", "--bridge", "br0", "--peer", ...peers];
   const off = ["gso", ...offloads].map((name) => `${name}=off`);
-  return ours.vtep(...network, "--offload", off.join(","), ...args).ready();
+  return among.ours.vtep(...network, "--offload", off.join(","), ...args).ready();
 }
 
 /** Pings until it is disposed of. */
@@ -62,39 +84,24 @@ function pinging(from: Namespace, address: string, seconds = 0.007): AsyncDispos
   };
 }
 
-const OUTER = 20 + 8 + 8;
-const sent = await Promise.all(
-  [second, third].map((at) =>
-    at.rule("prerouting", `udp dport 4789 ip saddr ${ours.address} counter`),
-  ),
-);
-const received = await ours.rule("prerouting", "udp dport 4789 counter");
-
 /** What the agent says that has crossed, less what has. What it refused has crossed. */
-async function difference(client: Client): Promise<Record<string, number>> {
-  const crossed = await Promise.all(
-    [...sent, received].map(async (rule) => {
-      const { packets, bytes } = await rule.counted();
-      return [packets, bytes - packets * OUTER] as const;
+async function difference(client: Client, { peers, received }: typeof ipv4) {
+  const remotes = await client.remotes();
+  const to = await Promise.all(
+    peers.map(async ({ address, outer, sent }) => {
+      const { packets, bytes } = await sent.counted();
+      const { toFrames, toBytes } = remotes.find((remote) => remote.address === address)!;
+      return { toFrames, toBytes, packets, bytes: bytes - packets * outer };
     }),
   );
-  const [[frames2, bytes2], [frames3, bytes3], [frames]] = crossed as [
-    (typeof crossed)[0],
-    (typeof crossed)[0],
-    (typeof crossed)[0],
-  ];
-  const remotes = await client.remotes();
-  const to = ({ address }: Host) => remotes.find((remote) => remote.address === address)!;
   const { counters, drops } = await client.network("blue");
   const dropped = Object.values(drops).reduce((sum, count) => sum + count, 0);
+  const sum = (of: "packets" | "bytes") => to.reduce((all, each) => all + each[of], 0);
   return {
-    toSecond: to(second).toFrames - frames2,
-    bytesToSecond: to(second).toBytes - bytes2,
-    toThird: to(third).toFrames - frames3,
-    bytesToThird: to(third).toBytes - bytes3,
-    out: counters.encapFrames! - frames2 - frames3,
-    bytesOut: counters.encapBytes! - bytes2 - bytes3,
-    in: counters.decapFrames! + dropped - frames,
+    to: to.map(({ toFrames, toBytes, packets, bytes }) => [toFrames - packets, toBytes - bytes]),
+    out: counters.encapFrames! - sum("packets"),
+    bytesOut: counters.encapBytes! - sum("bytes"),
+    in: counters.decapFrames! + dropped - (await received.count()),
   };
 }
 
@@ -112,21 +119,25 @@ describe("while each ping wakes it", () => {
   });
 
   test.each([
-    ["address", []],
-    ["address6", ["--workers", "2"]],
+    ["address", "IPv4", [], ipv4],
+    ["address6", "IPv4", ["--workers", "2"], ipv4],
+    ["address", "IPv6 and IPv4", [], both],
+    ["address6", "IPv6 and IPv4", ["--busy-poll", "50"], both],
   ] as const)(
-    "entries and peers come and go: at once, and all that crossed is counted, to its %s %j",
-    async (family, args) => {
-      await using vtep = await start({ args });
+    "entries and peers come and go: at once, and all that crossed is counted, to its %s over %s %j",
+    async (family, _, args, among) => {
+      const { here, there } = among;
+      await using vtep = await start({ among, args });
       const client = new Client(vtep.socket);
       await reach(here, there[family]);
-      const before = await difference(client);
-      const to = async (host: Host) => sent[host === second ? 0 : 1]!.count();
+      const before = await difference(client, among);
+      type Peer = (typeof among.peers)[number];
+      const [second, third] = among.peers as [Peer, Peer];
       /** What has gone elsewhere since goes there no more. */
-      const hasTurned = async (from: Host, other: Host) => {
-        const [left, came] = [await to(from), await to(other)];
-        await until("pings to there", async () => (await to(other)) > came + 3);
-        expect(await to(from)).toBe(left);
+      const hasTurned = async (from: Peer, to: Peer) => {
+        const [left, came] = [await from.sent.count(), await to.sent.count()];
+        await until("pings to there", async () => (await to.sent.count()) > came + 3);
+        expect(await from.sent.count()).toBe(left);
       };
       {
         await using _pings = pinging(here, there[family]);
@@ -143,9 +154,9 @@ describe("while each ping wakes it", () => {
           await reach(here, there[family]);
         }
       }
-      const isSame = async () => isDeepStrictEqual(await difference(client), before);
+      const isSame = async () => isDeepStrictEqual(await difference(client, among), before);
       await until("all of it counted", isSame).catch(() => {});
-      expect(await difference(client)).toEqual(before);
+      expect(await difference(client, among)).toEqual(before);
     },
   );
 
