@@ -357,7 +357,9 @@ export class Agent implements Operations {
       const renamed = this.#live.rename(config.networks);
       const names = (networks: readonly NetworkConfig[]) => networks.map(({ name }) => name);
       const wanted = new Set(names(config.networks));
-      const removed = names(this.#live.configs()).filter((name) => !wanted.has(name));
+      const gone = this.#live.gone().map(({ config }) => config);
+      const all = names([...this.#live.configs(), ...gone]);
+      const removed = all.filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
         const live = this.#live.get(network.name);
         const isSame = live !== undefined && isDeepStrictEqual(live.config, network);
@@ -370,7 +372,7 @@ export class Agent implements Operations {
         this.#live.rename(before);
         throw error;
       });
-      this.#config = { ...this.#config, networks: config.networks };
+      this.#adopt(config.networks);
       this.#notes.configuredAnew(config.networks);
       await this.#containers.renew();
       this.setLogLevel(config.logLevel);
@@ -584,13 +586,23 @@ export class Agent implements Operations {
     const touched = new Set([...removed, ...networks.map(({ name }) => name)]);
     // Not those that are live: one that was lost in a change that failed is had again by the next agent.
     const others = this.#config.networks.filter(({ name }) => !touched.has(name));
-    this.#config = { ...this.#config, networks: [...others, ...networks] };
+    this.#adopt([...others, ...networks]);
     this.#notes.rememberEdits();
   }
 
-  #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
-    const there = removed.filter((name) => this.#live.has(name));
-    return this.#changing.apply({ ...this.#config, networks }, there);
+  async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
+    try {
+      await this.#changing.apply({ ...this.#config, networks }, removed);
+    } catch (error) {
+      // What was taken out for it may not have been had again.
+      this.#live.noteMissing(this.#config.networks, (error as Error).message);
+      throw error;
+    }
+  }
+
+  #adopt(networks: readonly NetworkConfig[]): void {
+    this.#config = { ...this.#config, networks };
+    this.#live.missOnly(networks);
   }
 
   /**
@@ -622,7 +634,9 @@ export class Agent implements Operations {
       this.#log.info({ network }, "the network is there again");
       return undefined;
     } catch (error) {
-      return (error as Error).message;
+      const { message } = error as Error;
+      this.#live.noteGone(config, message);
+      return message;
     }
   }
 
@@ -639,7 +653,9 @@ export class Agent implements Operations {
     void this.#exclusively(async () => {
       if (await this.#changing.renew(opened)) this.#log.info({ network }, "the TAP is there again");
     }).catch((error: unknown) => {
-      this.#log.error({ network, reason: (error as Error).message }, "the network is gone");
+      const { message: reason } = error as Error;
+      this.#log.error({ network, reason }, "the network is gone");
+      this.#live.noteGone(lost.config, reason);
       if ([...this.#live].length > 0) return; // see #regain
       this.#workers.giveUp(
         new VtepError("LOST", `network ${network}: ${message}; start again`, error),

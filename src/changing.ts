@@ -72,17 +72,18 @@ export class Changing {
   }
 
   /**
-   * Makes networks be as `config` gives them, and those of these names not be; all of it, or nothing and throws
-   * VtepError. Others stay as they are.
+   * Makes networks be as `config` gives them, and those of these names not be, also where they are gone; all of it, or
+   * nothing and throws VtepError. Others stay as they are.
    */
-  async apply(config: Config, removed: readonly string[]): Promise<void> {
+  async apply(config: Config, unwanted: readonly string[]): Promise<void> {
     const { networks } = config;
     const { networks: live, bridges, containers, notes, plan, telling } = this.#of;
     const found =
       networks.length === 0
         ? undefined
         : this.#bounded(networks, await survey(config, live.mtus(), plan));
-    this.#check(networks, removed, found);
+    this.#check(networks, unwanted, found);
+    const removed = unwanted.filter((name) => live.has(name));
     notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();
     undo.push(async () => containers.route(await linksByName())); // for the networks as they were
@@ -194,7 +195,8 @@ export class Changing {
       );
     }
     const gone = new Set([...removed, ...networks.map(({ name }) => name)]);
-    const stay = live.configs().filter(({ name }) => !gone.has(name));
+    const missed = live.gone().map(({ config }) => config);
+    const stay = [...live.configs(), ...missed].filter(({ name }) => !gone.has(name));
     const owners = new Map(
       stay.flatMap(({ name, vni, tap }) => [
         [`VNI ${vni}`, name],
@@ -205,7 +207,10 @@ export class Changing {
       for (const what of [`VNI ${network.vni}`, `TAP ${network.tap}`]) {
         const other = owners.get(what);
         if (other === undefined) continue;
-        throw new VtepError("CONFLICT", `${what} is network ${other}'s: choose another`);
+        const remedy = live.has(other)
+          ? "choose another"
+          : `it is gone (vtep status says why): choose another, or remove ${other}`;
+        throw new VtepError("CONFLICT", `${what} is network ${other}'s: ${remedy}`);
       }
       const before = live.get(network.name);
       const owner = before && containers.ownerOf(before.plan.index, before.plan.tap);

@@ -206,6 +206,7 @@ function cniError(error: unknown): CniError {
     USAGE: CODE.configuration,
     NOT_FOUND: CODE.configuration,
     UNREACHABLE: CODE.again,
+    LOST: CODE.again,
     SYSTEM: CODE.io,
   };
   const message = error.message.replace("--socket PATH", 'the key "socket"'); // here there are no flags

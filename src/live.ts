@@ -1,6 +1,6 @@
 /**
- * The networks of a running agent by name: which there are now, and what the configuration of one becomes.
- * Here they are only known: the agent makes them and takes them out.
+ * The networks of a running agent by name: which there are now, which it is to have and cannot, and what the
+ * configuration of one becomes. Here they are only known: the agent makes them and takes them out.
  */
 import { stableMac } from "./attachments.ts";
 import type { NetworkConfig } from "./config.ts";
@@ -29,8 +29,15 @@ export interface Live {
   readonly opened: object;
 }
 
+/** A network that is to be, and cannot: a TAP that is not to be had again, say. */
+interface Gone {
+  readonly config: NetworkConfig;
+  readonly reason: string;
+}
+
 export class LiveNetworks implements Iterable<Live> {
   readonly #byName = new Map<string, Live>();
+  readonly #gone = new Map<string, Gone>();
   /** Rows that are in use. */
   readonly #indices = new Set<number>();
   readonly #remotes: Remotes;
@@ -60,12 +67,37 @@ export class LiveNetworks implements Iterable<Live> {
     return this.#byName.get(name);
   }
 
-  /** Throws VtepError NOT_FOUND. */
+  /** Throws VtepError NOT_FOUND, and LOST for one that is gone. */
   named(name: string): Live {
     const live = this.#byName.get(name);
     if (live !== undefined) return live;
+    const gone = this.#gone.get(name);
+    if (gone !== undefined) throw new VtepError("LOST", `network ${name} is gone: ${gone.reason}`);
     const known = [...this.#byName.keys()].join(", ");
     throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
+  }
+
+  gone(): Gone[] {
+    return [...this.#gone.values()];
+  }
+
+  /** Of a network that is not one of these: why it cannot be. */
+  noteGone(config: NetworkConfig, reason: string): void {
+    this.#gone.set(config.name, { config, reason });
+  }
+
+  /** Those of these that nobody can use, but of which it is not known why, have this reason. */
+  noteMissing(networks: readonly NetworkConfig[], reason: string): void {
+    for (const config of networks) {
+      const { name } = config;
+      if (!this.#byName.has(name) && !this.#gone.has(name)) this.noteGone(config, reason);
+    }
+  }
+
+  /** Those of other names are not missed any more. */
+  missOnly(networks: readonly NetworkConfig[]): void {
+    const names = new Set(networks.map(({ name }) => name));
+    for (const name of this.#gone.keys()) if (!names.has(name)) this.#gone.delete(name);
   }
 
   configs(): NetworkConfig[] {
@@ -142,6 +174,7 @@ export class LiveNetworks implements Iterable<Live> {
   /** From now on it is one of these, in place of another of its name. */
   put(live: Live): void {
     this.#byName.set(live.config.name, live);
+    this.#gone.delete(live.config.name);
     this.#indices.add(live.plan.index);
   }
 

@@ -42,6 +42,8 @@ export interface Sources {
   readonly fdb: Fdb;
   readonly remotes: Remotes;
   networks(): readonly NetworkSource[];
+  /** How many networks there are to be, and are not. */
+  gone(): number;
   underlay(): string;
   offloads(): { readonly wanted: Offloads; readonly inUse: Offloads };
   /** Seconds that each forwarding thread has worked, by worker; what it did not is waiting. */
@@ -136,6 +138,11 @@ export class Metrics {
       "The VNI and the TAP that a network has, always 1; of networks with series of their own.",
       () =>
         shown(this.#from.networks()).map(({ name, vni, tap }) => [{ network: name, vni, tap }, 1]),
+    );
+    this.#gauge(
+      "vtep_networks_gone",
+      "Networks that are to be and cannot be had; each is tried again every half minute.",
+      () => [[{}, this.#from.gone()]],
     );
     this.#gauge(
       "vtep_network_mtu_bytes",

@@ -37,6 +37,15 @@ export interface AgentStatus {
   /** Remotes whose path was found to be narrower than its interface. */
   readonly paths: readonly { readonly address: string; readonly mtu: number }[];
   readonly networks: readonly NetworkStatus[];
+  /** Networks that this agent is to have, and cannot; it tries each again every half minute. */
+  readonly gone: readonly GoneNetwork[];
+}
+
+export interface GoneNetwork {
+  readonly name: string;
+  readonly vni: number;
+  readonly tap: string;
+  readonly reason: string;
 }
 
 export interface NetworkStatus {

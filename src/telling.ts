@@ -186,6 +186,9 @@ export class Telling {
       refused: this.#counters.get(0, Counter.refused),
       paths: remotes.paths(),
       networks: [...networks].map((live) => this.#statusOf(live)),
+      gone: networks.gone().map(({ config: { name, vni, tap }, reason }) => {
+        return { name, vni, tap, reason };
+      }),
     };
   }
 
@@ -283,6 +286,7 @@ export class Telling {
       fdb,
       remotes,
       networks: () => networks.rows(),
+      gone: () => networks.gone().length,
       underlay: () => this.#opened?.underlay ?? plan.underlay,
       offloads: () => ({ wanted: plan.offloads, inUse: this.#offloads }),
       busySeconds: () => workers.busySeconds(),

@@ -55,6 +55,7 @@ const STATUS: Partial<Record<ErrorCode, ContentfulStatusCode>> = {
   ADDRESS: 409,
   MTU: 409,
   CLOSED: 503,
+  LOST: 503,
 };
 
 export function routes({ version, operations, reload, metrics, log }: Served): Hono {
@@ -326,7 +327,10 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
   }
 
   function unknownNetwork(name: string): VtepError {
-    const names = operations.status().networks.map((network) => network.name);
+    const { networks, gone } = operations.status();
+    const reason = gone.find((network) => network.name === name)?.reason;
+    if (reason !== undefined) return new VtepError("LOST", `network ${name} is gone: ${reason}`);
+    const names = networks.map((network) => network.name);
     const hint = names.length === 0 ? ": there is none" : nearest(name, names);
     return new VtepError("NOT_FOUND", `there is no network ${JSON.stringify(name)}${hint}`);
   }

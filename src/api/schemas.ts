@@ -93,6 +93,13 @@ export const agentStatus = named(
     refused: v.number(),
     paths: v.array(v.object({ address: v.string(), mtu: v.number() })),
     networks: v.array(networkStatus),
+    gone: v.array(
+      named(
+        "GoneNetwork",
+        "a network that the agent is to have, and cannot; it tries again every half minute",
+        v.object({ name: v.string(), vni: v.number(), tap: v.string(), reason: v.string() }),
+      ),
+    ),
   }),
 ) satisfies v.GenericSchema<Omit<ApiStatus, "networks">>;
 

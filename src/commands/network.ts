@@ -34,7 +34,7 @@ async function status(client: Client): Promise<Answer> {
 }
 
 function agentText(agent: ApiStatus): string {
-  const { version, pid, uptimeSeconds, local, port, underlay, workers, drops, paths } = agent;
+  const { version, pid, uptimeSeconds, local, port, underlay, workers, drops, paths, gone } = agent;
   const narrow = paths.map(({ address, mtu }) => `${address} (${mtu})`);
   const lines = [
     ["agent", `vtep ${version}, process ${pid}, for ${duration(uptimeSeconds)}`],
@@ -44,6 +44,7 @@ function agentText(agent: ApiStatus): string {
     ["narrow paths", narrow.join(", ")],
     ["refused by", agent.refused === 0 ? "" : `${brief(agent.refused)} ICMP errors`],
     ["dropped", dropsText(drops)],
+    ...gone.map(({ name, vni, reason }) => ["gone", `${name} (VNI ${vni}): ${reason}`]),
   ];
   return pairs(lines);
 }

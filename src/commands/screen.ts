@@ -328,7 +328,7 @@ export function draw(history: History, view: View, size: Size): string[] {
 type Paint = (style: Parameters<typeof styleText>[0], text: string) => string;
 
 function heading(history: History, size: Size, paint: Paint): string[] {
-  const { version, local, port, underlay, workers, uptimeSeconds } = history.status;
+  const { version, local, port, underlay, workers, uptimeSeconds, gone } = history.status;
   const about = [
     paint("bold", `vtep ${version}`),
     `${local.join(" ")} port ${port}`,
@@ -355,6 +355,9 @@ function heading(history: History, size: Size, paint: Paint): string[] {
     about.join("  "),
     `${flow("encap", now.toFrames, now.toBits, trend("toBits"))} ${flow("decap", now.fromFrames, now.fromBits, trend("fromBits"))}`,
     now.drops > 0 ? paint("red", drops) : drops,
+    ...(gone.length === 0
+      ? []
+      : [paint("red", `gone  ${gone.map(({ name }) => name).join(", ")}: vtep status says why`)]),
     "",
   ];
 }

@@ -21,15 +21,20 @@ export function checkOverlay(facts: Facts): Finding[] {
 function checkNetworks({ agent, config, hasFile }: Facts): Finding[] {
   if (!hasFile || isUnseen(agent)) return [];
   const known = new Set(agent.networks.map(({ vni }) => vni));
+  const reasons = new Map(agent.gone.map(({ vni, reason }) => [vni, reason]));
   const missing = config.networks.filter(({ vni }) => !known.has(vni));
-  return missing.map(({ vni, name }) => ({
-    check: "network",
-    subject: `${vni}`,
-    severity: "warning",
-    finding: `network ${name} is configured, and the agent does not have it`,
-    remedy: "have it read the file again, which says why where it cannot",
-    commands: ["vtep reload"],
-  }));
+  return missing.map(({ vni, name }) => {
+    const reason = reasons.get(vni);
+    const why = reason === undefined ? "" : `: ${reason}`;
+    return {
+      check: "network",
+      subject: `${vni}`,
+      severity: "warning",
+      finding: `network ${name} is configured, and the agent does not have it${why}`,
+      remedy: "have it read the file again, which says why where it cannot",
+      commands: ["vtep reload"],
+    };
+  });
 }
 
 /**

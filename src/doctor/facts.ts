@@ -22,7 +22,7 @@ export function isUnseen(seen: unknown): seen is Unseen {
 /** What a running agent says of itself, as far as it matters here. */
 export type AgentFacts = Pick<
   AgentStatus,
-  "pid" | "local" | "drops" | "paths" | "offloads" | "refusedOffloads"
+  "pid" | "local" | "drops" | "paths" | "offloads" | "refusedOffloads" | "gone"
 > & {
   readonly networks: readonly Pick<
     NetworkStatus,

@@ -28,6 +28,7 @@ async function told(): Promise<Set<string>> {
     fdb: new Fdb(Fdb.allocate(64, 0)),
     remotes,
     networks: () => [{ name: "100", vni: 100, tap: "vtep100", mtu: 1450, index: 1 }],
+    gone: () => 0,
     underlay: () => "native",
     offloads: () => ({ wanted: ALL_OFFLOADS, inUse: ALL_OFFLOADS }),
     busySeconds: () => [0],

@@ -23,7 +23,7 @@ const network = ["--vni", "42", "--peer", theirs.address];
 const socket = join(tmpdir(), `vtep-lifecycle-${process.pid}.sock`);
 
 /** An `ip` that refuses every change to links while it is armed. */
-const REFUSING = 'case "$*" in *-batch*) [ ! -e "$here/armed" ] || exit 2;; esac; real "$@"';
+const REFUSING = '[ "$*" != "-batch -" ] || [ ! -e "$here/armed" ] || exit 2; real "$@"';
 
 /** What a run must leave as it was. */
 async function state(): Promise<{ links: string[]; sockets: string }> {
@@ -341,16 +341,65 @@ test("a TAP that cannot be had again takes no other network with it, and is trie
   await until("a network less", async () => (await names()).length === 1);
   await reach(here, there.address);
   await until("what is lost", () => said("the network is gone").length > 0);
+  const { reason } = said("the network is gone")[0]!;
+  const red = { name: "red", vni: 42, tap: "vtep42", reason };
+  expect((await client.status()).gone).toEqual([red]);
+  await expect(client.putPeer("red", "192.0.2.9")).rejects.toMatchObject({ code: "LOST" });
+  for (const [what, config] of [
+    ["VNI 42", { vni: 42, tap: "t0" }],
+    ["TAP vtep42", { vni: 44, tap: "vtep42" }],
+  ] as const) {
+    await expect(
+      client.putNetwork("green", { ...config, peers: [theirs.address] }),
+    ).rejects.toMatchObject({
+      code: "CONFLICT",
+      message: `${what} is network red's: it is gone (vtep status says why): choose another, or remove red`,
+    });
+  }
   await rm(armed);
   await until("the network", () => said("the network is there again").length > 0, 40_000);
   expect((await names()).toSorted()).toEqual(["blue", "red"]);
+  expect((await client.status()).gone).toEqual([]);
   expect(await ours.links()).toContain("vtep42");
   await writeFile(armed, "");
   await remove("vtep42");
   await until("a network less", async () => (await names()).length === 1);
   await client.removeNetwork("red");
+  expect((await client.status()).gone).toEqual([]);
   await expect(client.removeNetwork("red")).rejects.toMatchObject({ code: "NOT_FOUND" });
 }, 60_000);
+
+test("a network that is gone has another name after a reload, or is none any more", async () => {
+  using other = shim(REFUSING);
+  const armed = join(other.directory, "armed");
+  const file = join(other.directory, "vtep.yaml");
+  const configure = (...names: string[]) => {
+    const networks = names.map((name, at) => ({ name, vni: 42 + at, peers: [theirs.address] }));
+    return writeFile(file, JSON.stringify({ networks }));
+  };
+  await configure("red", "blue");
+  const words = ["--config", file, "--socket", socket];
+  await using vtep = await ours.vtepBy(["env", other.path], ...words).ready();
+  const client = new Client(vtep.socket);
+  const names = async () => {
+    const { networks, gone } = await client.status();
+    return [networks, gone].map((those) => those.map(({ name }) => name).toSorted());
+  };
+  const lose = async (tap: string, name: string) => {
+    await writeFile(armed, "");
+    await remove(tap);
+    await until("what is gone", async () => (await names())[1]!.includes(name));
+  };
+  await lose("vtep42", "red");
+  await rm(armed);
+  await configure("green", "blue");
+  expect(await client.reload()).toMatchObject({ added: ["green"], removed: ["red"] });
+  expect(await names()).toEqual([["blue", "green"], []]);
+  await lose("vtep43", "blue");
+  await configure("green");
+  expect(await client.reload()).toMatchObject({ added: [], removed: ["blue"] });
+  expect(await names()).toEqual([["green"], []]);
+});
 
 test("who asks for something while many networks are tried again waits for one of them", async () => {
   const waits = 'touch "$here/began"; while [ -e "$here/held.$tap" ]; do sleep 0.01; done';

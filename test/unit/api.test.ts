@@ -87,6 +87,19 @@ async function say(words: string): Promise<string> {
   return text(caller);
 }
 
+test("what is asked of a network that is gone is refused with the reason, to be tried again", async () => {
+  const gone = { name: "red", vni: 7, tap: "vtep7", reason: "adding vtep7 failed: try later" };
+  operations.gone.push(gone);
+  expect((await client.status()).gone).toEqual([gone]);
+  for (const asking of [client.network("red"), client.putPeer("red", "192.0.2.9")]) {
+    await expect(asking).rejects.toMatchObject({
+      code: "LOST",
+      message: "network red is gone: adding vtep7 failed: try later",
+    });
+  }
+  expect((await ask("GET", "/v1/networks/red")).status).toBe(503);
+});
+
 test("the socket's directory is made, and the socket is for its owner and its group, whatever others get", async () => {
   const before = process.umask(0o077);
   onTestFinished(() => void process.umask(before));

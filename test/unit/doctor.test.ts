@@ -28,6 +28,7 @@ function agent({ drops = {}, endpointDrops = {}, counters = {} }: Seen = {}): Ag
     paths: [],
     offloads: ALL_OFFLOADS,
     refusedOffloads: [],
+    gone: [],
     networks: [
       {
         vni: 42,
@@ -110,6 +111,12 @@ test("a network of the file that the agent does not have is told of, and one of 
       subject: "42",
       finding: "network vtep42 is configured, and the agent does not have it",
       commands: ["vtep reload"],
+    },
+  ]);
+  const gone = [{ name: "vtep42", vni: 42, tap: "vtep42", reason: "adding vtep42 failed" }];
+  expect(of("network", { hasFile: true, agent: { ...none, gone } })).toMatchObject([
+    {
+      finding: "network vtep42 is configured, and the agent does not have it: adding vtep42 failed",
     },
   ]);
   const sound = [

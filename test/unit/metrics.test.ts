@@ -20,7 +20,7 @@ vi.setConfig({ testTimeout: 60_000 });
 const WORKERS = 2;
 
 /** An agent's shared memory, with so many networks and remotes, and the metrics of it. */
-function agent({ networks = 1, remotes = 2 } = {}) {
+function agent({ networks = 1, remotes = 2, gone = 0 } = {}) {
   const memory = Counters.allocate(networks, WORKERS);
   const shared = Traffic.allocate(WORKERS);
   const made = {
@@ -45,6 +45,7 @@ function agent({ networks = 1, remotes = 2 } = {}) {
   const metrics = new Metrics({
     ...made,
     networks: () => all,
+    gone: () => gone,
     underlay: () => "native",
     offloads: () => ({ wanted: ALL_OFFLOADS, inUse: made.inUse }),
     busySeconds: () => made.busy,
@@ -80,7 +81,7 @@ describe("a scrape", () => {
   });
 
   it("has what the agent is, and what is of no network", async () => {
-    const made = agent({ networks: 2 });
+    const made = agent({ networks: 2, gone: 4 });
     made.counters.add(0, Counter.refused, 3);
     made.second.counters.add(0, Work.trains, 5);
     const scrape = await made.scrape();
@@ -89,6 +90,7 @@ describe("a scrape", () => {
     expect(scrape.get('vtep_underlay_info{underlay="native"}')).toBe(1);
     expect(scrape.get("vtep_refused_total")).toBe(3);
     expect(scrape.get("vtep_trains_total")).toBe(5);
+    expect(scrape.get("vtep_networks_gone")).toBe(4);
     expect(scrape.get("vtep_workers")).toBe(WORKERS);
     expect(scrape.get('vtep_network_mtu_bytes{network="net2"}')).toBe(1450);
   });

@@ -15,6 +15,7 @@ import type {
   Counts,
   FdbEntryStatus,
   FdbFilter,
+  GoneNetwork,
   NetworkStatus,
   Operations,
   RemoteStatus,
@@ -27,6 +28,7 @@ const NOTHING = Object.fromEntries(Object.keys(Counter).map((name) => [name, 0])
 /** What can be asked of an agent, of one that forwards nothing: networks and entries in memory. */
 export class MemoryOperations implements Operations {
   readonly configs = new Map<string, NetworkConfig>();
+  readonly gone: GoneNetwork[] = [];
   readonly entries: FdbEntryStatus[] = [];
   logLevel: Config["logLevel"] = "info";
   readonly listeners = new Set<(event: AgentEvent) => void>();
@@ -53,6 +55,7 @@ export class MemoryOperations implements Operations {
       refused: 0,
       paths: [{ address: "192.0.2.2", mtu: 1400 }],
       networks: [...this.configs.values()].map((config) => this.#status(config)),
+      gone: this.gone,
     };
   }
 

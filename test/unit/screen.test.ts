@@ -50,6 +50,7 @@ function status(networks: NetworkStatus[], more: Partial<Status> = {}): Status {
     refused: 0,
     paths: [],
     networks,
+    gone: [],
     remotes: [],
     ...more,
   };
@@ -180,6 +181,15 @@ describe("the screen of top", () => {
     const made = history(status([network("blue")]), status([]));
     expect(names(draw(made, FIRST_VIEW, SIZE))).toEqual([]);
     expect(made.rates("network blue")).toEqual([]);
+  });
+
+  it("names networks that are to be and are not, for as long as that is", () => {
+    const gone = ["blue", "red"].map((name) => ({ name, vni: 7, tap: "t", reason: "no TAP" }));
+    const made = history(status([network("a")], { gone }), status([network("a")], { gone }));
+    const line = "gone  blue, red: vtep status says why";
+    expect(draw(made, FIRST_VIEW, SIZE)).toContain(line);
+    made.add(status([network("a")]), 3000);
+    expect(draw(made, FIRST_VIEW, SIZE)).not.toContain(line);
   });
 
   it("says why there is nothing new, until there is", () => {
