@@ -41,11 +41,12 @@ export function natTable(
       (subnet) =>
         `${ip(subnet)} saddr ${subnet} ${ip(subnet)} daddr ${subnet} ct status dnat masquerade`,
     );
-  const inward = publications.map((each) => {
-    const target = each.to.includes(":") ? `[${each.to}]` : each.to;
-    return `${portOf(each)} dnat ${ip(each.to)} to ${target}:${each.toPort}`;
+  const inward = placesOf(publications).map((each) => {
+    const targets = each.map(({ port, to, toPort }) => `${port} : ${to} . ${toPort}`);
+    const [{ protocol, to }] = each;
+    return `${portsOf(each)} dnat ${ip(to)} to ${protocol} dport map { ${targets.join(", ")} }`;
   });
-  const zones = publications.filter(({ protocol }) => protocol === "udp").flatMap(zoneRules);
+  const zones = placesOf(publications).flatMap(zoneRules);
   const chains = [
     chain("prerouting", "filter", -300, zones),
     chain("output", "filter", -300, zones),
@@ -59,9 +60,28 @@ export function natTable(
   return chains === "" ? head : `${head}table inet ${table} {\n${chains}}\n`;
 }
 
-/** What is sent to the port. */
-function portOf({ protocol, port, ...at }: Publication): string {
-  return `${placeOf(at)} ${protocol} dport ${port}`;
+type Publications = readonly [Publication, ...Publication[]];
+
+/**
+ * Those of each place, that is protocol and address of this host, the first of each port: a place has a rule with all
+ * its ports. With one for each port, every packet of this host would be compared with each of them.
+ */
+function placesOf(publications: readonly Publication[]): Publications[] {
+  const places = new Map<string, Map<number, Publication>>();
+  for (const each of publications) {
+    const key = `${each.protocol} ${placeOf(each)}`;
+    const ports = places.get(key) ?? new Map<number, Publication>();
+    places.set(key, ports);
+    if (!ports.has(each.port)) ports.set(each.port, each);
+  }
+  return [...places.values()].map((ports) => [...ports.values()] as unknown as Publications);
+}
+
+/** What is sent to their ports: these first, for most of what comes is sent to others. */
+function portsOf(publications: Publications): string {
+  const [{ protocol, ...at }] = publications;
+  const ports = publications.map(({ port }) => port).join(", ");
+  return `${protocol} dport { ${ports} } ${placeOf(at)}`;
 }
 
 /** What is sent to where it is published. */
@@ -77,13 +97,17 @@ function placeOf({ address, to }: Pick<Publication, "address" | "to">): string {
  * that come for a container are known in a zone of their own, by which others' are not found. Its answers are
  * looked for in none; an ICMP error about one is known by the port in it, 28 or 48 bytes behind its beginning.
  */
-function zoneRules(publication: Publication): string[] {
-  const { to, toPort, port } = publication;
-  const { low } = stableMac(`${to} ${toPort}`); // a number that is always the same for the same text
-  const zone = `ct original zone set ${1 + ((low >>> 0) % 0xffff)}`; // 0 is that of everything else
-  const [icmp, protocol, source] = to.includes(":") ? ["icmpv6", 112, 384] : ["icmp", 136, 224];
-  const about = `meta l4proto ${icmp} @th,${protocol},8 17 @th,${source},16 ${port}`;
-  return [`${portOf(publication)} ${zone}`, `${placeOf(publication)} ${about} ${zone}`];
+function zoneRules(publications: Publications): string[] {
+  const [{ protocol, ...at }] = publications;
+  if (protocol !== "udp") return [];
+  const zones = publications.map(({ port, to, toPort }) => {
+    const { low } = stableMac(`${to} ${toPort}`); // a number that is always the same for the same text
+    return `${port} : ${1 + ((low >>> 0) % 0xffff)}`; // 0 is that of everything else
+  });
+  const zone = (port: string) => `ct original zone set ${port} map { ${zones.join(", ")} }`;
+  const [icmp, inner, source] = at.to.includes(":") ? ["icmpv6", 112, 384] : ["icmp", 136, 224];
+  const about = `meta l4proto ${icmp} @th,${inner},8 17 ${placeOf(at)}`;
+  return [`${portsOf(publications)} ${zone("udp dport")}`, `${about} ${zone(`@th,${source},16`)}`];
 }
 
 /** Priorities are those of NF_IP_PRI_RAW, _NAT_SRC and _NAT_DST (include/uapi/linux/netfilter_ipv4.h). */

@@ -51,7 +51,7 @@ test("is named by the endpoint, as nft can name one, and is set when it changes"
   await own.publish(attached);
   const words = asked();
   expect(words.slice(0, 4)).toEqual(["-f -", TABLE, `delete ${TABLE}`, `${TABLE} {`]);
-  expect(words.join("\n")).toContain("dnat ip to 192.0.2.7:80");
+  expect(words.join("\n")).toContain("8080 : 192.0.2.7 . 80");
   await own.publish(attached);
   expect([asked(), own.traces.hasTable]).toEqual([[], true]);
   await own.publish([]);

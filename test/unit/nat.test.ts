@@ -48,18 +48,20 @@ it("takes ports of the host to containers, from elsewhere, from here and from th
     },
     { protocol: "udp" as const, port: 53, to: "192.0.2.7", toPort: 53 },
     { protocol: "tcp" as const, port: 443, to: "2001:db8:2::7", toPort: 443 },
+    { protocol: "tcp" as const, port: 8443, to: "192.0.2.8", toPort: 443 },
+    { protocol: "udp" as const, port: 53, to: "192.0.2.99", toPort: 53 },
   ];
   const rules = [
-    "ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 8080 dnat ip to 192.0.2.7:80",
-    "ip6 daddr 2001:db8::1 udp dport 53 dnat ip6 to [2001:db8:2::7]:5353",
-    "ip daddr != 127.0.0.0/8 fib daddr type local udp dport 53 dnat ip to 192.0.2.7:53",
-    "ip6 daddr != ::1 fib daddr type local tcp dport 443 dnat ip6 to [2001:db8:2::7]:443",
+    "tcp dport { 8080, 8443 } ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to tcp dport map { 8080 : 192.0.2.7 . 80, 8443 : 192.0.2.8 . 443 }",
+    "udp dport { 53 } ip6 daddr 2001:db8::1 dnat ip6 to udp dport map { 53 : 2001:db8:2::7 . 5353 }",
+    "udp dport { 53 } ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to udp dport map { 53 : 192.0.2.7 . 53 }",
+    "tcp dport { 443 } ip6 daddr != ::1 fib daddr type local dnat ip6 to tcp dport map { 443 : 2001:db8:2::7 . 443 }",
   ].join("\n    ");
   const zones = [
-    "ip6 daddr 2001:db8::1 udp dport 53 ct original zone set 27482",
-    "ip6 daddr 2001:db8::1 meta l4proto icmpv6 @th,112,8 17 @th,384,16 53 ct original zone set 27482",
-    "ip daddr != 127.0.0.0/8 fib daddr type local udp dport 53 ct original zone set 14523",
-    "ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto icmp @th,136,8 17 @th,224,16 53 ct original zone set 14523",
+    "udp dport { 53 } ip6 daddr 2001:db8::1 ct original zone set udp dport map { 53 : 27482 }",
+    "meta l4proto icmpv6 @th,112,8 17 ip6 daddr 2001:db8::1 ct original zone set @th,384,16 map { 53 : 27482 }",
+    "udp dport { 53 } ip daddr != 127.0.0.0/8 fib daddr type local ct original zone set udp dport map { 53 : 14523 }",
+    "meta l4proto icmp @th,136,8 17 ip daddr != 127.0.0.0/8 fib daddr type local ct original zone set @th,224,16 map { 53 : 14523 }",
   ].join("\n    ");
   expect(natTable("vtep_4789", routed, publications)).toBe(`${HEAD}table inet vtep_4789 {
   chain filter-prerouting {
@@ -84,4 +86,14 @@ it("takes ports of the host to containers, from elsewhere, from here and from th
   }
 }
 `);
+});
+
+it("has as many rules for many ports as for one, so that no packet is compared with each", () => {
+  const rules = (count: number) => {
+    const publications = Array.from({ length: count }, (_, at) => {
+      return { protocol: "udp" as const, port: 1 + at, to: `192.0.2.${at % 9}`, toPort: 53 };
+    });
+    return natTable("vtep_4789", [], publications).split("\n").length;
+  };
+  expect(rules(500)).toBe(rules(1));
 });
