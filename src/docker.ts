@@ -249,13 +249,17 @@ export class DockerDriver {
         "give one of -o network=NAME and -o vni=N: which network of the agent it is",
       );
     }
-    const all = await this.#client.networks();
-    const found = all.find((each) =>
-      network === undefined ? `${each.vni}` === vni : each.name === network,
-    );
+    const { networks: all, gone } = await this.#client.status();
+    const isMeant = (each: { readonly name: string; readonly vni: number }) =>
+      network === undefined ? `${each.vni}` === vni : each.name === network;
+    const found = all.find(isMeant);
     if (found !== undefined) {
       bridgeOf(found); // or it is refused
       return found;
+    }
+    const lost = gone.find(isMeant);
+    if (lost !== undefined) {
+      throw new VtepError("LOST", `network ${lost.name} is gone: ${lost.reason}`);
     }
     const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
     const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";

@@ -17,6 +17,7 @@ let ip: Shim;
 let client: Client;
 let driver: DockerDriver;
 let api: AsyncDisposable;
+let operations: MemoryOperations;
 
 const state = () => join(directory, "state", "docker.json");
 
@@ -25,7 +26,7 @@ beforeEach(async () => {
   ip = shim(`case "$*" in *show*) cat $here/links;; *) cat >>$here/asked;; esac`);
   vi.stubEnv("PATH", ip.path.slice("PATH=".length));
   has([]);
-  const operations = new MemoryOperations();
+  operations = new MemoryOperations();
   const peers = ["192.0.2.2"];
   const gateway = ["10.9.0.1/24", "fd09::1/64"];
   for (const network of [
@@ -85,6 +86,18 @@ describe("a network", () => {
     const six = create("red", { IPv4Data: four, IPv6Data: pool("fd09::/64", "fd09::2/64") });
     await expect(six).rejects.toThrow("has the gateway fd09::1: create it with --gateway fd09::1");
     expect(await create("blue", { IPv4Data: pool("10.8.0.0/24", "10.8.0.1/24") })).toEqual({});
+  });
+
+  test("that is gone is refused with the reason, and is not one that there is not", async () => {
+    operations.gone.push({ name: "grey", vni: 7, tap: "vtep7", reason: "no TAP" });
+    const options = (of: object) => ({ "com.docker.network.generic": of });
+    for (const of of [{ network: "grey" }, { vni: "7" }]) {
+      await expect(create("", {}, options(of))).rejects.toMatchObject({
+        code: "LOST",
+        message: "network grey is gone: no TAP",
+      });
+    }
+    await expect(create("gray")).rejects.toMatchObject({ code: "NOT_FOUND" });
   });
 
   test("is remembered for the next driver until it is deleted, and no other is forgotten with it", async () => {
