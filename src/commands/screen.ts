@@ -351,13 +351,14 @@ function heading(history: History, size: Size, paint: Paint): string[] {
     .sort(([, one], [, other]) => other - one)
     .map(([reason, count]) => `${reason} ${brief(count)}`);
   const drops = `drops ${brief(now.drops).padStart(5)}/s ${reasons.join(", ")}`;
+  // The names last: there may be more of them than a line holds.
+  const names = gone.map(({ name }) => name).join(", ");
+  const missed = `gone  ${gone.length}, vtep status says why: ${names}`;
   return [
     about.join("  "),
     `${flow("encap", now.toFrames, now.toBits, trend("toBits"))} ${flow("decap", now.fromFrames, now.fromBits, trend("fromBits"))}`,
     now.drops > 0 ? paint("red", drops) : drops,
-    ...(gone.length === 0
-      ? []
-      : [paint("red", `gone  ${gone.map(({ name }) => name).join(", ")}: vtep status says why`)]),
+    ...(gone.length === 0 ? [] : [paint("red", missed)]),
     "",
   ];
 }

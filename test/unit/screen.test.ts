@@ -186,10 +186,21 @@ describe("the screen of top", () => {
   it("names networks that are to be and are not, for as long as that is", () => {
     const gone = ["blue", "red"].map((name) => ({ name, vni: 7, tap: "t", reason: "no TAP" }));
     const made = history(status([network("a")], { gone }), status([network("a")], { gone }));
-    const line = "gone  blue, red: vtep status says why";
+    const line = "gone  2, vtep status says why: blue, red";
     expect(draw(made, FIRST_VIEW, SIZE)).toContain(line);
     made.add(status([network("a")]), 3000);
     expect(draw(made, FIRST_VIEW, SIZE)).not.toContain(line);
+  });
+
+  it("says how many networks are gone, and who knows why, where it cannot name all of them", () => {
+    const gone = Array.from({ length: 4000 }, (_, at) => {
+      return { name: `net${at}`, vni: at, tap: "t", reason: "no TAP" };
+    });
+    const made = history(status([network("a")], { gone }));
+    const lines = draw(made, FIRST_VIEW, { ...SIZE, columns: 80 });
+    expect(
+      lines.filter((line) => /^gone {2}4000, vtep status says why: net0, net1/.test(line)),
+    ).toHaveLength(1);
   });
 
   it("says why there is nothing new, until there is", () => {
