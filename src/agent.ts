@@ -357,9 +357,7 @@ export class Agent implements Operations {
       const renamed = this.#live.rename(config.networks);
       const names = (networks: readonly NetworkConfig[]) => networks.map(({ name }) => name);
       const wanted = new Set(names(config.networks));
-      const gone = this.#live.gone().map(({ config }) => config);
-      const all = names([...this.#live.configs(), ...gone]);
-      const removed = all.filter((name) => !wanted.has(name));
+      const removed = names(this.#live.wanted()).filter((name) => !wanted.has(name));
       const different = config.networks.filter((network) => {
         const live = this.#live.get(network.name);
         const isSame = live !== undefined && isDeepStrictEqual(live.config, network);

@@ -87,6 +87,9 @@ export class Changing {
     notes.withdrawPlan(); // until it is as it says again
     const undo = new Undo();
     undo.push(async () => containers.route(await linksByName())); // for the networks as they were
+    const missed = live.gone();
+    undo.push(() => live.missAgain(missed));
+    live.missOnly(live.wanted().filter(({ name }) => !unwanted.includes(name)));
     try {
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
       const anew = networks.flatMap((network) => {
@@ -109,7 +112,7 @@ export class Changing {
       await undo.all(this.#tellOfFault);
       throw error;
     } finally {
-      await bridges.removeIdle(new Set(live.configs().map(({ bridge }) => bridge)));
+      await bridges.removeIdle(new Set(live.wanted().map(({ bridge }) => bridge)));
       notes.leavePlan();
     }
     if (found !== undefined) telling.noteAstray(found.astray);
@@ -195,8 +198,7 @@ export class Changing {
       );
     }
     const gone = new Set([...removed, ...networks.map(({ name }) => name)]);
-    const missed = live.gone().map(({ config }) => config);
-    const stay = [...live.configs(), ...missed].filter(({ name }) => !gone.has(name));
+    const stay = live.wanted().filter(({ name }) => !gone.has(name));
     const owners = new Map(
       stay.flatMap(({ name, vni, tap }) => [
         [`VNI ${vni}`, name],

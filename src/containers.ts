@@ -6,6 +6,7 @@
  * links. Whose it is is remembered, by the alias that it had when it was here last.
  */
 import { type Attachment, attachmentOf, attachmentsAmong } from "./attachments.ts";
+import type { NetworkConfig } from "./config.ts";
 import type { Entries } from "./entries.ts";
 import type { Gateways } from "./gateways.ts";
 import { type Link, linksByName } from "./host.ts";
@@ -106,9 +107,10 @@ export class Containers {
       const found = attachmentOf({ ifname: tap, ifalias: this.#direct.get(index) ?? "" });
       return found === undefined ? [] : [{ ...found, network: name }];
     });
-    const bridges = new Map(rows.map(({ name, bridge }) => [name, bridge] as const));
+    const wanted = this.#networks.wanted();
+    const bridges = new Map(wanted.map(({ name, bridge }) => [name, bridge] as const));
     const attached = [...attachmentsAmong(links, bridges), ...direct];
-    this.#entries.attach(attached);
+    this.#entries.attach(attached.filter(({ network }) => this.#networks.has(network)));
     this.#count = attached.length;
     return attached;
   }
@@ -129,10 +131,16 @@ export class Containers {
 
   // their gateways
 
-  /** Makes gateways be as they are configured, whatever there was. Throws VtepError. */
+  /**
+   * Makes gateways be as they are configured, whatever there was; also that of a network that is gone, while its bridge
+   * is there: what is attached gets to elsewhere by it, and is got at, without the TAP. Throws VtepError.
+   */
   async route(links: Links): Promise<void> {
     const wasIdle = this.#gateways.isIdle;
-    await this.#gateways.set(this.#networks.configs(), links, this.note(links));
+    const isThere = ({ name, bridge }: NetworkConfig) =>
+      this.#networks.has(name) || links.has(bridge ?? "");
+    const networks = this.#networks.wanted().filter(isThere);
+    await this.#gateways.set(networks, links, this.note(links));
     if (!wasIdle || !this.#gateways.isIdle) this.#remember();
   }
 
@@ -142,7 +150,9 @@ export class Containers {
     const links = await linksByName();
     const stays =
       isRestart &&
-      this.#networks.rows().some(({ hasGateway, bridge }) => hasGateway && links.has(bridge!));
+      this.#networks
+        .wanted()
+        .some(({ gateway, bridge }) => gateway.length > 0 && links.has(bridge!));
     if (!stays) await this.#gateways.set([], links, []);
   }
 

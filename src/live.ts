@@ -94,6 +94,13 @@ export class LiveNetworks implements Iterable<Live> {
     }
   }
 
+  /** After a change that was refused: those that were missed before it, and cannot be used now. */
+  missAgain(missed: readonly Gone[]): void {
+    for (const { config, reason } of missed) {
+      if (!this.#byName.has(config.name)) this.noteGone(config, reason);
+    }
+  }
+
   /** Those of other names are not missed any more. */
   missOnly(networks: readonly NetworkConfig[]): void {
     const names = new Set(networks.map(({ name }) => name));
@@ -102,6 +109,11 @@ export class LiveNetworks implements Iterable<Live> {
 
   configs(): NetworkConfig[] {
     return [...this].map(({ config }) => config);
+  }
+
+  /** Also of those that are gone, whose bridges may be there still. */
+  wanted(): NetworkConfig[] {
+    return [...this.configs(), ...this.gone().map(({ config }) => config)];
   }
 
   plans(): NetworkPlan[] {

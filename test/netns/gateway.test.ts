@@ -1,9 +1,12 @@
+import { rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { GATEWAY_MAC } from "../../src/gateways.ts";
 import { Lab } from "../lab/lab.ts";
 import { type Child, create, type Finished, Namespace } from "../lab/namespace.ts";
+import { shim } from "../lab/shim.ts";
 import { isSilent, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
@@ -266,6 +269,41 @@ describe("what was made for it", () => {
     expect(bridge.address).toBe(GATEWAY_MAC);
     const addresses = bridge.addr_info.map(({ local }: { local: string }) => local);
     expect(addresses).toEqual(expect.arrayContaining(["10.9.0.1", "fd09::1"]));
+  });
+
+  test("is there for what is attached while the TAP cannot be had again, until nobody wants it", async () => {
+    using other = shim('[ "$*" != "-batch -" ] || [ ! -e "$here/armed" ] || exit 2; real "$@"');
+    const armed = join(other.directory, "armed");
+    await vteps[0]!.stop();
+    const words = ["--vni", "43", "--name", "red", "--peer", theirs.address, "--bridge", "br1"];
+    const vtep = await ours.vtepBy(["env", other.path], ...words).ready();
+    vteps = [vtep, vteps[1]!];
+    const client = new Client(vtep.socket);
+    const blue = { vni: 42, peers: [theirs.address], bridge: "br0" };
+    const gateway = { gateway: GATEWAY, masquerade: true, ranges: ["10.9.0.64-10.9.0.65/24"] };
+    await client.putNetwork("blue", { ...blue, ...gateway });
+    await attach(ours, box, "--publish", "8080:80");
+    await serve(box, 80, "web");
+    const attached = await client.attachments();
+    expect(attached).toHaveLength(1);
+    await writeFile(armed, "");
+    await ours.ip("link del vtep42");
+    await until("what is gone", async () => (await client.status()).gone.length > 0);
+    expect(await client.attachments()).toEqual(attached);
+    await rm(armed);
+    await client.putPeer("red", "192.0.2.9"); // all of it is gone through again
+    await writeFile(armed, "");
+    await expect(client.putNetwork("blue", { ...blue, ...gateway })).rejects.toThrow();
+    expect((await client.status()).gone).toMatchObject([{ name: "blue" }]);
+    expect(await client.attachments()).toEqual(attached);
+    await reach(box, ELSEWHERE[0]);
+    expect(await call(outside, "203.0.113.1", 8080)).toBe("web");
+    expect(vtep.log.filter(({ msg }) => /leaving the bridge/.test(msg))).toEqual([]);
+    await rm(armed);
+    await client.removeNetwork("blue");
+    expect(await client.attachments()).toEqual([]);
+    expect(await isSilent(box, "10.9.0.1")).toBe(true);
+    expect(await rules(ours)).toBe("");
   });
 
   test("changes with its network", async () => {
