@@ -358,10 +358,13 @@ export class Agent implements Operations {
       const names = (networks: readonly NetworkConfig[]) => networks.map(({ name }) => name);
       const wanted = new Set(names(config.networks));
       const removed = names(this.#live.wanted()).filter((name) => !wanted.has(name));
+      const gone = new Map(this.#live.gone().map(({ config }) => [config.name, config]));
       const different = config.networks.filter((network) => {
-        const live = this.#live.get(network.name);
-        const isSame = live !== undefined && isDeepStrictEqual(live.config, network);
-        return !isSame || hasLeft(live.link, links); // somebody has removed its bridge, perhaps
+        const { name } = network;
+        const live = this.#live.get(name);
+        // One that is gone, and to be as it was to be, is no part of this: it would have all the rest refused.
+        if (!isDeepStrictEqual(live?.config ?? gone.get(name), network)) return true;
+        return live !== undefined && hasLeft(live.link, links); // somebody has removed its bridge, perhaps
       });
       const added = names(different).filter((name) => !this.#live.has(name));
       const altered = names(different).filter((name) => this.#live.has(name));
@@ -378,6 +381,7 @@ export class Agent implements Operations {
       const restart = Object.keys(written).filter(
         (key) => !isDeepStrictEqual(written[key as never], running[key as never]),
       );
+      void this.#regain(); // whoever reloads may have mended what it is gone for
       const changes = { added, changed, removed, restart };
       this.#telling.tell({ event: "reloaded", changes });
       return changes;

@@ -25,13 +25,19 @@ function checkNetworks({ agent, config, hasFile }: Facts): Finding[] {
   const missing = config.networks.filter(({ vni }) => !known.has(vni));
   return missing.map(({ vni, name }) => {
     const reason = reasons.get(vni);
-    const why = reason === undefined ? "" : `: ${reason}`;
+    const [why, remedy] =
+      reason === undefined
+        ? ["", "have it read the file again, which says why where it cannot"]
+        : [
+            `: ${reason}`,
+            "mend that; it tries again every half minute, and when it reads the file",
+          ];
     return {
       check: "network",
       subject: `${vni}`,
       severity: "warning",
       finding: `network ${name} is configured, and the agent does not have it${why}`,
-      remedy: "have it read the file again, which says why where it cannot",
+      remedy,
       commands: ["vtep reload"],
     };
   });

@@ -396,6 +396,12 @@ test("a network that is gone has another name after a reload, or is none any mor
   expect(await client.reload()).toMatchObject({ added: ["green"], removed: ["red"] });
   expect(await names()).toEqual([["blue", "green"], []]);
   await lose("vtep43", "blue");
+  await configure("green", "blue");
+  expect(await client.reload()).toMatchObject({ added: [], changed: [], removed: [] });
+  await rm(armed);
+  await client.reload();
+  await until("what was mended", async () => (await names())[1]!.length === 0, 5_000);
+  await lose("vtep43", "blue");
   await configure("green");
   expect(await client.reload()).toMatchObject({ added: [], removed: ["blue"] });
   expect(await names()).toEqual([["green"], []]);
