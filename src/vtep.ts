@@ -213,6 +213,7 @@ export class Vtep {
     const dataplane = this.#dataplane;
     let told = "";
     const tick = () => {
+      this.#settle(); // or who has just spoken would age
       const now = monotonicSeconds();
       dataplane.tick(now);
       this.#beat(now);

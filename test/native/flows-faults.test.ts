@@ -12,7 +12,7 @@ import { Counters } from "../../src/counters.ts";
 import { NativeTap } from "../../src/device/tap.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
 import { Fdb, STATIC } from "../../src/fdb.ts";
-import { Remotes } from "../../src/remotes.ts";
+import { LOCAL, Remotes } from "../../src/remotes.ts";
 import { type NetworkPlan, Vtep } from "../../src/vtep.ts";
 import { until } from "../lab/until.ts";
 import {
@@ -42,6 +42,7 @@ const THEIRS_PLACE = [0x0200, 2] as const;
 let namespace: string;
 let port: number;
 let counters: Counters;
+let fdb: Fdb;
 let vtep: Vtep;
 /** Closes it, once. */
 let close: () => void;
@@ -88,13 +89,13 @@ function join(tap: string): void {
   ip("-n", namespace, "link", "set", tap, "mtu", "9000", "master", "br0", "up");
 }
 
-async function forward({ furtherQueues = 0, gro = true } = {}): Promise<void> {
+async function forward({ furtherQueues = 0, gro = true, ageSeconds = 300 } = {}): Promise<void> {
   const remotes = new Remotes();
-  const fdb = new Fdb(Fdb.allocate(1024, 1));
+  fdb = new Fdb(Fdb.allocate(1024, 1));
   expect(remotes.add(THERE, port)).toBe(REMOTE);
   fdb.setLimit(INDEX, 100);
   fdb.set(INDEX, ...THEIRS_PLACE, REMOTE, STATIC);
-  own = networkPlan({ vni: VNI, furtherQueues, flood: [REMOTE] });
+  own = networkPlan({ vni: VNI, furtherQueues, ageSeconds, flood: [REMOTE] });
   const offloads = { ...ALL_OFFLOADS, gro };
   const plan = planOf(fdb, remotes, { port, underlay: "native", offloads, networks: [own] });
   counters = new Counters(plan.counters, 1);
@@ -169,6 +170,33 @@ describe("in the moment in which a frame has left and is not counted yet", () =>
     vtep.add({ ...own, vni: VNI + 1, tap: uniqueName() });
     close();
     expect(sent()).toBe(before + 1);
+  });
+});
+
+describe("a station that has just spoken", () => {
+  it("does not age, although its frame is not counted yet", async () => {
+    const clock = vi.spyOn(process, "hrtime").mockReturnValue([1000, 0]);
+    onTestFinished(() => clock.mockRestore());
+    const repeated = vi.spyOn(globalThis, "setInterval").mockReturnValueOnce(setTimeout(() => {}));
+    await forward({ ageSeconds: 10 });
+    const tick = repeated.mock.calls[0]![0];
+    repeated.mockRestore();
+    const tickFrom = (first: number, last: number) => {
+      for (let now = first; now <= last; now++) {
+        clock.mockReturnValue([now, 0]);
+        tick();
+      }
+    };
+    await leaveUncounted();
+    await until("all of it counted", () => sent() === left);
+    tickFrom(1001, 1010);
+    await leaveUncounted();
+    tickFrom(1011, 1011);
+    expect(counters.events(INDEX).aged).toBe(0);
+    expect(fdb.lookup(INDEX, 0x0200, 1)).toBe(LOCAL);
+    await until("all of it counted", () => sent() === left);
+    tickFrom(1012, 1021);
+    expect(counters.events(INDEX).aged).toBe(1);
   });
 });
 
