@@ -183,7 +183,7 @@ describe("the key of a frame", () => {
     for (const [frame, others] of [
       // Which bytes change from one frame of a flow to the next.
       [frameOf({ tcp: true }), [16, 17, 18, 19, 22, 24, 25, 38, 40, 60]],
-      [frameOf({ v6: true, tcp: true }), [16, 17, 18, 19, 21, 58, 70]],
+      [frameOf({ v6: true, tcp: true }), [15, 16, 17, 18, 19, 21, 58, 70]],
     ] as const) {
       for (let at = 0; at < frame.length; at++) {
         const other = frame.with(at, frame[at]! ^ 1);
@@ -746,6 +746,39 @@ describe("a lone frame", () => {
       await learn();
       await expectAsked(other);
       await expectMoved();
+    });
+
+    it("asks where it is another TAP's", async () => {
+      const tap = new NativeTap({ name: uniqueName() });
+      onTestFinished(() => tap.close());
+      ip("link", "set", tap.name, "netns", namespace);
+      const inside = (...words: string[]) =>
+        execFileSync("nsenter", [`--net=/run/netns/${namespace}`, "ip", "link", "set", ...words]);
+      taps.add(NETWORK + 1, tap, () => {});
+      await learn();
+      inside(near.name, "nomaster");
+      inside(tap.name, "mtu", "9000", "master", "hub", "up");
+      onTestFinished(() => void inside(near.name, "master", "hub"));
+      await expectAsked();
+      expect(frames[0]!.tap).toBe(NETWORK + 1);
+    });
+
+    it("asks where another flow has its place, and has it from then on", async () => {
+      const place = (frame: Uint8Array) => {
+        const key = addon().flowKey(frame)!;
+        key.writeInt32LE(NETWORK); // flowKey() knows of no TAP
+        let hash = 2166136261;
+        for (const byte of key) hash = Math.imul(hash ^ byte, 16777619);
+        return (hash ^ (hash >>> 16)) & 255;
+      };
+      let other = FRAME;
+      for (let port = 40_001; other === FRAME || place(other) !== place(FRAME); port++) {
+        other = frameOf({ ...PLAIN, port });
+      }
+      await learn();
+      await learn(other);
+      await expectMoved(other);
+      await expectAsked();
     });
 
     const unlike: [string, Uint8Array][] = [
