@@ -107,7 +107,7 @@ describe("the MTU of the way to a peer", () => {
     const [one, two, three, four, five] = peers.map((dst) => {
       return { dst, dev: "also", prefsrc: "192.0.2.1" };
     });
-    const links = [{ ifname: "eth0", altnames: ["also"], mtu: 1500 }];
+    const links = [{ ifname: "eth0", altnames: ["also"], mtu: 1450 }];
     const learned = { expires: 60, metrics: [{ mtu: 600 }] };
     const routes = [
       one!,
@@ -118,7 +118,7 @@ describe("the MTU of the way to a peer", () => {
     ];
     const prefix = { dst: "192.0.2.0/24" };
     has(links, routes, [{ ...prefix, metrics: [{ mtu: 1300 }] }, prefix]);
-    expect(await of(peers)).toEqual([1500, 1400, 1500, 1300, 1500]);
+    expect(await of(peers)).toEqual([1450, 1400, 1450, 1300, 1450]);
     expect(asked().filter((line) => line.includes("fibmatch"))).toEqual([
       "route get fibmatch 192.0.2.5 ipproto udp dport 4789",
       "route get fibmatch 192.0.2.6 ipproto udp dport 4789",
