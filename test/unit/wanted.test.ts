@@ -5,7 +5,14 @@ import { type Attachment, aliasOf } from "../../src/attachments.ts";
 import { attachedHere, checkAlone, checkPorts, freeAddresses } from "../../src/conflicts.ts";
 import type { Link } from "../../src/host.ts";
 import type { NetworkStatus } from "../../src/operations.ts";
-import { checkRoutes, checkSubnets, fitted, routesOf } from "../../src/wanted.ts";
+import {
+  bridgeOf,
+  checkDirect,
+  checkRoutes,
+  checkSubnets,
+  fitted,
+  routesOf,
+} from "../../src/wanted.ts";
 import { shim } from "../lab/shim.ts";
 
 const OWN = "02:00:00:00:00:01";
@@ -26,9 +33,9 @@ function attachment(given: Partial<Attachment> = {}): Attachment {
 }
 
 describe("what is wanted", () => {
-  const fitting = (given: object, found = blue) => {
+  const fitting = (given: object, found = blue, local = "192.0.2.100") => {
     const client = {
-      status: async () => ({ local: ["192.0.2.100"], port: 4789 }),
+      status: async () => ({ local: [local], port: 4789 }),
       network: async () => found,
     };
     const wanted = { network: "blue", target: "/run/netns/a", owner: "a", by: "attach" };
@@ -64,9 +71,13 @@ describe("what is wanted", () => {
     expect((await fitting({ mac: OWN.toUpperCase() })).attachment.mac).toBe(OWN);
     const { mac } = (await fitting({})).attachment;
     expect((await fitting({})).attachment.mac).toBe(mac);
-    for (const other of [{ owner: "b" }, { ifname: "eth1" }]) {
-      expect((await fitting(other)).attachment.mac).not.toBe(mac);
-    }
+    const others = [
+      fitting({ owner: "b" }),
+      fitting({ ifname: "eth1" }),
+      fitting({}, network({ vni: 8 })),
+      fitting({}, blue, "192.0.2.101"),
+    ];
+    for (const { attachment } of await Promise.all(others)) expect(attachment.mac).not.toBe(mac);
     for (const wrong of ["00:00:00:00:00:00", "01:00:5e:00:00:01", "x"]) {
       await expect(fitting({ mac: wrong })).rejects.toThrow("is not the MAC address of a station");
     }
@@ -79,6 +90,16 @@ describe("what is wanted", () => {
     await expect(fitting({ published }, none)).rejects.toThrow("has no gateway");
     expect((await fitting({}, none)).attachment.published).toEqual([]);
   });
+});
+
+test("a network is attached to by its bridge, or without one by its TAP, but not where it has a VLAN", () => {
+  const alone = network({ bridge: undefined });
+  expect(bridgeOf(blue)).toBe("br7");
+  expect(() => bridgeOf(alone)).toThrow("network blue has no bridge");
+  expect(checkDirect(alone)).toBeUndefined();
+  expect(() => checkDirect(blue)).toThrow("is a port of br7");
+  expect(() => bridgeOf({ ...blue, vlan: 9 })).toThrow("network blue is VLAN 9");
+  expect(() => checkDirect({ ...alone, vlan: 9 })).toThrow("network blue is VLAN 9");
 });
 
 describe("routes", () => {
@@ -191,7 +212,9 @@ describe("what another one has", () => {
 tcp LISTEN 0 5 127.0.0.1:80 0.0.0.0:*
 tcp LISTEN 0 5 [::1]:80 [::]:*
 tcp LISTEN 0 5 192.0.2.100:81 0.0.0.0:*
-tcp LISTEN 0 5 *:82 *:*`;
+tcp LISTEN 0 5 *:82 *:*
+tcp LISTEN 0 5 [::ffff:192.0.2.100]:83 *:*
+tcp LISTEN 0 5 0.0.0.0%eth0:84 0.0.0.0:*`;
     const own = { addresses: ["192.0.2.7/24"], link: "vta" };
 
     test.each<[string, Partial<Attachment>, string | undefined]>([
@@ -212,6 +235,12 @@ tcp LISTEN 0 5 *:82 *:*`;
         { published: [{ ...at("192.0.2.9"), port: 82 }] },
         "192.0.2.9:82/tcp is in use",
       ],
+      [
+        "an address's, held by a socket of IPv6",
+        { published: [{ ...at("192.0.2.100"), port: 83 }] },
+        "192.0.2.100:83/tcp is in use",
+      ],
+      ["one interface's", { published: [{ ...tcp, port: 84 }] }, "port 84/tcp is in use"],
       ["its own before", { published: [{ ...tcp, port: 82, toPort: 1 }] }, undefined],
       ["the VTEP's", { published: [{ ...tcp, protocol: "udp", port: 4790 }] }, "the VTEP itself"],
       ["of TCP, of the VTEP's number", { published: [{ ...tcp, port: 4790 }] }, undefined],
@@ -226,6 +255,15 @@ tcp LISTEN 0 5 *:82 *:*`;
       const check = checkPorts(client, attachment({ ...own, ...given }), 4790, was);
       if (why === undefined) await expect(check).resolves.toBeUndefined();
       else await expect(check).rejects.toThrow(why);
+    });
+
+    test("is not known where ss fails", async () => {
+      using ss = shim("echo 'Cannot open netlink socket' >&2; exit 1", ["ss"]);
+      vi.stubEnv("PATH", ss.path.slice("PATH=".length));
+      onTestFinished(() => void vi.unstubAllEnvs());
+      const client = { attachments: async () => [] } as unknown as Client;
+      const check = checkPorts(client, attachment({ ...own, published: [tcp] }), 4790, undefined);
+      await expect(check).rejects.toThrow('"ss" failed: Cannot open netlink socket');
     });
   });
 
