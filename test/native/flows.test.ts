@@ -596,6 +596,17 @@ describe("a lone frame", () => {
       await expectMoved();
     });
 
+    it("that is not offered is no flow by what was offered of the one before", async () => {
+      const other = frameOf({ ...PLAIN, port: 40_001 });
+      await learn();
+      encap = (rows) => {
+        batch.inFlags[0] = 0;
+        forward(rows);
+      };
+      expect((await send(other)).arrived).toHaveLength(1);
+      await expectAsked(other);
+    });
+
     it("leaves before the callback, by the socket of its flow, and afterwards is not sent again", async () => {
       const socket = await receiver("127.0.0.4");
       onTestFinished(() => void socket.close());

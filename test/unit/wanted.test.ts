@@ -214,7 +214,8 @@ tcp LISTEN 0 5 [::1]:80 [::]:*
 tcp LISTEN 0 5 192.0.2.100:81 0.0.0.0:*
 tcp LISTEN 0 5 *:82 *:*
 tcp LISTEN 0 5 [::ffff:192.0.2.100]:83 *:*
-tcp LISTEN 0 5 0.0.0.0%eth0:84 0.0.0.0:*`;
+tcp LISTEN 0 5 0.0.0.0%eth0:84 0.0.0.0:*
+tcp LISTEN 0 5 [::]:85 [::]:*`;
     const own = { addresses: ["192.0.2.7/24"], link: "vta" };
 
     test.each<[string, Partial<Attachment>, string | undefined]>([
@@ -241,7 +242,18 @@ tcp LISTEN 0 5 0.0.0.0%eth0:84 0.0.0.0:*`;
         "192.0.2.100:83/tcp is in use",
       ],
       ["one interface's", { published: [{ ...tcp, port: 84 }] }, "port 84/tcp is in use"],
+      [
+        "everybody's of IPv6",
+        { published: [{ ...at("2001:db8::9"), port: 85 }] },
+        ":85/tcp is in use on this host:",
+      ],
+      [
+        "everybody's of the other family",
+        { published: [{ ...at("192.0.2.9"), port: 85 }] },
+        undefined,
+      ],
       ["its own before", { published: [{ ...tcp, port: 82, toPort: 1 }] }, undefined],
+      ["another's before", { published: [{ ...tcp, port: 82 }] }, "port 82/tcp is in use"],
       ["the VTEP's", { published: [{ ...tcp, protocol: "udp", port: 4790 }] }, "the VTEP itself"],
       ["of TCP, of the VTEP's number", { published: [{ ...tcp, port: 4790 }] }, undefined],
     ])("is found: %s", async (name, given, why) => {
