@@ -3,14 +3,14 @@ import { setImmediate as turn } from "node:timers/promises";
 import { pino } from "pino";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { networkConfig } from "../../src/config.ts";
-import { Counters, Drop, FROM_REMOTE, TO_REMOTE, Traffic } from "../../src/counters.ts";
+import { Counter, Counters, Drop, FROM_REMOTE, TO_REMOTE, Traffic } from "../../src/counters.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
 import { Entries } from "../../src/entries.ts";
 import { Fdb } from "../../src/fdb.ts";
 import { Heartbeats, SILENT_SECONDS } from "../../src/heartbeats.ts";
 import { type Live, LiveNetworks } from "../../src/live.ts";
 import type { AgentEvent } from "../../src/operations.ts";
-import { LOCAL, Remotes } from "../../src/remotes.ts";
+import { addressWords, LOCAL, Remotes } from "../../src/remotes.ts";
 import { Telling } from "../../src/telling.ts";
 import { monotonicSeconds, type Plan } from "../../src/vtep.ts";
 
@@ -88,16 +88,24 @@ test("a network that has the row of another begins at zero, for whoever asks, li
   ]);
 });
 
-test("what becomes of the entries of a network that goes is told by its name", () => {
+test("what a network that goes has dropped, and what becomes of its entries, is told by its name", () => {
   const heard: AgentEvent[] = [];
   telling.listen((event) => heard.push(event));
   const red = add({ vni: 1, name: "red" });
   fdb.learn(red.plan.index, 0x0200, 1, LOCAL, 0);
+  counters.add(red.plan.index, Drop.PKT_TOO_SMALL, 1);
+  telling.noteRetired();
   telling.noteLeaving();
   networks.remove("red");
-  add({ vni: 2, name: "blue" });
+  telling.countAnew(add({ vni: 2, name: "blue" }).plan.index);
   vi.advanceTimersByTime(1000);
-  expect(heard).toMatchObject([{ event: "learned", entry: { network: "red" } }]);
+  telling.reportDrops();
+  const drops = { PKT_TOO_SMALL: 1 };
+  expect(heard).toMatchObject([
+    { event: "dropped", network: "red", drops },
+    { event: "learned", entry: { network: "red" } },
+  ]);
+  expect(lines).toMatchObject([{ vni: 1, drops }]);
 });
 
 test("a remote is told of that a network floods to, or only an entry names, and no other", () => {
@@ -117,6 +125,13 @@ test("a remote is told of that a network floods to, or only an entry names, and 
   ]);
 });
 
+test("remotes are told of in the order in which they came to be known, however many", () => {
+  const peers = Array.from({ length: 12 }, (_, at) => `192.0.2.${40 - at}`);
+  for (const peer of peers) remotes.add(peer, PORT);
+  add({ vni: 1, peers: peers.toReversed() });
+  expect(telling.remotes().map(({ address }) => address)).toEqual(peers);
+});
+
 test("a frame is explained by all who may send: those that are flooded to, and those that an entry names", () => {
   const live = add({ vni: 1, peers: ["192.0.2.4"], fdb: { "00:00:5e:00:53:07": "192.0.2.3" } });
   const outcome = (from: string) =>
@@ -134,6 +149,11 @@ test("an offload that is given up is told of once, and counts as refused from th
   expect(heard).toEqual([{ event: "offload-demoted", offload: "gro" }]);
   expect(lines).toMatchObject([{ offloads: ["gro"], msg: "offloads were refused" }]);
   expect(telling.status()).toMatchObject({ refusedOffloads: ["gro"], offloads: less });
+});
+
+test("the status counts errors of ICMP, whichever network's datagrams they were for", () => {
+  counters.add(0, Counter.refused, 3);
+  expect(telling.status().refused).toBe(3);
 });
 
 test("the sockets take what they were opened for, and whatever comes where they take trains", () => {
@@ -177,4 +197,15 @@ test("a report of drops names twenty networks, what belongs to none among them, 
   expect(lines[20]).toMatchObject({ networks: 3, drops: { PKT_TOO_SMALL: 20 + 21 + 22 } });
   telling.reportDrops();
   expect(lines).toHaveLength(21);
+});
+
+test("a report of drops names who was refused, where anybody was", () => {
+  const { index } = add({ vni: 1 }).plan;
+  counters.setStranger(index, addressWords("192.0.2.66"), 0);
+  for (const reason of [Drop.VXLAN_REMOTE_NOT_ALLOWED, Drop.PKT_TOO_SMALL]) {
+    counters.add(index, reason, 1);
+    telling.reportDrops();
+  }
+  expect(lines[0]).toMatchObject({ vni: 1, stranger: "192.0.2.66" });
+  expect(lines[1]).not.toHaveProperty("stranger");
 });
