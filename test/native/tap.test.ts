@@ -365,7 +365,9 @@ for frame in "${frames.join(" ")}".split(): s.send(bytes.fromhex(frame))`;
 
     it("ARP, ICMP and ICMPv6 do not wait behind any flow", () => {
       const tap = open(NONE, { furtherQueues: 1 });
-      transmitFlows();
+      within("ip", "link", "set", tap.name, "txqueuelen", "5000");
+      const flows = 2 * IN_ROWS + FLOWS; // more than one read returns of any half of them
+      transmitFlows(BULK, flows);
       within("sh", "-c", `echo 0 >/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`);
       within("ip", "address", "add", "2001:db8::1/64", "dev", tap.name, "nodad");
       const [known, unresolved, unresolved6] = ["192.0.2.2", "192.0.2.3", "2001:db8::3"];
@@ -376,10 +378,10 @@ for frame in "${frames.join(" ")}".split(): s.send(bytes.fromhex(frame))`;
       for (let rows = alone(tap).read(batch); rows > 0; rows = alone(tap).read(batch)) {
         for (let row = 0; row < rows; row++) kinds.push(kindOf(batch.inOffset[row]!));
       }
-      expect(kinds.filter((kind) => kind === "UDP")).toHaveLength(BULK + FLOWS);
+      expect(kinds.filter((kind) => kind === "UDP")).toHaveLength(BULK + flows);
       for (const kind of ["ARP", "ICMP", "ICMPv6"]) {
         expect(kinds).toContain(kind);
-        expect(kinds.indexOf(kind)).toBeLessThan(kinds.lastIndexOf("UDP")); // some come again later
+        expect(kinds.indexOf(kind)).toBeLessThan(2 * IN_ROWS); // some come again later
       }
     });
 
