@@ -43,3 +43,23 @@ test("a network that keeps its name is not another one which has its VNI from no
   const pink = { ...red, name: "pink" };
   expect(networks.rename([{ ...red, vni: 9 }, pink])).toEqual([]);
 });
+
+test("a TAP's MAC is its host's and its VNI's own, whatever else is different", () => {
+  const macOn = (local4: string, config: NetworkConfig, index = 1, mtu = 1450) => {
+    const endpoint = { local4, local6: "2001:db8::1", port: 4789 };
+    return new LiveNetworks(endpoint, new Remotes(), false).planned(config, index, mtu).link.mac;
+  };
+  const mac = macOn("192.0.2.1", red);
+  expect(macOn("192.0.2.1", { ...blue, vni: red.vni }, 2, 1400)).toBe(mac);
+  expect(macOn("192.0.2.1", blue)).not.toBe(mac);
+  expect(macOn("192.0.2.3", red)).not.toBe(mac);
+});
+
+test("the first sixteen networks have further queues, where there may be any", () => {
+  const queues = [true, false].flatMap((hasQueues) => {
+    const endpoint = { local4: "192.0.2.1", local6: undefined, port: 4789 };
+    const some = new LiveNetworks(endpoint, new Remotes(), hasQueues);
+    return [1, 16, 17].map((index) => some.planned(red, index, 1450).plan.furtherQueues);
+  });
+  expect(queues).toEqual([15, 15, 0, 0, 0, 0]);
+});
