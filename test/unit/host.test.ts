@@ -169,10 +169,21 @@ describe("changes", () => {
     expect(await batch(plain)).toMatchObject({ at, error: { code: "LINK", message } });
   });
 
-  test("fail for want of a right", async () => {
-    ends(`echo "RTNETLINK answers: Operation not permitted" >&2; exit 2`);
+  test.each([
+    "RTNETLINK answers: Operation not permitted",
+    "nsenter: cannot open /run/netns/a: Permission denied",
+  ])("fail for want of a right: %s", async (refusal) => {
+    ends(`echo "${refusal}" >&2; exit 2`);
     expect((await batch(plain))!.error).toMatchObject({ code: "PERMISSION" });
   });
+
+  test.each(["", "x y", "x\ty", "x#y", "x'y", 'x"y', "x\\y"])(
+    "are made one by one where a batch would read %j as something else",
+    async (word) => {
+      expect(await batch([change("a", "alias", word), change("b")])).toBeUndefined();
+      expect(asked()).toEqual([`link set dev a alias ${word}`, "link set dev b"]);
+    },
+  );
 
   test.each([
     ["stop at the first that fails", {}, 2],
@@ -183,6 +194,11 @@ describe("changes", () => {
     expect(failed).toMatchObject({ at: 1, error: { message: "changing b failed: no b" } });
     const lines = ["link set dev a", "link set dev b alias x y", "link set dev c"];
     expect(asked()).toEqual(lines.slice(0, count));
+  });
+
+  test("that are made each by itself have failed, too, where ip does not say which", async () => {
+    ends("echo no >&2; exit 1");
+    expect(await batchOfEach(plain)).toMatchObject([{ message: "changing links failed: no" }]);
   });
 
   test.each([
