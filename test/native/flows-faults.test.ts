@@ -7,7 +7,7 @@ import type dgram from "node:dgram";
 import { once } from "node:events";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { Batch, HEADROOM } from "../../src/batch.ts";
+import { Batch, HEADROOM, IN_ROWS } from "../../src/batch.ts";
 import { Counters } from "../../src/counters.ts";
 import { NativeTap } from "../../src/device/tap.ts";
 import { ALL_OFFLOADS } from "../../src/device.ts";
@@ -160,6 +160,17 @@ describe("in the moment in which a frame has left and is not counted yet", () =>
     expect(close).not.toThrow();
   });
 
+  it.each<[string, () => void]>([
+    ["its network can have other settings", () => vtep.change({ ...own, vlan: 7 })],
+    ["a capture can end", () => vtep.mirror(undefined)],
+  ])("%s, and it is counted before", async (_, act) => {
+    await forward();
+    await leaveUncounted();
+    const before = sent();
+    act();
+    expect(sent()).toBe(before + 1);
+  });
+
   it("another network can have its place, and has no frame of it", async () => {
     await forward();
     await leaveUncounted();
@@ -207,7 +218,27 @@ describe("a frame of a TAP with further queues", () => {
   });
 });
 
+describe("frames of a TAP that is closed", () => {
+  it("leave before, however many wait there", async () => {
+    await forward();
+    const several = 3 * IN_ROWS;
+    for (let nth = 0; nth < several; nth++) say(frame(THEIRS, OURS, 1400));
+    close();
+    expect(sent()).toBe(several);
+  });
+});
+
 describe("where no trains are received", () => {
+  it("a datagram of the MTU with two tags is delivered, and none that is longer", async () => {
+    await forward({ gro: false });
+    const largest = own.mtu + 14 + 2 * 4;
+    peer.send(datagram(largest), port, HERE);
+    await until("it", () => counters.events(INDEX).decapFrames === 1);
+    peer.send(datagram(largest + 1), port, HERE);
+    await until("the longer one", () => counters.drops(0).PKT_TOO_BIG === 1);
+    expect(heard()).toEqual([largest]);
+  });
+
   it("a datagram that is too long is dropped, whatever it begins like", async () => {
     await forward({ gro: false });
     const drops = () => counters.drops(0).PKT_TOO_BIG ?? 0;
