@@ -48,6 +48,7 @@ export interface Status {
 export interface NetworkStatus {
   vni: number;
   tap: string;
+  bridge?: string;
   mtu: number;
   counters: Record<Counter, number>;
   /** By reason. */

@@ -347,7 +347,9 @@ sed "s/^.*$(cat $here/refused).*/link set dev nobody up/" | real "$@"`);
       await ours.run("ip", "-json", "link", "show"),
     );
     const taps = links.filter(({ ifname }) => /^vtep10/.test(ifname));
-    return [...new Set(taps.map(({ mtu, master }) => `${mtu} ${master}`))];
+    const known = (await vtep.status()).networks.filter(({ vni }) => vni !== RED.vni);
+    const as = taps.map(({ mtu, master }) => `${mtu} ${master}`);
+    return [...new Set([...as, ...known.map(({ mtu, bridge }) => `${mtu} ${bridge}`)])];
   };
   const other = { mtu: 1300, bridge: "br-two" };
   const rest = some(30, {}).slice(1);
