@@ -103,7 +103,7 @@ function options(): Options {
   const { html, ...rest } = command.opts();
   const named = html === true ? "bench/report.html" : html;
   for (const file of [rest.json, named]) {
-    const reason = file && unwritable(file);
+    const reason = file === undefined ? undefined : unwritable(file); // "" is none, too
     if (reason) command.error(`what is measured could not be written: ${reason}`);
   }
   if (rest.json && named && resolve(rest.json) === resolve(named)) {

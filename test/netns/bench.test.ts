@@ -346,6 +346,17 @@ test("both files have to be of different names", () => {
   });
 });
 
+test.each(["--json", "--html"])(
+  "%s with an empty name is refused before anything is measured",
+  (option) => {
+    const args = ["--import", "tsx", "bench/compare.ts", option, ""];
+    const options = { cwd: ROOT, encoding: "utf8", timeout: 20_000 } as const;
+    const { status, stdout, stderr } = spawnSync("node", args, options);
+    expect({ status, stdout }).toEqual({ status: 2, stdout: "" });
+    expect(stderr).toMatch(/^what is measured could not be written: ENOENT: .*, open ''$/m);
+  },
+);
+
 test("Ctrl-C in the second round has the first one shown and written", () => {
   expect(interrupted.closed).toEqual([130, null]);
   expect(interrupted.stdout).toContain("Medians of 1 round");
