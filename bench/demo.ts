@@ -17,7 +17,7 @@ import { type Endpoints, Lab } from "../test/lab/lab.ts";
 import type { Namespace } from "../test/lab/namespace.ts";
 import { iperf3, ping } from "../test/lab/traffic.ts";
 import { Vtep } from "../test/lab/vtep.ts";
-import { exitOnSignals, say } from "./command-line.ts";
+import { benchmark, exitOnSignals, say } from "./command-line.ts";
 import { table } from "./table.ts";
 
 /** What the hosts run, in their order. */
@@ -30,6 +30,10 @@ const titles: Record<Kind, string> = {
 const PINGS = 10;
 const FILE_MIB = 64;
 const IPERF_SECONDS = 2;
+
+benchmark("npm run demo --")
+  .description("Three hosts on one Ethernet, two of them by vtep, the third by kernel VXLAN")
+  .parse();
 
 /** One way that frames have to go. */
 interface Way {

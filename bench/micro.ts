@@ -33,7 +33,7 @@ const VNI = 100;
 const PEER = "192.0.2.2";
 const HIGH = 0x0242;
 
-benchmark("npm run bench:micro")
+benchmark("npm run bench:micro --")
   .description(
     "What a decision costs: the dataplane between devices that cost nothing, and its parts",
   )

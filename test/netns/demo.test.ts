@@ -1,7 +1,8 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
-import { onTestFinished, test } from "vitest";
+import { text } from "node:stream/consumers";
+import { expect, onTestFinished, test } from "vitest";
 import { unlessGone } from "../lab/gone.ts";
 import { until } from "../lab/until.ts";
 import { ROOT } from "../native/fixture.ts";
@@ -35,4 +36,31 @@ test("npm run demo stops when npm is told to, and removes what it drew", async (
   await ended;
   const left = () => readdirSync("/run/netns").filter((name) => name.startsWith(prefix));
   await until("none left", () => left().length === 0);
+});
+
+test("a demo that is asked for help, or for what it does not know, draws nothing", () => {
+  const demo = (...args: string[]) => {
+    const command = ["--import", "tsx", "bench/demo.ts", ...args];
+    return spawnSync("node", command, { cwd: ROOT, encoding: "utf8", timeout: 20_000 });
+  };
+  const help = demo("--help");
+  expect(help.stdout).toMatch(/^Usage: npm run demo -- \[options\]$/m);
+  expect(help.status).toBe(0);
+  const unknown = demo("--quick");
+  expect(unknown).toMatchObject({ stdout: "", stderr: "error: unknown option '--quick'\n" });
+  expect(unknown.status).toBe(2);
+});
+
+test("a demo of which nobody reads the end goes on", async () => {
+  const args = ["--import", "tsx", "bench/demo.ts"];
+  const demo = spawn("node", args, { cwd: ROOT, stdio: "pipe", detached: true });
+  onTestFinished(() => void demo.kill("SIGTERM"));
+  const ended = once(demo, "close");
+  demo.stdout.destroy();
+  const stderr = text(demo.stderr);
+  const all = () => drawnBy(demo.pid!).length >= 6;
+  await Promise.race([ended, until("three hosts and their containers", all, 20_000)]);
+  demo.kill("SIGTERM");
+  expect(await ended).toEqual([143, null]);
+  expect(await stderr).toBe("\nInterrupted: everything was removed.\n");
 });
