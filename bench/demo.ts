@@ -5,18 +5,16 @@
  * Exit code 0: everything crossed. 1: something did not, and is named. 128 + signal: interrupted.
  */
 import { createHash, randomFillSync } from "node:crypto";
-import { once } from "node:events";
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { styleText } from "node:util";
 import type { Container, Host, Kind } from "../test/lab/host.ts";
 import { type Endpoints, Lab } from "../test/lab/lab.ts";
 import type { Namespace } from "../test/lab/namespace.ts";
 import { iperf3, ping } from "../test/lab/traffic.ts";
 import { Vtep } from "../test/lab/vtep.ts";
+import { carry } from "./carry.ts";
 import { benchmark, exitOnSignals, say } from "./command-line.ts";
 import { table } from "./table.ts";
 
@@ -160,23 +158,6 @@ async function showFile(ways: Way[], scratch: string): Promise<void> {
     check(same, `the file sent from ${names[0]} to ${names[1]} (it arrived as ${arrived})`);
   }
   say(table(["from", "to", "seconds", "Gbit/s", "SHA-256"], rows));
-}
-
-/** How many seconds a file took to get from one container to another. */
-async function carry(
-  from: Container,
-  to: Container,
-  original: string,
-  copy: string,
-): Promise<number> {
-  const program = fileURLToPath(new URL("file.mjs", import.meta.url));
-  const receiver = to.spawn("node", program, "receive", copy);
-  const closed = once(receiver, "close");
-  const [port] = (await once(createInterface(receiver.stdout), "line")) as [string];
-  const began = performance.now();
-  await from.run("node", program, "send", to.address, port, original);
-  await closed;
-  return (performance.now() - began) / 1000;
 }
 
 async function showThroughput(ways: Way[]): Promise<void> {

@@ -25,4 +25,7 @@ async function send(address, port, file) {
 }
 
 const [program, ...args] = process.argv.slice(2);
-await { receive, send }[program](...args);
+await { receive, send }[program](...args).catch(({ message }) => {
+  console.error(message);
+  process.exit(1);
+});

@@ -3,7 +3,9 @@ import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { text } from "node:stream/consumers";
 import { expect, onTestFinished, test } from "vitest";
+import { carry } from "../../bench/carry.ts";
 import { unlessGone } from "../lab/gone.ts";
+import { Lab } from "../lab/lab.ts";
 import { until } from "../lab/until.ts";
 import { ROOT } from "../native/fixture.ts";
 
@@ -63,4 +65,13 @@ test("a demo of which nobody reads the end goes on", async () => {
   demo.kill("SIGTERM");
   expect(await ended).toEqual([143, null]);
   expect(await stderr).toBe("\nInterrupted: everything was removed.\n");
+});
+
+test("a file that its receiver cannot keep is told of in the receiver's words", async () => {
+  await using lab = await Lab.draw({ hosts: 2 });
+  const near = await lab.host(1).container();
+  const far = await lab.host(2).container();
+  await using _ = await lab.join(["kernel", "kernel"]);
+  const carried = carry(near, far, process.execPath, "/dev/full");
+  await expect(carried).rejects.toThrow(/^receiving \/dev\/full: exit 1: ENOSPC: [^\n]*\n$/);
 });
