@@ -174,8 +174,12 @@ static bool continues_transport(const frame_train *t, const uint8_t *frame, int3
   return get16(l4 + UDP_LENGTH) == length - t->at.l4 && get16(l4 + UDP_CHECKSUM) != 0;
 }
 
+// Ones' complement has two zeros (RFC 1624): this checksum is right where 0 is, and would come back as that.
+constexpr uint16_t OTHER_ZERO = 0xffff;
+
 // As checksum_sum would say of a header without options, which is too short to call it for.
 static bool is_ipv4_right(const uint8_t *l3) {
+  if (get16(l3 + IPV4_CHECKSUM) == OTHER_ZERO) return false;
   uint64_t sum = 0;
   for (int32_t at = 0; at < IPV4; at += 4) {
     uint32_t word;
@@ -187,6 +191,7 @@ static bool is_ipv4_right(const uint8_t *l3) {
 
 static bool is_right(const frame_train *t, const uint8_t *frame, int32_t length) {
   if (!t->at.v6 && !is_ipv4_right(frame + t->at.l3)) return false;
+  if (t->at.tcp && get16(frame + t->at.l4 + TCP_CHECKSUM) == OTHER_ZERO) return false;
   size_t l4_length = static_cast<size_t>(length - t->at.l4);
   uint16_t sum = checksum_add(t->pseudo, htons(static_cast<uint16_t>(l4_length)));
   return checksum_add(sum, checksum_sum(frame + t->at.l4, l4_length)) == 0xffff;

@@ -419,6 +419,32 @@ describe("coalescing", () => {
     expect([66, 67, 68, 69].map(joined)).toEqual([[[0, 1]], apart, apart, [[0, 1]]]);
   });
 
+  // Ones' complement has two zeros, and segmentation writes one of them (RFC 1624).
+  it.each([
+    ["TCP over IPv4", {}, true],
+    ["TCP over IPv6", { v6: true }, true],
+    ["IPv4", {}, false],
+  ] as const)("does not join what has the other zero for a checksum of %s", (_, kind, isOfTcp) => {
+    const given = { ...PLAIN, ...kind };
+    const field = isOfTcp ? (given.v6 ? 70 : 50) : 24;
+    const changed = isOfTcp ? field + 4 : 18; // payload, or the ID, which DF leaves to mean nothing
+    for (const spoilt of [0, 1, 2]) {
+      const rows = (zero: number) => {
+        const frames = threeOf(kind);
+        const frame = frames[spoilt]!;
+        frame.set([0, 0], changed);
+        setChecksums(frame, given);
+        frame.set(frame.subarray(field, field + 2), changed);
+        setChecksums(frame, given);
+        expect(frame.subarray(field, field + 2)).toEqual(Uint8Array.of(0, 0));
+        frame.set(u16(zero), field);
+        return coalesce(frames).map(({ rows }) => rows.length);
+      };
+      expect(rows(0)).toEqual([3]);
+      expect(rows(0xffff)).not.toContain(3);
+    }
+  });
+
   it("does not join datagrams without checksum", () => {
     const frames = [frameOf({ tcp: false }), frameOf({ tcp: false })];
     for (const frame of frames) frame.set([0, 0], 40);
