@@ -26,7 +26,7 @@ import { Machine, PACKAGE } from "../test/lab/systemd.ts";
 import { hears, iperf3, ping, reach } from "../test/lab/traffic.ts";
 import { cli, type Vtep } from "../test/lab/vtep.ts";
 import { blast, compiled } from "./blast.ts";
-import { benchmark, note } from "./command-line.ts";
+import { benchmark, exitOnSignals, note } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
 import { delivered, packetRates, prepare, residentMegabytes } from "./measurements.ts";
@@ -105,6 +105,13 @@ await theirs.kernelVxlan({ vni: 42, peers: [ours.address] });
 const network = ["--vni", "42", "--name", "blue", "--peer", theirs.address, "--bridge", "br0"];
 const scratch = Scratch.folder("agent").path;
 
+const show = () => process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
+exitOnSignals(() => {
+  if (rows.length === 0) return note("bench: interrupted before anything was measured");
+  note("bench: interrupted; what there is follows");
+  show();
+});
+
 for (const part of parts.filter(({ name }) => chosen.includes(name))) {
   await part().catch(({ message }: Error) => {
     rows.push([part.name, "", "failed"]);
@@ -112,7 +119,7 @@ for (const part of parts.filter(({ name }) => chosen.includes(name))) {
     process.exitCode = 1;
   });
 }
-process.stdout.write(`\n${table(["what", "wanted", "found"], rows)}\n`);
+show();
 
 async function starts(): Promise<void> {
   const bare: number[] = [];

@@ -319,6 +319,24 @@ test("a part of bench:agent that fails is named, and costs no other", () => {
   expect(stdout).toMatch(/^Linux .*, Node v.*, load before: \d/m);
 });
 
+test("what bench:agent has measured is shown when it is interrupted", async () => {
+  const bin = join(folder, "stuck"); // a Node that twice does not start, and then says nothing
+  mkdirSync(bin);
+  const script = "echo >>$0.log; [ $(wc -l <$0.log) -gt 2 ] && exec sleep 60; exit 1";
+  writeFileSync(join(bin, "node"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+  const args = ["--import", "tsx", "bench/agent.ts", "starts", "idles"];
+  const options = { cwd: ROOT, env, stdio: "pipe", detached: true } as const;
+  const agent = spawn(process.execPath, args, options);
+  running.push(agent);
+  const closed = once(agent, "close");
+  const stdout = text(agent.stdout);
+  await hears(agent.stderr, "bench: starts:");
+  agent.kill("SIGINT");
+  expect(await closed).toEqual([130, null]);
+  expect(await stdout).toMatch(/^ +starts +failed$/m);
+});
+
 test("an installation that is interrupted is not begun again", () => {
   const bin = join(folder, "bin"); // there is no tunnel in it
   mkdirSync(bin);
