@@ -362,7 +362,7 @@ export class Agent implements Operations {
       const different = config.networks.filter((network) => {
         const { name } = network;
         const live = this.#live.get(name);
-        // One that is gone, and to be as it was to be, is no part of this: it would have all the rest refused.
+        // One that is gone, and to be as it was to be, comes after the others: it would have all of them refused.
         if (!isDeepStrictEqual(live?.config ?? gone.get(name), network)) return true;
         return live !== undefined && hasLeft(live.link, links); // somebody has removed its bridge, perhaps
       });
@@ -381,7 +381,7 @@ export class Agent implements Operations {
       const restart = Object.keys(written).filter(
         (key) => !isDeepStrictEqual(written[key as never], running[key as never]),
       );
-      void this.#regain(); // whoever reloads may have mended what it is gone for
+      added.push(...(await this.#regainAll()));
       const changes = { added, changed, removed, restart };
       this.#telling.tell({ event: "reloaded", changes });
       return changes;
@@ -595,6 +595,7 @@ export class Agent implements Operations {
   async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
     try {
       await this.#changing.apply({ ...this.#config, networks }, removed);
+      this.#live.noteBack(networks);
     } catch (error) {
       // What was taken out for it may not have been had again.
       this.#live.noteMissing(this.#config.networks, (error as Error).message);
@@ -627,6 +628,19 @@ export class Agent implements Operations {
     this.#isRegaining = false;
   }
 
+  /** Whoever reads the file again may have mended what they are gone for. Returns the names of those that are there. */
+  async #regainAll(): Promise<string[]> {
+    const gone = this.#live.gone().map(({ config }) => config);
+    if (gone.length === 0) return [];
+    try {
+      await this.#apply(gone, []);
+      return gone.map(({ name }) => name);
+    } catch {
+      void this.#regain(); // each by itself: one may be had without the other
+      return [];
+    }
+  }
+
   /** Why a network cannot be had; undefined where there is nothing more to be tried. */
   async #regained(network: string): Promise<string | undefined> {
     const config = this.#config.networks.find(({ name }) => name === network);
@@ -657,7 +671,7 @@ export class Agent implements Operations {
     }).catch((error: unknown) => {
       const { message: reason } = error as Error;
       this.#log.error({ network, reason }, "the network is gone");
-      this.#live.noteGone(lost.config, reason);
+      this.#live.noteMissing(this.#config.networks, reason); // it may have another name by now
       if ([...this.#live].length > 0) return; // see #regain
       this.#workers.giveUp(
         new VtepError("LOST", `network ${network}: ${message}; start again`, error),

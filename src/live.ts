@@ -77,13 +77,19 @@ export class LiveNetworks implements Iterable<Live> {
     throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
   }
 
+  /** One that is being tried again is among both meanwhile. */
   gone(): Gone[] {
     return [...this.#gone.values()];
   }
 
-  /** Of a network that is not one of these: why it cannot be. */
+  /** Of one that cannot be, why. */
   noteGone(config: NetworkConfig, reason: string): void {
     this.#gone.set(config.name, { config, reason });
+  }
+
+  /** A try has succeeded. */
+  noteBack(networks: readonly NetworkConfig[]): void {
+    for (const { name } of networks) this.#gone.delete(name);
   }
 
   /** Those of these that nobody can use, but of which it is not known why, have this reason. */
@@ -113,7 +119,8 @@ export class LiveNetworks implements Iterable<Live> {
 
   /** Also of those that are gone, whose bridges may be there still. */
   wanted(): NetworkConfig[] {
-    return [...this.configs(), ...this.gone().map(({ config }) => config)];
+    const missed = this.gone().map(({ config }) => config);
+    return [...this.configs(), ...missed.filter(({ name }) => !this.#byName.has(name))];
   }
 
   plans(): NetworkPlan[] {
@@ -186,7 +193,6 @@ export class LiveNetworks implements Iterable<Live> {
   /** From now on it is one of these, in place of another of its name. */
   put(live: Live): void {
     this.#byName.set(live.config.name, live);
-    this.#gone.delete(live.config.name);
     this.#indices.add(live.plan.index);
   }
 

@@ -138,6 +138,9 @@ export type AgentEvent =
   | { readonly event: "path-learned"; readonly remote: string; readonly mtu: number }
   | { readonly event: "path-forgotten"; readonly remote: string }
   | { readonly event: "offload-demoted"; readonly offload: keyof Offloads }
+  /** It is to be, and cannot. */
+  | { readonly event: "network-gone"; readonly network: string; readonly reason: string }
+  | { readonly event: "network-back"; readonly network: string }
   /** Since the last event about that network; of no network when it has no name. */
   | { readonly event: "dropped"; readonly network: string | undefined; readonly drops: Drops }
   | { readonly event: "reloaded"; readonly changes: Changes }

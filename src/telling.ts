@@ -79,6 +79,7 @@ export class Telling {
       traffic: this.#traffic,
       remotes,
       networks: () => networks.rows(),
+      gone: () => networks.gone().map(({ config: { name }, reason }) => ({ name, reason })),
     };
     this.#watch = new Watch(sources, ({ event, ...path }) => {
       const learned = "the path to a remote is narrower than its interface";

@@ -1,6 +1,6 @@
 /**
  * What happens in a running agent, told to whoever listens: what became of MAC addresses, what was
- * dropped, which remotes answer, and what the paths to them carry.
+ * dropped, which remotes answer, what the paths to them carry, and which networks are gone.
  *
  * Threads that forward tell nobody: they write to shared memory, where it is looked for. The FDB's
  * journal is read ten times a second while somebody listens; of what it could not hold for so long, the
@@ -49,6 +49,8 @@ interface Sources {
   readonly traffic: Traffic;
   readonly remotes: Remotes;
   readonly networks: () => readonly Watched[];
+  /** Networks that are to be, and cannot. */
+  readonly gone: () => readonly { readonly name: string; readonly reason: string }[];
 }
 
 type PathEvent = Extract<AgentEvent, { event: "path-learned" | "path-forgotten" }>;
@@ -74,6 +76,7 @@ export class Watch {
   /** By index less one. */
   readonly #presences: Presence[] = [];
   readonly #drops = new Growth();
+  #gone: ReadonlySet<string> = new Set();
 
   /** `onPath` is called also while nobody listens. */
   constructor(from: Sources, onPath: (event: PathEvent) => void) {
@@ -148,7 +151,24 @@ export class Watch {
 
   #lookAtCounters(): void {
     this.#lookAtRemotes();
+    this.#lookAtGone();
     this.tellDrops();
+  }
+
+  /** One that nobody wants any more has not come back. */
+  #lookAtGone(): void {
+    const before = this.#gone;
+    const now = this.#from.gone();
+    if (before.size + now.length === 0) return;
+    this.#gone = new Set(now.map(({ name }) => name));
+    for (const { name: network, reason } of now) {
+      if (!before.has(network)) this.tell({ event: "network-gone", network, reason });
+    }
+    const there = new Set(this.#from.networks().map(({ name }) => name));
+    for (const network of before) {
+      const isBack = there.has(network) && !this.#gone.has(network); // or it is being tried again
+      if (isBack) this.tell({ event: "network-back", network });
+    }
   }
 
   #lookAtRemotes(): void {

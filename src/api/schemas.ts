@@ -196,6 +196,8 @@ export const event = named(
     v.object({ event: v.literal("path-learned"), remote: v.string(), mtu: v.number() }),
     v.object({ event: v.literal("path-forgotten"), remote: v.string() }),
     v.object({ event: v.literal("offload-demoted"), offload: v.picklist(OFFLOADS) }),
+    v.object({ event: v.literal("network-gone"), network: v.string(), reason: v.string() }),
+    v.object({ event: v.literal("network-back"), network: v.string() }),
     v.object({ event: v.literal("dropped"), network: v.optional(v.string()), drops }),
     v.object({ event: v.literal("reloaded"), changes }),
     v.object({ event: v.literal("missed"), count: v.number() }),

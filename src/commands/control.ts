@@ -28,7 +28,7 @@ async function* lines(client: Client, { network, json }: Options): AsyncGenerato
 /** Undefined for what concerns all of them. */
 function networkOf(event: AgentEvent): string | undefined {
   if ("entry" in event) return event.entry.network;
-  return event.event === "dropped" ? (event.network ?? "") : undefined;
+  return "network" in event ? (event.network ?? "") : undefined;
 }
 
 function clock(): string {
@@ -55,6 +55,10 @@ function eventText(event: AgentEvent): string {
       return `the path to ${event.remote} is taken for as wide as its interface again`;
     case "offload-demoted":
       return `offload ${event.offload} was refused: going on without`;
+    case "network-gone":
+      return `${event.network}: the network is gone: ${event.reason}`;
+    case "network-back":
+      return `${event.network}: the network is there again`;
     case "dropped":
       return `${event.network ?? "no network"}: dropped ${dropsText(event.drops)}`;
     case "reloaded":

@@ -18,6 +18,7 @@ let events: AgentEvent[];
 let logged: AgentEvent[];
 let leave: () => void;
 let networks: { index: number; name: string }[];
+let gone: { name: string; reason: string }[];
 
 beforeEach(() => {
   vi.useFakeTimers();
@@ -28,8 +29,9 @@ beforeEach(() => {
   remotes = new Remotes();
   for (const address of [A, B]) remotes.add(address, 4789);
   networks = [{ index: NET, name: "blue" }];
+  gone = [];
   logged = [];
-  const sources = { fdb, counters, traffic, remotes, networks: () => networks };
+  const sources = { fdb, counters, traffic, remotes, networks: () => networks, gone: () => gone };
   watch = new Watch(sources, (event) => logged.push(event));
   events = [];
   leave = watch.listen((event) => events.push(event));
@@ -116,6 +118,23 @@ describe("a listener", () => {
     vi.advanceTimersByTime(1000);
     expect(events).toEqual([
       { event: "dropped", network: "blue", drops: { MAC_INVALID_SOURCE: 3 } },
+    ]);
+  });
+
+  it("hears once of a network that is gone, and that it is back, but not when nobody wants it any more", () => {
+    const both = networks;
+    networks = [];
+    gone = ["blue", "red"].map((name) => ({ name, reason: `no ${name}` }));
+    vi.advanceTimersByTime(1000);
+    gone[0]!.reason = "another";
+    networks = both; // it is tried
+    vi.advanceTimersByTime(1000);
+    gone = [];
+    vi.advanceTimersByTime(2000);
+    expect(events).toEqual([
+      { event: "network-gone", network: "blue", reason: "no blue" },
+      { event: "network-gone", network: "red", reason: "no red" },
+      { event: "network-back", network: "blue" },
     ]);
   });
 
