@@ -89,7 +89,9 @@ export class Changing {
     undo.push(async () => containers.route(await linksByName())); // for the networks as they were
     const missed = live.gone();
     undo.push(() => live.missAgain(missed));
-    live.missOnly(live.wanted().filter(({ name }) => !unwanted.includes(name)));
+    live.missOnly(
+      missed.map(({ config }) => config).filter(({ name }) => !unwanted.includes(name)),
+    );
     try {
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
       const anew = networks.flatMap((network) => {

@@ -41,12 +41,13 @@ export function natTable(
       (subnet) =>
         `${ip(subnet)} saddr ${subnet} ${ip(subnet)} daddr ${subnet} ct status dnat masquerade`,
     );
-  const inward = placesOf(publications).map((each) => {
+  const places = placesOf(publications);
+  const inward = places.map((each) => {
     const targets = each.map(({ port, to, toPort }) => `${port} : ${to} . ${toPort}`);
     const [{ protocol, to }] = each;
     return `${portsOf(each)} dnat ${ip(to)} to ${protocol} dport map { ${targets.join(", ")} }`;
   });
-  const zones = placesOf(publications).flatMap(zoneRules);
+  const zones = places.flatMap(zoneRules);
   const chains = [
     chain("prerouting", "filter", -300, zones),
     chain("output", "filter", -300, zones),
