@@ -373,7 +373,7 @@ export class Agent implements Operations {
         this.#live.rename(before);
         throw error;
       });
-      this.#adopt(config.networks);
+      this.#config = { ...this.#config, networks: config.networks };
       this.#notes.configuredAnew(config.networks);
       await this.#containers.renew();
       this.setLogLevel(config.logLevel);
@@ -588,24 +588,18 @@ export class Agent implements Operations {
     const touched = new Set([...removed, ...networks.map(({ name }) => name)]);
     // Not those that are live: one that was lost in a change that failed is had again by the next agent.
     const others = this.#config.networks.filter(({ name }) => !touched.has(name));
-    this.#adopt([...others, ...networks]);
+    this.#config = { ...this.#config, networks: [...others, ...networks] };
     this.#notes.rememberEdits();
   }
 
   async #apply(networks: readonly NetworkConfig[], removed: readonly string[]): Promise<void> {
     try {
       await this.#changing.apply({ ...this.#config, networks }, removed);
-      this.#live.noteBack(networks);
     } catch (error) {
       // What was taken out for it may not have been had again.
       this.#live.noteMissing(this.#config.networks, (error as Error).message);
       throw error;
     }
-  }
-
-  #adopt(networks: readonly NetworkConfig[]): void {
-    this.#config = { ...this.#config, networks };
-    this.#live.missOnly(networks);
   }
 
   /**

@@ -88,10 +88,10 @@ export class Changing {
     const undo = new Undo();
     undo.push(async () => containers.route(await linksByName())); // for the networks as they were
     const missed = live.gone();
-    undo.push(() => live.missAgain(missed));
-    live.missOnly(
-      missed.map(({ config }) => config).filter(({ name }) => !unwanted.includes(name)),
-    );
+    undo.push(() => {
+      for (const { config, reason } of missed) live.noteGone(config, reason);
+    });
+    live.missNoMore(unwanted);
     try {
       // All that are made anew go before any comes: it may want the VNI or the TAP of another.
       const anew = networks.flatMap((network) => {
@@ -110,6 +110,7 @@ export class Changing {
       const areSame = removed.length + missing.length + fresh.length === 0 && !relinked;
       const links = areSame ? found?.links : undefined;
       await containers.route(links ?? (await linksByName()));
+      live.missNoMore(networks.map(({ name }) => name));
     } catch (error) {
       await undo.all(this.#tellOfFault);
       throw error;

@@ -17,7 +17,7 @@ import { bare, isIn } from "./addresses.ts";
 import type { Client } from "./api/client.ts";
 import { attachPair, detach, publish, unpublish } from "./attach.ts";
 import { linkName, type Published, parsePublished } from "./attachments.ts";
-import { VtepError } from "./errors.ts";
+import { networkGone, VtepError } from "./errors.ts";
 import { replaceFile } from "./files.ts";
 import type { NetworkStatus } from "./operations.ts";
 import { bridgeOf } from "./wanted.ts";
@@ -258,9 +258,7 @@ export class DockerDriver {
       return found;
     }
     const lost = gone.find(isMeant);
-    if (lost !== undefined) {
-      throw new VtepError("LOST", `network ${lost.name} is gone: ${lost.reason}`);
-    }
+    if (lost !== undefined) throw networkGone(lost.name, lost.reason);
     const which = network === undefined ? `of VNI ${vni}` : `named ${network}`;
     const known = all.map((each) => `${each.name} (VNI ${each.vni})`).join(", ") || "none";
     throw new VtepError("NOT_FOUND", `the agent forwards no network ${which}: it has ${known}`);

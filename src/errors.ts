@@ -45,6 +45,11 @@ export function sentenceOf(error: unknown): string {
   return sentence === error.message ? (error.stack ?? sentence) : sentence;
 }
 
+/** Of a network that is to be, and cannot: whoever asked for it may ask again. */
+export function networkGone(name: string, reason: string): VtepError {
+  return new VtepError("LOST", `network ${name} is gone: ${reason}`);
+}
+
 /** The exit code that goes with an error. */
 export function exitCode(error: unknown): number {
   const code = error instanceof VtepError ? error.code : undefined;

@@ -5,7 +5,7 @@
 import { stableMac } from "./attachments.ts";
 import type { NetworkConfig } from "./config.ts";
 import { writeStaticRoutes } from "./control/static.ts";
-import { VtepError } from "./errors.ts";
+import { networkGone, VtepError } from "./errors.ts";
 import { NETWORKS } from "./fdb.ts";
 import { GATEWAY_MAC } from "./gateways.ts";
 import type { TapLink } from "./links.ts";
@@ -72,7 +72,7 @@ export class LiveNetworks implements Iterable<Live> {
     const live = this.#byName.get(name);
     if (live !== undefined) return live;
     const gone = this.#gone.get(name);
-    if (gone !== undefined) throw new VtepError("LOST", `network ${name} is gone: ${gone.reason}`);
+    if (gone !== undefined) throw networkGone(name, gone.reason);
     const known = [...this.#byName.keys()].join(", ");
     throw new VtepError("NOT_FOUND", `there is no network ${name}: known are ${known || "none"}`);
   }
@@ -87,9 +87,9 @@ export class LiveNetworks implements Iterable<Live> {
     this.#gone.set(config.name, { config, reason });
   }
 
-  /** A try has succeeded. */
-  noteBack(networks: readonly NetworkConfig[]): void {
-    for (const { name } of networks) this.#gone.delete(name);
+  /** Those that are there again, or that nobody wants any more. */
+  missNoMore(names: readonly string[]): void {
+    for (const name of names) this.#gone.delete(name);
   }
 
   /** Those of these that nobody can use, but of which it is not known why, have this reason. */
@@ -98,19 +98,6 @@ export class LiveNetworks implements Iterable<Live> {
       const { name } = config;
       if (!this.#byName.has(name) && !this.#gone.has(name)) this.noteGone(config, reason);
     }
-  }
-
-  /** After a change that was refused: those that were missed before it, and cannot be used now. */
-  missAgain(missed: readonly Gone[]): void {
-    for (const { config, reason } of missed) {
-      if (!this.#byName.has(config.name)) this.noteGone(config, reason);
-    }
-  }
-
-  /** Those of other names are not missed any more. */
-  missOnly(networks: readonly NetworkConfig[]): void {
-    const names = new Set(networks.map(({ name }) => name));
-    for (const name of this.#gone.keys()) if (!names.has(name)) this.#gone.delete(name);
   }
 
   configs(): NetworkConfig[] {

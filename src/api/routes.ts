@@ -15,7 +15,7 @@ import { describeRoute, generateSpecs, resolver, validator } from "hono-openapi"
 import type { Logger } from "pino";
 import * as v from "valibot";
 import { networkConfig } from "../config.ts";
-import { type ErrorCode, VtepError } from "../errors.ts";
+import { type ErrorCode, networkGone, VtepError } from "../errors.ts";
 import type {
   CaptureStream,
   Changes,
@@ -329,7 +329,7 @@ export function routes({ version, operations, reload, metrics, log }: Served): H
   function unknownNetwork(name: string): VtepError {
     const { networks, gone } = operations.status();
     const reason = gone.find((network) => network.name === name)?.reason;
-    if (reason !== undefined) return new VtepError("LOST", `network ${name} is gone: ${reason}`);
+    if (reason !== undefined) return networkGone(name, reason);
     const names = networks.map((network) => network.name);
     const hint = names.length === 0 ? ": there is none" : nearest(name, names);
     return new VtepError("NOT_FOUND", `there is no network ${JSON.stringify(name)}${hint}`);

@@ -11,6 +11,9 @@ export interface Shim extends Disposable {
   readonly directory: string;
 }
 
+/** An `ip` that refuses every change to links while its directory has a file `armed`. */
+export const REFUSING = '[ "$*" != "-batch -" ] || [ ! -e "$here/armed" ] || exit 2; real "$@"';
+
 /**
  * Plays programs of the host that fail or take their time. In the `script`, which each of them is, the true one
  * is `real`, and `here` the directory.

@@ -240,17 +240,23 @@ test.each(["compare.ts", "builds.ts", "agent.ts"])(
   },
 );
 
-test("builds that are compared are shown as far as they were when it is interrupted", async () => {
-  const few = ["--measure", "footprint", "--pairs", "1"];
-  const args = ["--import", "tsx", "bench/builds.ts", "kernel", "kernel", ...few];
-  const bench = spawn(process.execPath, args, { cwd: ROOT, stdio: "pipe", detached: true });
+/** What a benchmark shows that is interrupted when it says this. */
+async function shownAtInterrupt(args: string[], when: string, env = process.env): Promise<string> {
+  const options = { cwd: ROOT, env, stdio: "pipe", detached: true } as const;
+  const bench = spawn(process.execPath, args, options);
   running.push(bench);
   const closed = once(bench, "close");
   const stdout = text(bench.stdout);
-  await hears(bench.stderr, "turn 2/");
+  await hears(bench.stderr, when);
   bench.kill("SIGINT");
   expect(await closed).toEqual([130, null]);
-  expect(await stdout).toContain("÷ 1 kernel");
+  return stdout;
+}
+
+test("builds that are compared are shown as far as they were when it is interrupted", async () => {
+  const few = ["--measure", "footprint", "--pairs", "1"];
+  const args = ["--import", "tsx", "bench/builds.ts", "kernel", "kernel", ...few];
+  expect(await shownAtInterrupt(args, "turn 2/")).toContain("÷ 1 kernel");
 });
 
 test("what could not be measured shows in the exit code, too", async () => {
@@ -326,15 +332,7 @@ test("what bench:agent has measured is shown when it is interrupted", async () =
   writeFileSync(join(bin, "node"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
   const args = ["--import", "tsx", "bench/agent.ts", "starts", "idles"];
-  const options = { cwd: ROOT, env, stdio: "pipe", detached: true } as const;
-  const agent = spawn(process.execPath, args, options);
-  running.push(agent);
-  const closed = once(agent, "close");
-  const stdout = text(agent.stdout);
-  await hears(agent.stderr, "bench: starts:");
-  agent.kill("SIGINT");
-  expect(await closed).toEqual([130, null]);
-  expect(await stdout).toMatch(/^ +starts +failed$/m);
+  expect(await shownAtInterrupt(args, "bench: starts:", env)).toMatch(/^ +starts +failed$/m);
 });
 
 test("an installation that is interrupted is not begun again", () => {

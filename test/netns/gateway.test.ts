@@ -6,7 +6,7 @@ import { Client } from "../../src/api/client.ts";
 import { GATEWAY_MAC } from "../../src/gateways.ts";
 import { Lab } from "../lab/lab.ts";
 import { type Child, create, type Finished, Namespace } from "../lab/namespace.ts";
-import { shim } from "../lab/shim.ts";
+import { REFUSING, shim } from "../lab/shim.ts";
 import { isSilent, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, type Vtep } from "../lab/vtep.ts";
@@ -272,7 +272,7 @@ describe("what was made for it", () => {
   });
 
   test("is there for what is attached while the TAP cannot be had again, until nobody wants it", async () => {
-    using other = shim('[ "$*" != "-batch -" ] || [ ! -e "$here/armed" ] || exit 2; real "$@"');
+    using other = shim(REFUSING);
     const armed = join(other.directory, "armed");
     await vteps[0]!.stop();
     const words = ["--vni", "43", "--name", "red", "--peer", theirs.address, "--bridge", "br1"];

@@ -8,7 +8,7 @@ import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { Client } from "../../src/api/client.ts";
 import { Lab } from "../lab/lab.ts";
-import { shim } from "../lab/shim.ts";
+import { REFUSING, shim } from "../lab/shim.ts";
 import { iperf3, isSilent, ping, reach } from "../lab/traffic.ts";
 import { until } from "../lab/until.ts";
 import { cli, Vtep } from "../lab/vtep.ts";
@@ -21,9 +21,6 @@ const here = await ours.container();
 const there = await theirs.container();
 const network = ["--vni", "42", "--peer", theirs.address];
 const socket = join(tmpdir(), `vtep-lifecycle-${process.pid}.sock`);
-
-/** An `ip` that refuses every change to links while it is armed. */
-const REFUSING = '[ "$*" != "-batch -" ] || [ ! -e "$here/armed" ] || exit 2; real "$@"';
 
 /** What a run must leave as it was. */
 async function state(): Promise<{ links: string[]; sockets: string }> {
