@@ -6,6 +6,7 @@
         "native/addon.cc",
         "native/checksum.cc",
         "native/coalesce.cc",
+        "native/flood.cc",
         "native/flows.cc",
         "native/notify.cc",
         "native/pace.cc",

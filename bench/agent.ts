@@ -52,6 +52,8 @@ const RATE = 40_000;
 /** Frames that are flooded, and so many a second. */
 const FLOODED = 1000;
 const FLOOD_RATE = 100;
+/** Of a station whose MAC nobody knows. */
+const PINGS = 100;
 const FROM = { in: "from the underlay", out: "from a TAP" } as const;
 const MINUTE_SECONDS = 60;
 const WARM_UP_SECONDS = 15;
@@ -434,12 +436,27 @@ async function scales(): Promise<void> {
   await compareCosts(`${MANY_ENTRIES} MACs`, "1.5 times ten", () => among(10), many);
 }
 
-/** CPU time for a frame that every remote gets, of the forwarding thread, and of the machine beside kernel VXLAN's. */
+/** Kernel VXLAN of the first network, which floods to these. */
+async function kernelFloods(host: Host, peers: string[]): Promise<void> {
+  const device = `k1 type vxlan id ${FIRST_VNI} dstport 4789 local ${host.address}`;
+  await host.ip(`link add ${device}`, "link set k1 up");
+  const entries = peers.map((peer) => `fdb append 00:00:00:00:00:00 dev k1 dst ${peer}`);
+  const input = entries.join("\n");
+  succeeded("bridge fdb", await host.finish(["bridge", "-batch", "-"], { input }));
+}
+
+/**
+ * CPU time for a frame that every remote gets, of the forwarding thread, and of the machine beside kernel VXLAN's.
+ * When the last remote has it a first ping shows, for which a station there is asked for its MAC.
+ */
 async function floods(): Promise<void> {
-  const peers = Array.from({ length: REMOTES }, (_, at) => `198.18.${1 + (at >> 8)}.${at & 0xff}`);
+  const at = (host: number) => `198.18.${host >> 8}.${host & 0xff}`;
+  const peers = [...Array.from({ length: REMOTES - 1 }, (_, host) => at(host)), theirs.address];
   // What receives them is another machine's work.
   const empty = ["link add void type bridge", "link set void arp off up"];
   await ours.ip(...empty, "route add 198.18.0.0/15 dev void");
+  await kernelFloods(theirs, [ours.address]);
+  await theirs.ip("address add 192.0.2.2/24 dev k1");
   const flood = (prefix: string, frames: number) =>
     spread("out", { prefix, macs: 10, flows: 10, frames, rate: FLOOD_RATE });
   /** Milliseconds of the machine's for a frame. */
@@ -447,6 +464,13 @@ async function floods(): Promise<void> {
     const before = cpuTime([]).machine;
     await flood(prefix, FLOODED);
     return (1000 * (cpuTime([]).machine - before)) / FLOODED;
+  };
+  /** Milliseconds, each. */
+  const firstPings = async (device: string) => {
+    await ours.ip(`address add 192.0.2.1/24 dev ${device}`);
+    const one = `ip neigh flush dev ${device} && ping -n -c 1 -W 1 192.0.2.2`;
+    const pings = await ours.run("sh", "-c", `for i in $(seq ${PINGS}); do ${one} || exit; done`);
+    return [...pings.matchAll(/time=([\d.]+) ms$/gm)].map(([, rtt]) => Number(rtt));
   };
   const own = async () => {
     const to = peers.flatMap((peer) => ["--peer", peer]);
@@ -456,31 +480,33 @@ async function floods(): Promise<void> {
     const seconds = await costOf(vtep, async () => {
       all = await machine("t");
     });
-    return { thread: (1000 * seconds) / FLOODED, machine: all };
+    return { thread: (1000 * seconds) / FLOODED, machine: all, pings: await firstPings("t1") };
   };
   const kernels = async () => {
-    const device = `k1 type vxlan id ${FIRST_VNI} dstport 4789 local ${ours.address}`;
-    await ours.ip(`link add ${device}`, "link set k1 up");
-    const entries = peers.map((peer) => `fdb append 00:00:00:00:00:00 dev k1 dst ${peer}`);
-    const input = entries.join("\n");
-    succeeded("bridge fdb", await ours.finish(["bridge", "-batch", "-"], { input }));
-    const cost = await machine("k");
+    await kernelFloods(ours, peers);
+    const found = { machine: await machine("k"), pings: await firstPings("k1") };
     await ours.ip("link delete k1");
-    return cost;
+    return found;
   };
   const threads: number[] = [];
   const beside: number[] = [];
   const ratios: number[] = [];
+  const pings = { own: [] as number[], kernels: [] as number[] };
   for (let round = 0; round < 3; round++) {
-    const { thread, machine } = await own();
-    threads.push(thread);
-    beside.push(await kernels());
-    ratios.push(machine / beside.at(-1)!);
+    const [one, other] = [await own(), await kernels()];
+    threads.push(one.thread);
+    beside.push(other.machine);
+    ratios.push(one.machine / other.machine);
+    pings.own.push(...one.pings);
+    pings.kernels.push(...other.pings);
   }
+  await theirs.ip("link delete k1");
   const flooded = `a frame flooded to ${REMOTES} remotes`;
   const median = (values: number[]) => `${percentile(values, 50).toFixed(2)} ms`;
   row(`CPU of ${flooded}`, "1.5 ms", median(threads), `kernel VXLAN's ${median(beside)}`);
   ratio(`the machine's beside kernel VXLAN's, of ${flooded}`, "", ratios);
+  const first = `first ping of what is behind the last of ${REMOTES} remotes`;
+  row(first, "", median(pings.own), `kernel VXLAN's ${median(pings.kernels)}`);
 }
 
 /** The highest rate, for a minute: memory of each agent, and what V8 collects of a thread that forwards. */

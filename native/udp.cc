@@ -235,6 +235,8 @@ void udp_close(udp *u) {
     u->flows->underlays--;
     u->flows = nullptr;
   }
+  if (u->second != nullptr) flood_close(u->second);
+  u->second = nullptr;
   while (u->fan > 0) close(u->fan_fd[--u->fan]);
 }
 

@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include "flood.h"
 #include "flows.h"
 #include "layout.h"
 
@@ -85,6 +86,7 @@ struct udp {
   bool narrow;  // it may be fragmented, as it is for narrow paths
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   flow_table *flows;    // or null
+  flood *second;        // likewise, until a frame goes to many remotes
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];

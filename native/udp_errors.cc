@@ -104,7 +104,7 @@ bool udp_was_icmp(udp *u, int32_t remote, int error) {
   if (!may_be_icmp(error)) return false;
   uint32_t mtu = drain(u, u->out_fd);
   if (error != EMSGSIZE || mtu == 0) return true;
-  // The queue was empty after every failure before, so this is about the datagram that just failed.
+  // The last one is about the datagram that just failed, whatever another thread has left there (flood.h).
   learn(u, remote, mtu);
   return false;
 }

@@ -6,7 +6,8 @@
 // Neighbours that go from one socket to one remote and are equally long (the last may be shorter) leave
 // as a train: one message that carries their length, cut into datagrams by the network card, or by the
 // kernel just before it (UDP_SEGMENT). So a train crosses the stack once. Only the message before is
-// asked, hence the order within a socket, and with it within a flow, is that of the rows.
+// asked, hence the order within a socket, and with it within a flow, is that of the rows; but for one frame's to
+// hundreds of remotes, which leave in no order (flood.h).
 //
 // What a train is refused for is not told by row: its datagrams are then sent one by one, and each gets
 // its own error. If all of them leave, it was the cutting that the device (EIO) or the kernel (EINVAL)
@@ -184,12 +185,10 @@ static bool send_apart(udp *u, const batch *b, int message) {
 // called again from there: that one's error is its rows', the next ones get their own chance. A full
 // socket stays full: then all the rest fail. What ICMP told about datagrams before is no
 // reason: then it is tried once more. A full interface (ENOBUFS) dropped a train as a whole.
-static void flush(udp *u, const batch *b) {
+static void send_range(udp *u, const batch *b, int begin, int end) {
   int again = -1;
-  if (u->narrow) allow_fragments(u, true);
-  for (int message = 0; message < u->messages;) {
-    int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(u->messages - message),
-                     MSG_DONTWAIT);
+  for (int message = begin; message < end;) {
+    int n = sendmmsg(u->out_fd, u->out + message, static_cast<unsigned>(end - message), MSG_DONTWAIT);
     if (n > 0) {
       if (again == message) udp_left_again(u, u->out_train[message].remote, u->out_train[message].segment);
       message += n;
@@ -201,7 +200,7 @@ static void flush(udp *u, const batch *b) {
     } else if (turns_narrow(u, u->out_train[message].remote, error)) {
       continue;
     } else if (error == EAGAIN) {
-      while (message < u->messages) set_errors(u, b, &u->out[message++].msg_hdr, error);
+      while (message < end) set_errors(u, b, &u->out[message++].msg_hdr, error);
     } else if (u->out_train[message].datagrams > 1 && error != ENOBUFS) {
       bool all = send_apart(u, b, message);
       bool whole = !u->narrow && u->discovery == WHOLE;
@@ -210,6 +209,43 @@ static void flush(udp *u, const batch *b) {
     } else {
       set_errors(u, b, &u->out[message++].msg_hdr, error);
     }
+  }
+}
+
+// Where the frame of a message is not sent any more; all of them are whole, and none goes twice to the same remote.
+static int end_of_frame(const udp *u, int message) {
+  const msghdr *first = &u->out[message].msg_hdr;
+  for (message++; message < u->messages && first->msg_iovlen == 1; message++) {
+    const msghdr *header = &u->out[message].msg_hdr;
+    if (header->msg_iovlen != 1 || header->msg_iov->iov_base != first->msg_iov->iov_base) break;
+  }
+  return message;
+}
+
+// What goes to so many remotes that two threads send it leaves after what is before it, and before what is after it.
+static void send_all(udp *u, const batch *b) {
+  int begin = 0;
+  for (int at = 0, end; u->messages - begin >= FLOOD_MESSAGES && at < u->messages; at = end) {
+    end = end_of_frame(u, at);
+    if (end - at < FLOOD_MESSAGES) continue;
+    if (u->second == nullptr) u->second = flood_open();
+    if (u->second == nullptr) break;
+    send_range(u, b, begin, at);
+    begin = at;
+    unsent left;
+    if (!flood_send(u->second, u->out_fd, u->out + at, end - at, &left)) continue;
+    begin = end;
+    for (int i = 0; i < left.pieces; i++) send_range(u, b, at + left.piece[i].begin, at + left.piece[i].end);
+  }
+  send_range(u, b, begin, u->messages);
+}
+
+static void flush(udp *u, const batch *b) {
+  if (u->narrow) {
+    allow_fragments(u, true);
+    send_range(u, b, 0, u->messages);
+  } else {
+    send_all(u, b);
   }
   if (u->narrow) allow_fragments(u, false);
   u->messages = u->parts = u->headers = 0;

@@ -5,7 +5,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import {
@@ -123,6 +123,25 @@ describe("the service", () => {
     await systemctl("restart", "vtep");
     await reach(here, there.address);
     expect(await told()).toEqual([]);
+  });
+
+  test("may keep the thread that sends half of what is flooded off the other one's core", async () => {
+    const many = Array.from({ length: 300 }, (_, at) => `198.18.${at >> 8}.${at & 0xff}`);
+    const peers = [theirs.address, ...many].join(", ");
+    await configure(`networks: [{ vni: 42, peers: [${peers}], bridge: br0 }]`);
+    await systemctl("start", "vtep");
+    await reach(here, there.address); // for which its MAC is asked for
+    const process = `/proc/${await mainPid()}`;
+    const comm = await machine.run("sh", "-c", `grep -lx vtep-flood ${process}/task/*/comm`);
+    const cores = async (thread: string) => {
+      const status = await machine.run("cat", `${thread}/status`);
+      return BigInt(`0x${/^Cpus_allowed:\s*(.+)$/m.exec(status)![1]!.replaceAll(",", "")}`);
+    };
+    const [all, its] = [await cores(process), await cores(dirname(comm))];
+    const spared = all ^ its;
+    expect(its & ~all).toBe(0n);
+    expect(spared).not.toBe(0n);
+    expect(spared & (spared - 1n)).toBe(0n); // one core
   });
 
   test("has two capabilities and one device", async () => {

@@ -1,0 +1,122 @@
+#include "flood.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <uv.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+
+// Who keeps the other thread waiting for so long, with messages in hand, has lost its core to somebody who may take it
+// again: to a thread that runs before others (pace.h) for 10 ms. So for a while nobody is asked, for longer each time if
+// that is more than one time in four.
+static constexpr uint64_t LATE_NS = 500'000;
+static constexpr uint64_t LEAST_ALONE_NS = 10'000'000, MOST_ALONE_NS = 1'000'000'000;
+
+struct flood {
+  uv_thread_t second;
+  std::mutex lock;
+  std::condition_variable called, done;
+  // By lock.
+  int fd;
+  mmsghdr *messages;
+  int next, count;  // nobody has had those from `next` on
+  int in_hands;     // pieces
+  unsent *left;
+  bool ending;
+  // Of the first thread's.
+  int core;              // which the second one is kept off; -1: none
+  uint64_t alone_until;  // on uv_hrtime()'s clock
+  uint64_t alone_ns;     // the next time
+};
+
+using guard = std::unique_lock<std::mutex>;
+
+// Returns what is not sent.
+static range send_piece(int fd, mmsghdr *messages, range piece) {
+  while (piece.begin < piece.end) {
+    unsigned count = static_cast<unsigned>(piece.end - piece.begin);
+    int n = sendmmsg(fd, messages + piece.begin, count, MSG_DONTWAIT);
+    if (n <= 0) break;
+    piece.begin += n;
+  }
+  return piece;
+}
+
+// Piece by piece, as long as there are any.
+static void work(flood *f, guard *locked) {
+  while (f->next < f->count) {
+    range piece = {f->next, std::min(f->next + FLOOD_PIECE, f->count)};
+    f->next = piece.end;
+    f->in_hands++;
+    locked->unlock();
+    piece = send_piece(f->fd, f->messages, piece);
+    locked->lock();
+    f->in_hands--;
+    if (piece.begin < piece.end) f->left->piece[f->left->pieces++] = piece;
+  }
+}
+
+static void help(void *data) {
+  flood *f = static_cast<flood *>(data);
+  pthread_setname_np(pthread_self(), "vtep-flood");
+  guard locked(f->lock);
+  for (;;) {
+    f->called.wait(locked, [f] { return f->next < f->count || f->ending; });
+    if (f->ending) return;
+    work(f, &locked);
+    f->done.notify_one();
+  }
+}
+
+flood *flood_open() {
+  flood *f = new flood{};
+  f->core = -1;
+  f->alone_ns = LEAST_ALONE_NS;
+  if (uv_thread_create(&f->second, help, f) == 0) return f;
+  delete f;
+  return nullptr;
+}
+
+void flood_close(flood *f) {
+  {
+    guard locked(f->lock);
+    f->ending = true;
+  }
+  f->called.notify_one();
+  uv_thread_join(&f->second);
+  delete f;
+}
+
+// Whether the second thread is kept off this core, on others that this one may use.
+static bool is_elsewhere(flood *f) {
+  int core = sched_getcpu();
+  if (core == f->core) return true;
+  cpu_set_t cores;
+  if (core < 0 || sched_getaffinity(0, sizeof cores, &cores) < 0) return false;
+  CPU_CLR(static_cast<size_t>(core), &cores);
+  if (pthread_setaffinity_np(f->second, sizeof cores, &cores) != 0) return false;
+  f->core = core;
+  return true;
+}
+
+bool flood_send(flood *f, int fd, mmsghdr *messages, int count, unsent *left) {
+  if (uv_hrtime() < f->alone_until || !is_elsewhere(f)) return false;
+  left->pieces = 0;
+  guard locked(f->lock);
+  f->fd = fd;
+  f->messages = messages;
+  f->next = 0;
+  f->count = count;
+  f->left = left;
+  f->called.notify_one();
+  work(f, &locked);
+  uint64_t began = uv_hrtime();
+  f->done.wait(locked, [f] { return f->in_hands == 0; });
+  uint64_t ended = uv_hrtime();
+  bool is_late = ended - began > LATE_NS;
+  if (is_late) f->alone_until = ended + f->alone_ns;
+  f->alone_ns = is_late ? std::min(8 * f->alone_ns, MOST_ALONE_NS) : std::max(f->alone_ns / 2, LEAST_ALONE_NS);
+  return true;
+}

@@ -1,0 +1,182 @@
+/** One frame to hundreds of remotes, half of it sent by a second thread: each remote gets it once, whatever fails. */
+import { expect, it, vi } from "vitest";
+import { preload } from "../lab/preload.ts";
+import { moduleChild } from "./fixture.ts";
+
+vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
+
+const EHOSTUNREACH = 113;
+
+/** What leaves by a TAP: [number of the frame, number of the remote] in their order. */
+type Arrived = [frame: number, remote: number][];
+
+interface Flooded {
+  arrived: Arrived;
+  /** By row. */
+  errors: Record<number, number>;
+  /** The cores that each thread may use which was not there before. */
+  threads: string[];
+}
+
+/** In a child: `flood` sends frames to so many remotes each, in one call. */
+const FLOODING = `import { execFileSync } from "node:child_process";
+  import { readdirSync, readFileSync } from "node:fs";
+  import { Batch, HEADROOM } from "./src/batch.ts";
+  import { NativeTap, NativeTaps } from "./src/device/tap.ts";
+  import { addon, numberOf } from "./src/device/native.ts";
+  import { Remotes } from "./src/remotes.ts";
+  import { setRow, udpOptions } from "./test/native/fixture.ts";
+  const tap = new NativeTap({ name: "vtep7" });
+  const taps = new NativeTaps();
+  taps.add(1, tap, () => {});
+  for (const line of ["link set vtep7 addrgenmode none", "link set vtep7 txqueuelen 2000 arp off up",
+    "address add 192.0.2.1/24 dev vtep7", "route add 198.18.0.0/15 dev vtep7"]) execFileSync("ip", line.split(" "));
+  const remotes = new Remotes();
+  const known = Array.from({ length: 900 }, (_, at) => remotes.add("198.18." + (at >> 8) + "." + (at & 255), 4789));
+  const udp = new (addon().Udp)(udpOptions(4789, { address: "192.0.2.1", sendBuffer: 8 << 20, remotes: remotes.words }));
+  const [batch, out] = [new Batch(), new Batch()];
+  const atFirst = readdirSync("/proc/self/task");
+  const threads = () => readdirSync("/proc/self/task").filter((thread) => !atFirst.includes(thread)).map((thread) =>
+    /^Cpus_allowed_list:\\s*(.*)$/m.exec(readFileSync("/proc/self/task/" + thread + "/status", "latin1"))[1]);
+  const flood = (...counts) => {
+    let rows = 0;
+    for (const [frame, count] of counts.entries()) {
+      const offset = HEADROOM + 2048 * frame;
+      batch.slab.fill(frame, offset, offset + 100);
+      for (const remote of known.slice(0, count)) setRow(batch, rows++, { offset, length: 100, remote, inRow: frame });
+    }
+    udp.send(numberOf(batch), rows);
+    const arrived = [];
+    for (let count; (count = taps.read(out)) > 0; ) {
+      for (let row = 0; row < count; row++) {
+        const packet = out.slab.subarray(out.inOffset[row] + 14);
+        arrived.push([packet[20 + 8], 256 * packet[18] + packet[19]]);
+      }
+    }
+    const errors = Object.fromEntries([...batch.outError.subarray(0, rows).entries()].filter(([, error]) => error !== 0));
+    console.log(JSON.stringify({ arrived, errors, threads: threads() }));
+  };`;
+
+/** Played around `sendmmsg`. How much each call is to send is told on a line, of the second thread's below zero. */
+const shim = (body: string) => `#include <atomic>
+  #include <cstdio>
+  #include <cstdlib>
+  #include <ctime>
+  #include <netinet/in.h>
+  #include <sys/socket.h>
+  #include <unistd.h>
+  static std::atomic<bool> helped{false};
+  static void wait_ms(int ms) {
+    timespec time = {0, ms * 1000000L};
+    nanosleep(&time, nullptr);
+  }
+  extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
+    bool second = gettid() != getpid();
+    dprintf(2, "%d\\n", second ? -static_cast<int>(count) : static_cast<int>(count));
+    ${body}
+    return next(sendmmsg, "sendmmsg")(fd, messages, count, flags);
+  }`;
+
+/** The first thread goes on with a frame to many only when the second one has begun with it. */
+const TOGETHER = `if (second) helped = true;
+    else if (count == 2) helped = false;
+    for (int ms = 0; !second && count == 32 && !helped; ms++) {
+      if (ms == 10000) abort();
+      wait_ms(1);
+    }`;
+
+function child(code: string, body = "", ...prefix: string[]) {
+  using shimmed = preload(shim(body));
+  const { output } = moduleChild(`${FLOODING}\n${code}`, [
+    ...["unshare", "--net", ...prefix],
+    ...shimmed.way,
+  ]);
+  const told = output.split("\n").filter((line) => line !== "");
+  const lines = told.map((line) => JSON.parse(line) as number | Flooded);
+  return {
+    calls: lines.filter((line) => typeof line === "number"),
+    floods: lines.filter((line) => typeof line === "object"),
+  };
+}
+
+/** As they were handed over. */
+function all(...counts: number[]): Arrived {
+  return counts.flatMap((count, frame) =>
+    Array.from({ length: count }, (_, remote): [number, number] => [frame, remote]),
+  );
+}
+
+const inOrder = (arrived: Arrived) =>
+  arrived.toSorted(([frame, remote], [other, another]) => frame - other || remote - another);
+
+it("reaches each remote once, between what is before it and what is after it", () => {
+  const { calls, floods } = child("flood(255, 300, 2, 300, 2);", TOGETHER);
+  expect(calls.filter((count) => count > 32 || count === 2)).toEqual([255, 2, 2]);
+  const [{ arrived, errors }] = floods as [Flooded];
+  expect(errors).toEqual({});
+  expect(inOrder(arrived)).toEqual(all(255, 300, 2, 300, 2));
+  const frames = arrived.map(([frame]) => frame);
+  expect(frames).toEqual(frames.toSorted());
+});
+
+it("fails for those alone that it does not reach", () => {
+  const { floods } = child(
+    "flood(900);",
+    `${TOGETHER}
+    for (unsigned at = 0; at < count; at++) {
+      if ((ntohl(static_cast<sockaddr_in *>(messages[at].msg_hdr.msg_name)->sin_addr.s_addr) & 63) != 40) continue;
+      if (at == 0) return errno = EHOSTUNREACH, -1;
+      count = at;
+    }`,
+  );
+  const isMissed = ([, remote]: [number, number]) => (remote & 63) === 40;
+  const [{ arrived, errors }] = floods as [Flooded];
+  expect(inOrder(arrived)).toEqual(all(900).filter((one) => !isMissed(one)));
+  const missed = all(900).filter(isMissed);
+  expect(errors).toEqual(Object.fromEntries(missed.map(([, at]) => [at, EHOSTUNREACH])));
+});
+
+it("of one that says what ICMP had told of another fails for nobody", () => {
+  const { floods } = child(
+    "flood(900);",
+    `${TOGETHER}
+    static std::atomic<unsigned> calls{0};
+    if (calls++ % 2 == 0) return errno = ECONNREFUSED, -1;`,
+  );
+  const [{ arrived, errors }] = floods as [Flooded];
+  expect(inOrder(arrived)).toEqual(all(900));
+  expect(errors).toEqual({});
+});
+
+it("is left to the first thread for a while when the second one was late, and longer each time", () => {
+  const { calls, floods } = child(
+    `const often = () => { for (let at = 0; at < 30; at++) flood(2, 900); };
+    often();
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1100);
+    often();`,
+    `${TOGETHER} if (second) wait_ms(20);`,
+  );
+  expect(floods.map(({ arrived }) => inOrder(arrived))).toEqual(new Array(60).fill(all(2, 900)));
+  // After the first time 10 ms, then 80, then 640, then a second.
+  const late = calls.filter((count) => count < 0).length;
+  expect(late).toBeGreaterThanOrEqual(2);
+  expect(late).toBeLessThanOrEqual(6);
+});
+
+it("is the first thread's own where there is but one core", () => {
+  const { calls, floods } = child("flood(900);", "", "taskset", "--cpu-list", "0");
+  expect(calls).toEqual([900]);
+  expect(floods[0]!.arrived).toEqual(all(900));
+});
+
+it("has a second thread from 256 remotes on, on another core, until its sockets are closed", () => {
+  const { floods } = child(
+    `flood(255); flood(256); flood(256);
+    udp.close();
+    console.log(JSON.stringify({ threads: threads() }));`,
+    "",
+    ...["taskset", "--cpu-list", "0,1"],
+  );
+  const another = [expect.stringMatching(/^[01]$/)];
+  expect(floods.map(({ threads }) => threads)).toEqual([[], another, another, []]);
+});
