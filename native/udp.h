@@ -129,6 +129,10 @@ int udp_set_discovery(const udp *u, int fd, int how);
 // again. If it is the datagram that the path does not carry, the remote's row says what it does carry.
 bool udp_was_icmp(udp *u, int32_t remote, int error);
 
+// Takes what sends by `out_fd` have left there that failed without being asked why (flood.h), or the next one that fails
+// would have its path's MTU from theirs.
+void udp_take_errors(udp *u);
+
 // A datagram of so many bytes that was tried again left: if an ICMP message said that it would not fit, its path's row
 // says so too.
 void udp_left_again(udp *u, int32_t remote, int32_t payload);

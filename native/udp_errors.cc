@@ -104,10 +104,12 @@ bool udp_was_icmp(udp *u, int32_t remote, int error) {
   if (!may_be_icmp(error)) return false;
   uint32_t mtu = drain(u, u->out_fd);
   if (error != EMSGSIZE || mtu == 0) return true;
-  // The last one is about the datagram that just failed, whatever another thread has left there (flood.h).
+  // The queue was empty after every failure before, so this is about the datagram that just failed.
   learn(u, remote, mtu);
   return false;
 }
+
+void udp_take_errors(udp *u) { drain(u, u->out_fd); }
 
 void udp_left_again(udp *u, int32_t remote, int32_t payload) {
   int32_t mtu = static_cast<int32_t>(u->told_mtu);

@@ -235,6 +235,7 @@ static void send_all(udp *u, const batch *b) {
     unsent left;
     if (!flood_send(u->second, u->out_fd, u->out + at, end - at, &left)) continue;
     begin = end;
+    if (left.pieces > 0) udp_take_errors(u);
     for (int i = 0; i < left.pieces; i++) send_range(u, b, at + left.piece[i].begin, at + left.piece[i].end);
   }
   send_range(u, b, begin, u->messages);

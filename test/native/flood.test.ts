@@ -5,6 +5,7 @@ import { moduleChild } from "./fixture.ts";
 
 vi.setConfig({ testTimeout: 30_000 }); // child processes take their time on a busy host
 
+const EMSGSIZE = 90;
 const EHOSTUNREACH = 113;
 
 /** What leaves by a TAP: [number of the frame, number of the remote] in their order. */
@@ -16,6 +17,8 @@ interface Flooded {
   errors: Record<number, number>;
   /** The cores that each thread may use which was not there before. */
   threads: string[];
+  /** Learned, of those that have one. */
+  paths: { address: string; mtu: number }[];
 }
 
 /** In a child: `flood` sends frames to so many remotes each, in one call. */
@@ -38,12 +41,13 @@ const FLOODING = `import { execFileSync } from "node:child_process";
   const atFirst = readdirSync("/proc/self/task");
   const threads = () => readdirSync("/proc/self/task").filter((thread) => !atFirst.includes(thread)).map((thread) =>
     /^Cpus_allowed_list:\\s*(.*)$/m.exec(readFileSync("/proc/self/task/" + thread + "/status", "latin1"))[1]);
+  let length = 100;
   const flood = (...counts) => {
     let rows = 0;
     for (const [frame, count] of counts.entries()) {
       const offset = HEADROOM + 2048 * frame;
-      batch.slab.fill(frame, offset, offset + 100);
-      for (const remote of known.slice(0, count)) setRow(batch, rows++, { offset, length: 100, remote, inRow: frame });
+      batch.slab.fill(frame, offset, offset + length);
+      for (const remote of known.slice(0, count)) setRow(batch, rows++, { offset, length, remote, inRow: frame });
     }
     udp.send(numberOf(batch), rows);
     const arrived = [];
@@ -54,7 +58,7 @@ const FLOODING = `import { execFileSync } from "node:child_process";
       }
     }
     const errors = Object.fromEntries([...batch.outError.subarray(0, rows).entries()].filter(([, error]) => error !== 0));
-    console.log(JSON.stringify({ arrived, errors, threads: threads() }));
+    console.log(JSON.stringify({ arrived, errors, threads: threads(), paths: remotes.paths() }));
   };`;
 
 /** Played around `sendmmsg`. How much each call is to send is told on a line, of the second thread's below zero. */
@@ -146,6 +150,29 @@ it("of one that says what ICMP had told of another fails for nobody", () => {
   const [{ arrived, errors }] = floods as [Flooded];
   expect(inOrder(arrived)).toEqual(all(900));
   expect(errors).toEqual({});
+});
+
+it("learns what a path carries of its own remote, also when ICMP tells of another one meanwhile", () => {
+  const { floods } = child(
+    `for (let at = 72; at < 900; at += 64) {
+      const to = "198.18." + (at >> 8) + "." + (at & 255);
+      execFileSync("ip", ["route", "add", to, "dev", "vtep7", "mtu", "1400"]);
+    }
+    length = 1420;
+    flood(900);`,
+    `${TOGETHER}
+    static std::atomic<int> told{2};
+    if ((ntohl(static_cast<sockaddr_in *>(messages->msg_hdr.msg_name)->sin_addr.s_addr) & 0xffff) == 32 && told-- > 0) {
+      return errno = EMSGSIZE, -1;
+    }`,
+  );
+  const isShort = ([, remote]: [number, number]) => remote > 64 && (remote & 63) === 8;
+  const [{ arrived, errors, paths }] = floods as [Flooded];
+  const short = all(900).filter(isShort);
+  expect(errors).toEqual(Object.fromEntries(short.map(([, at]) => [at, EMSGSIZE])));
+  const address = (at: number) => `198.18.${at >> 8}.${at & 255}`;
+  expect(paths).toEqual(short.map(([, at]) => ({ address: address(at), mtu: 1400 })));
+  expect(inOrder(arrived)).toEqual(all(900).filter((one) => !isShort(one)));
 });
 
 it("is left to the first thread for a while when the second one was late, and longer each time", () => {
