@@ -61,12 +61,16 @@ const FLOODING = `import { execFileSync } from "node:child_process";
     console.log(JSON.stringify({ arrived, errors, threads: threads(), paths: remotes.paths() }));
   };`;
 
-/** Played around `sendmmsg`. How much each call is to send is told on a line, of the second thread's below zero. */
-const shim = (body: string) => `#include <atomic>
+/**
+ * Played around `sendmmsg`, with other functions beside it. How much each call is to send is told on a line, of the
+ * second thread's below zero.
+ */
+const shim = (body: string, beside: string) => `#include <atomic>
   #include <cstdio>
   #include <cstdlib>
   #include <ctime>
   #include <netinet/in.h>
+  #include <pthread.h>
   #include <sys/socket.h>
   #include <unistd.h>
   static std::atomic<bool> helped{false};
@@ -74,6 +78,7 @@ const shim = (body: string) => `#include <atomic>
     timespec time = {0, ms * 1000000L};
     nanosleep(&time, nullptr);
   }
+  ${beside}
   extern "C" int sendmmsg(int fd, mmsghdr *messages, unsigned count, int flags) {
     bool second = gettid() != getpid();
     dprintf(2, "%d\\n", second ? -static_cast<int>(count) : static_cast<int>(count));
@@ -89,8 +94,8 @@ const TOGETHER = `if (second) helped = true;
       wait_ms(1);
     }`;
 
-function child(code: string, body = "", ...prefix: string[]) {
-  using shimmed = preload(shim(body));
+function child(code: string, body = "", prefix: string[] = [], beside = "") {
+  using shimmed = preload(shim(body, beside));
   const { output } = moduleChild(`${FLOODING}\n${code}`, [
     ...["unshare", "--net", ...prefix],
     ...shimmed.way,
@@ -191,7 +196,7 @@ it("is left to the first thread for a while when the second one was late, and lo
 });
 
 it("is the first thread's own where there is but one core", () => {
-  const { calls, floods } = child("flood(900);", "", "taskset", "--cpu-list", "0");
+  const { calls, floods } = child("flood(900);", "", ["taskset", "--cpu-list", "0"]);
   expect(calls).toEqual([900]);
   expect(floods[0]!.arrived).toEqual(all(900));
 });
@@ -202,8 +207,44 @@ it("has a second thread from 256 remotes on, on another core, until its sockets 
     udp.close();
     console.log(JSON.stringify({ threads: threads() }));`,
     "",
-    ...["taskset", "--cpu-list", "0,1"],
+    ["taskset", "--cpu-list", "0,1"],
   );
   const another = [expect.stringMatching(/^[01]$/)];
   expect(floods.map(({ threads }) => threads)).toEqual([[], another, another, []]);
+});
+
+it("keeps the second thread off the core that the first one is on by now", () => {
+  const { floods } = child(
+    // Long enough for one that was late, and then for one that was so twice.
+    `const rest = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 150);
+    flood(900);
+    for (let at = 0; at < 2; at++) {
+      rest();
+      flood(2);
+      flood(900);
+    }`,
+    "if (count == 2) core = 1 - core;",
+    ["taskset", "--cpu-list", "0,1"],
+    `static std::atomic<int> core{0};
+    extern "C" int sched_getcpu() { return core; }`,
+  );
+  const flooded = floods.filter(({ arrived }) => arrived.length === 900);
+  expect(flooded.map(({ threads }) => threads)).toEqual([["1"], ["0"], ["1"]]);
+});
+
+it("is the first thread's own while no other can be had", () => {
+  const { calls, floods } = child(
+    "flood(2); flood(900); flood(900);",
+    "begun = true;",
+    [],
+    `static std::atomic<bool> begun{false};
+    extern "C" int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *data) {
+      static bool refused = false;
+      if (begun && !refused) return refused = true, EAGAIN;
+      return next(pthread_create, "pthread_create")(thread, attributes, run, data);
+    }`,
+  );
+  expect(calls.slice(0, 2)).toEqual([2, 900]);
+  expect(floods.map(({ threads }) => threads.length)).toEqual([0, 0, 1]);
+  expect(floods.map(({ arrived }) => inOrder(arrived))).toEqual([all(2), all(900), all(900)]);
 });
