@@ -1021,7 +1021,8 @@ describe("in a namespace of its own", () => {
        batch.outRemote[0] = remotes.add("fe80::1", 4789);
        const failed = b.send(batch, 1);
        let received = 0;
-       for (let turn = 0; received === 0 && turn < 100; turn++) {
+       // Neighbour solicitations are sent again after a second each.
+       for (let turn = 0; received === 0 && turn < 500; turn++) {
          await new Promise((resolve) => setTimeout(resolve, 10));
          received = a.receive(batch);
        }
