@@ -16,6 +16,7 @@ constexpr int FLOOD_MESSAGES = 256;
 
 // So many are taken at once: who is done waits for no longer than these take the other one.
 constexpr int FLOOD_PIECE = 32;
+static_assert(layout::OUT_ROWS % FLOOD_PIECE == 0);
 
 // Messages `begin` to `end` - 1.
 struct range {

@@ -212,13 +212,12 @@ static void send_range(udp *u, const batch *b, int begin, int end) {
   }
 }
 
-// Where the frame of a message is not sent any more; all of them are whole, and none goes twice to the same remote.
+// The frame of a message goes to another remote with each one until there. Segments of super-frames have headers of their
+// own, so none is the frame of two.
 static int end_of_frame(const udp *u, int message) {
-  const msghdr *first = &u->out[message].msg_hdr;
-  for (message++; message < u->messages && first->msg_iovlen == 1; message++) {
-    const msghdr *header = &u->out[message].msg_hdr;
-    if (header->msg_iovlen != 1 || header->msg_iov->iov_base != first->msg_iov->iov_base) break;
-  }
+  const void *frame = u->out[message].msg_hdr.msg_iov->iov_base;
+  do message++;
+  while (message < u->messages && u->out[message].msg_hdr.msg_iov->iov_base == frame);
   return message;
 }
 
@@ -242,12 +241,8 @@ static void send_all(udp *u, const batch *b) {
 }
 
 static void flush(udp *u, const batch *b) {
-  if (u->narrow) {
-    allow_fragments(u, true);
-    send_range(u, b, 0, u->messages);
-  } else {
-    send_all(u, b);
-  }
+  if (u->narrow) allow_fragments(u, true);
+  send_all(u, b);
   if (u->narrow) allow_fragments(u, false);
   u->messages = u->parts = u->headers = 0;
 }
