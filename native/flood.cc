@@ -10,7 +10,7 @@
 
 // Who keeps the other thread waiting for so long, with messages in hand, has lost its core to somebody who may take it
 // again: to a thread that runs before others (pace.h) for 10 ms. So for a while nobody is asked, for longer each time if
-// that is more than one time in four.
+// that is more than one time in four that it helps.
 static constexpr uint64_t LATE_NS = 500'000;
 static constexpr uint64_t LEAST_ALONE_NS = 10'000'000, MOST_ALONE_NS = 1'000'000'000;
 
@@ -23,6 +23,7 @@ struct flood {
   mmsghdr *messages;
   int next, count;  // nobody has had those from `next` on
   int in_hands;     // pieces
+  bool has_helped;  // the second thread had one
   unsent *left;
   bool ending;
   // Of the first thread's.
@@ -65,6 +66,7 @@ static void help(void *data) {
   for (;;) {
     f->called.wait(locked, [f] { return f->next < f->count || f->ending; });
     if (f->ending) return;
+    f->has_helped = true;
     work(f, &locked);
     f->done.notify_one();
   }
@@ -110,13 +112,17 @@ bool flood_send(flood *f, int fd, mmsghdr *messages, int count, unsent *left) {
   f->next = 0;
   f->count = count;
   f->left = left;
+  f->has_helped = false;
   f->called.notify_one();
   work(f, &locked);
   uint64_t began = uv_hrtime();
   f->done.wait(locked, [f] { return f->in_hands == 0; });
   uint64_t ended = uv_hrtime();
-  bool is_late = ended - began > LATE_NS;
-  if (is_late) f->alone_until = ended + f->alone_ns;
-  f->alone_ns = is_late ? std::min(8 * f->alone_ns, MOST_ALONE_NS) : std::max(f->alone_ns / 2, LEAST_ALONE_NS);
+  if (ended - began > LATE_NS) {
+    f->alone_until = ended + f->alone_ns;
+    f->alone_ns = std::min(8 * f->alone_ns, MOST_ALONE_NS);
+  } else if (f->has_helped) {  // who had none says nothing of whether its core is its own again
+    f->alone_ns = std::max(f->alone_ns / 2, LEAST_ALONE_NS);
+  }
   return true;
 }
