@@ -34,7 +34,8 @@ struct flood;
 flood *flood_open();
 void flood_close(flood *f);
 
-// Sends by this socket what it can of up to OUT_ROWS messages, and returns when nothing is in anybody's hands. What is
-// left, of each piece from the message on that failed, is to be sent again by whoever wants to know its error. Returns
-// false, and has sent nothing, where there is but one core, or the second thread was late a moment ago.
+// Sends by this socket what it can of up to OUT_ROWS messages. What is left, of each piece from the message on that
+// failed, is to be sent again by whoever wants to know its error. Returns when nothing is in anybody's hands: if the second
+// thread loses its core with a piece in hand, only when it has it back. Returns false, and has sent nothing, where no other
+// core may be used, or the second thread was late a moment ago.
 bool flood_send(flood *f, int fd, mmsghdr *messages, int count, unsent *left);

@@ -128,7 +128,7 @@ describe("the service", () => {
   test("may keep the thread that sends half of what is flooded off the other one's core", async () => {
     const many = Array.from({ length: 300 }, (_, at) => `198.18.${at >> 8}.${at & 0xff}`);
     const peers = [theirs.address, ...many].join(", ");
-    await configure(`networks: [{ vni: 42, peers: [${peers}], bridge: br0 }]`);
+    await configure(`networks: [{ vni: 42, peers: [${peers}], bridge: br0 }]\nworkers: 1`);
     await systemctl("start", "vtep");
     await reach(here, there.address); // for which its MAC is asked for
     const process = `/proc/${await mainPid()}`;
