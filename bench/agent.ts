@@ -370,7 +370,7 @@ async function spread(way: Way, wanted: Spread): Promise<void> {
   succeeded(`spread ${args.join(" ")}`, finished);
 }
 
-/** Seconds of CPU time that the busiest thread takes meanwhile, which is the one that forwards. */
+/** Seconds of CPU time that the busiest thread takes meanwhile: the one that forwards, or half floods for it. */
 async function costOf({ pid }: Vtep, forwards: () => Promise<void>): Promise<number> {
   const before = threadTimes(pid);
   await forwards();
@@ -446,8 +446,8 @@ async function kernelFloods(host: Host, peers: string[]): Promise<void> {
 }
 
 /**
- * CPU time for a frame that every remote gets, of the forwarding thread, and of the machine beside kernel VXLAN's.
- * When the last remote has it a first ping shows, for which a station there is asked for its MAC.
+ * CPU time for a frame that every remote gets, of the busiest thread and of all, and of the machine beside kernel
+ * VXLAN's. When the last remote has it a first ping shows, for which a station there is asked for its MAC.
  */
 async function floods(): Promise<void> {
   const at = (host: number) => `198.18.${host >> 8}.${host & 0xff}`;
@@ -459,12 +459,8 @@ async function floods(): Promise<void> {
   await theirs.ip("address add 192.0.2.2/24 dev k1");
   const flood = (prefix: string, frames: number) =>
     spread("out", { prefix, macs: 10, flows: 10, frames, rate: FLOOD_RATE });
-  /** Milliseconds of the machine's for a frame. */
-  const machine = async (prefix: string) => {
-    const before = cpuTime([]).machine;
-    await flood(prefix, FLOODED);
-    return (1000 * (cpuTime([]).machine - before)) / FLOODED;
-  };
+  /** Milliseconds for a frame. */
+  const each = (seconds: number) => (1000 * seconds) / FLOODED;
   /** Milliseconds, each. */
   const firstPings = async (device: string) => {
     await ours.ip(`address add 192.0.2.1/24 dev ${device}`);
@@ -476,37 +472,48 @@ async function floods(): Promise<void> {
     const to = peers.flatMap((peer) => ["--peer", peer]);
     await using vtep = await ours.vtep("--vni", `${FIRST_VNI}`, ...to, "--tap", "t1").ready();
     await flood("t", FLOODED / 10); // V8 has compiled
-    let all = Number.NaN;
-    const seconds = await costOf(vtep, async () => {
-      all = await machine("t");
-    });
-    return { thread: (1000 * seconds) / FLOODED, machine: all, pings: await firstPings("t1") };
+    const before = cpuTime([vtep.pid]);
+    const thread = await costOf(vtep, () => flood("t", FLOODED));
+    const after = cpuTime([vtep.pid]);
+    return {
+      thread: each(thread),
+      threads: each(after.processes - before.processes),
+      machine: each(after.machine - before.machine),
+      pings: await firstPings("t1"),
+    };
   };
   const kernels = async () => {
     await kernelFloods(ours, peers);
-    const found = { machine: await machine("k"), pings: await firstPings("k1") };
+    const before = cpuTime([]).machine;
+    await flood("k", FLOODED);
+    const after = cpuTime([]).machine;
+    const pings = await firstPings("k1");
     await ours.ip("link delete k1");
-    return found;
+    return { machine: each(after - before), pings };
   };
-  const threads: number[] = [];
-  const beside: number[] = [];
-  const ratios: number[] = [];
-  const pings = { own: [] as number[], kernels: [] as number[] };
-  for (let round = 0; round < 3; round++) {
-    const [one, other] = [await own(), await kernels()];
-    threads.push(one.thread);
-    beside.push(other.machine);
-    ratios.push(one.machine / other.machine);
-    pings.own.push(...one.pings);
-    pings.kernels.push(...other.pings);
-  }
+  const rounds: {
+    vtep: Awaited<ReturnType<typeof own>>;
+    beside: Awaited<ReturnType<typeof kernels>>;
+  }[] = [];
+  for (let round = 0; round < 3; round++)
+    rounds.push({ vtep: await own(), beside: await kernels() });
   await theirs.ip("link delete k1");
   const flooded = `a frame flooded to ${REMOTES} remotes`;
   const median = (values: number[]) => `${percentile(values, 50).toFixed(2)} ms`;
-  row(`CPU of ${flooded}`, "1.5 ms", median(threads), `kernel VXLAN's ${median(beside)}`);
-  ratio(`the machine's beside kernel VXLAN's, of ${flooded}`, "", ratios);
+  const kernel = median(rounds.map(({ beside }) => beside.machine));
+  const [thread, threads] = (["thread", "threads"] as const).map((one) =>
+    median(rounds.map(({ vtep }) => vtep[one])),
+  );
+  row(`the busiest thread's CPU, of ${flooded}`, "1.5 ms", thread!);
+  row(`all threads' CPU, of ${flooded}`, "", threads!, `kernel VXLAN's ${kernel}`);
+  const machines = rounds.map(({ vtep, beside }) => vtep.machine / beside.machine);
+  ratio(`the machine's beside kernel VXLAN's, of ${flooded}`, "", machines);
+  const [mine, its] = [
+    rounds.flatMap(({ vtep }) => vtep.pings),
+    rounds.flatMap(({ beside }) => beside.pings),
+  ].map(median);
   const first = `first ping of what is behind the last of ${REMOTES} remotes`;
-  row(first, "", median(pings.own), `kernel VXLAN's ${median(pings.kernels)}`);
+  row(first, "1.5 ms", mine!, `kernel VXLAN's ${its}`);
 }
 
 /** The highest rate, for a minute: memory of each agent, and what V8 collects of a thread that forwards. */
