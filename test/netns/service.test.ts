@@ -130,6 +130,7 @@ describe("the service", () => {
     const peers = [theirs.address, ...many].join(", ");
     await configure(`networks: [{ vni: 42, peers: [${peers}], bridge: br0 }]\nworkers: 1`);
     await systemctl("start", "vtep");
+    await here.ip("neighbour flush dev eth0");
     await reach(here, there.address); // for which its MAC is asked for
     const process = `/proc/${await mainPid()}`;
     const comm = await machine.run("sh", "-c", `grep -lx vtep-flood ${process}/task/*/comm`);
