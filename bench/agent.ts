@@ -29,7 +29,7 @@ import { blast, compiled } from "./blast.ts";
 import { benchmark, exitOnSignals, note } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
-import { delivered, packetRates, prepare, residentMegabytes } from "./measurements.ts";
+import { delivered, packetRates, pingTimes, prepare, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
 import { percentile } from "./statistics.ts";
 import { REST_MS } from "./subjects.ts";
@@ -465,8 +465,8 @@ async function floods(): Promise<void> {
   const firstPings = async (device: string) => {
     await ours.ip(`address add 192.0.2.1/24 dev ${device}`);
     const one = `ip neigh flush dev ${device} && ping -n -c 1 -W 1 192.0.2.2`;
-    const pings = await ours.run("sh", "-c", `for i in $(seq ${PINGS}); do ${one} || exit; done`);
-    return [...pings.matchAll(/time=([\d.]+) ms$/gm)].map(([, rtt]) => Number(rtt));
+    const all = `for i in $(seq ${PINGS}); do ${one} || exit; done`;
+    return pingTimes(await ours.run("sh", "-c", all));
   };
   const own = async () => {
     const to = peers.flatMap((peer) => ["--peer", peer]);

@@ -147,6 +147,11 @@ function loadedTcp(): Measurement {
   };
 }
 
+/** Milliseconds, of each answer that ping tells of. */
+export function pingTimes(said: string): number[] {
+  return [...said.matchAll(/time=([\d.]+) ms$/gm)].map(([, time]) => Number(time));
+}
+
 /** Times in ms of those that were answered, and how many percent of them were not. */
 async function roundTrips(
   from: Container,
@@ -157,7 +162,7 @@ async function roundTrips(
   const interval = `${PING_INTERVAL_MS / 1000}`;
   const args = ["-n", "-c", `${count}`, "-i", interval, "-W", "1", to.address];
   const { stdout } = await from.finish(["ping", ...args]);
-  const rtts = [...stdout.matchAll(/time=([\d.]+) ms$/gm)].map(([, rtt]) => Number(rtt));
+  const rtts = pingTimes(stdout);
   if (rtts.length === 0) throw new Error("no ping was answered");
   return { rtts, lost: 100 * (1 - rtts.length / count) };
 }

@@ -41,6 +41,7 @@ const FLOODING = `import { execFileSync } from "node:child_process";
   const atFirst = readdirSync("/proc/self/task");
   const threads = () => readdirSync("/proc/self/task").filter((thread) => !atFirst.includes(thread)).map((thread) =>
     /^Cpus_allowed_list:\\s*(.*)$/m.exec(readFileSync("/proc/self/task/" + thread + "/status", "latin1"))[1]);
+  const rest = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
   let length = 100;
   const flood = (...counts) => {
     let rows = 0;
@@ -201,7 +202,7 @@ it("is left to the first thread for a while when the second one was late, and lo
   const { calls, floods } = child(
     `const often = () => { for (let at = 0; at < 30; at++) flood(2, 900); };
     often();
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1100);
+    rest(1100);
     often();`,
     `${TOGETHER} if (second) wait_ms(20);`,
   );
@@ -216,7 +217,7 @@ it("is left to it no less for floods of which the second one heard nothing", () 
   const { calls } = child(
     `for (let round = 0; round < 10; round++) {
       flood(2, 900);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 15);
+      rest(15);
       for (let at = 0; at < 4; at++) flood(3, 900);
     }`,
     `if (count == 3) unheard = true;
@@ -247,7 +248,7 @@ it("has a second thread from 256 remotes on, on another core, until its sockets 
   const { floods } = child(
     `flood(255); flood(256); flood(256);
     udp.close();
-    while (threads().length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    while (threads().length > 0) rest(1);
     console.log(JSON.stringify({ threads: threads() }));`,
     "",
     ["taskset", "--cpu-list", "0,1"],
@@ -258,11 +259,10 @@ it("has a second thread from 256 remotes on, on another core, until its sockets 
 
 it("keeps the second thread off the core that the first one is on by now", () => {
   const { floods } = child(
-    // Long enough for one that was late, and then for one that was so twice.
-    `const rest = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 150);
-    flood(900);
+    // Rests long enough for one that was late, and then for one that was so twice.
+    `flood(900);
     for (let at = 0; at < 2; at++) {
-      rest();
+      rest(150);
       flood(2);
       flood(900);
     }`,

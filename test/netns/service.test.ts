@@ -132,13 +132,13 @@ describe("the service", () => {
     await systemctl("start", "vtep");
     await here.ip("neighbour flush dev eth0");
     await reach(here, there.address); // for which its MAC is asked for
-    const process = `/proc/${await mainPid()}`;
-    const comm = await machine.run("sh", "-c", `grep -lx vtep-flood ${process}/task/*/comm`);
+    const agent = `/proc/${await mainPid()}`;
+    const comm = await machine.run("sh", "-c", `grep -lx vtep-flood ${agent}/task/*/comm`);
     const cores = async (thread: string) => {
       const status = await machine.run("cat", `${thread}/status`);
       return BigInt(`0x${/^Cpus_allowed:\s*(.+)$/m.exec(status)![1]!.replaceAll(",", "")}`);
     };
-    const [all, its] = [await cores(process), await cores(dirname(comm))];
+    const [all, its] = [await cores(agent), await cores(dirname(comm))];
     const spared = all ^ its;
     expect(its & ~all).toBe(0n);
     expect(spared).not.toBe(0n);
