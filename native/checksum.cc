@@ -13,18 +13,22 @@
 typedef uint64_t words __attribute__((vector_size(32)));
 typedef uint64_t unaligned_words __attribute__((vector_size(32), aligned(1), may_alias));
 
-#if defined(__x86_64__)
-__attribute__((target_clones("avx2", "default")))
-#endif
-uint16_t checksum_sum(const uint8_t *data, size_t length) {
+template <bool copies>
+__attribute__((always_inline)) static inline uint16_t sum_up(const uint8_t *data, size_t length, uint8_t *to) {
   words low[2] = {}, high[2] = {};
   for (; length >= 2 * sizeof(words); length -= 2 * sizeof(words), data += 2 * sizeof(words)) {
     const unaligned_words *next = reinterpret_cast<const unaligned_words *>(data);
+    if (copies) {
+      reinterpret_cast<unaligned_words *>(to)[0] = next[0];
+      reinterpret_cast<unaligned_words *>(to)[1] = next[1];
+      to += 2 * sizeof(words);
+    }
     low[0] += next[0] & 0xffffffff;
     high[0] += next[0] >> 32;
     low[1] += next[1] & 0xffffffff;
     high[1] += next[1] >> 32;
   }
+  if (copies) memcpy(to, data, length);
   words sums = low[0] + low[1] + high[0] + high[1];
   uint64_t total = sums[0] + sums[1] + sums[2] + sums[3];
   for (; length >= 4; length -= 4, data += 4) {
@@ -41,6 +45,18 @@ uint16_t checksum_sum(const uint8_t *data, size_t length) {
   }
   while (total >> 16) total = (total & 0xffff) + (total >> 16);
   return static_cast<uint16_t>(total);
+}
+
+#if defined(__x86_64__)
+#define WITH_AVX2 __attribute__((target_clones("avx2", "default")))
+#else
+#define WITH_AVX2
+#endif
+
+WITH_AVX2 uint16_t checksum_sum(const uint8_t *data, size_t length) { return sum_up<false>(data, length, nullptr); }
+
+WITH_AVX2 uint16_t checksum_copy(uint8_t *to, const uint8_t *data, size_t length) {
+  return sum_up<true>(data, length, to);
 }
 
 uint16_t checksum_pseudo(const uint8_t *addresses, bool v6, uint8_t protocol, uint32_t length) {

@@ -11,6 +11,9 @@
 // The sum of `length` bytes, an odd one at the end as if a zero followed.
 uint16_t checksum_sum(const uint8_t *data, size_t length);
 
+// The same, of what is copied to `to`.
+uint16_t checksum_copy(uint8_t *to, const uint8_t *data, size_t length);
+
 // The sum of two sums.
 inline uint16_t checksum_add(uint32_t a, uint32_t b) {
   uint32_t sum = a + b;

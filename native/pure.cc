@@ -35,10 +35,8 @@ static Napi::Value segment(const Napi::CallbackInfo &info) {
   if (error < 0) return Napi::Number::New(env, error);
   Napi::Array frames = Napi::Array::New(env);
   for (int32_t i = 0; i < s.segments; i++) {
-    std::vector<uint8_t> piece(static_cast<size_t>(s.at.payload));
-    const uint8_t *payload;
-    int32_t bytes = super_frame_segment(&s, i, piece.data(), &payload);
-    piece.insert(piece.end(), payload, payload + bytes);
+    std::vector<uint8_t> piece(static_cast<size_t>(s.at.payload + s.size));
+    piece.resize(static_cast<size_t>(super_frame_segment(&s, i, piece.data())));
     frames[static_cast<uint32_t>(i)] = bytes_of(env, piece);
   }
   return frames;

@@ -57,8 +57,7 @@ static void put_network(const super_frame *s, int32_t segment, uint8_t *to, int3
   memcpy(l3 + IPV4_CHECKSUM, &sum, sizeof sum);
 }
 
-int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to,
-                            const uint8_t **payload) {
+int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) {
   const headers *h = &s->at;
   int32_t from = h->payload + segment * s->size;
   int32_t bytes = s->length - from < s->size ? s->length - from : s->size;
@@ -84,9 +83,8 @@ int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to,
   sum = checksum_add(sum, htons(static_cast<uint16_t>(header + bytes)));
   put16(l4 + field, 0);
   sum = checksum_add(sum, checksum_sum(l4, static_cast<size_t>(header)));
-  *payload = s->frame + from;
-  sum = checksum_add(sum, checksum_sum(*payload, static_cast<size_t>(bytes)));
+  sum = checksum_add(sum, checksum_copy(to + h->payload, s->frame + from, static_cast<size_t>(bytes)));
   uint16_t value = h->tcp ? static_cast<uint16_t>(~sum) : checksum_field(sum);
   memcpy(l4 + field, &value, sizeof value);
-  return bytes;
+  return h->payload + bytes;
 }

@@ -23,7 +23,5 @@ struct super_frame {
 int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
                      const virtio_net_hdr *vnet);
 
-// Writes the headers of one segment (s->at.payload bytes) to `to`, and says what its piece of the
-// payload is. `*payload` points into the frame. Returns the piece's length.
-int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to,
-                            const uint8_t **payload);
+// Writes one segment to `to`: s->at.payload bytes of headers and up to s->size of payload. Returns its length.
+int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to);

@@ -41,18 +41,18 @@ union udp_name {
 // Datagrams to one remote that leave in one message: the kernel cuts it into `segment` bytes each.
 struct train {
   int32_t remote;
+  int32_t first;    // the place of its first datagram in out_row
   int32_t segment;  // the length of all but the last, which may be shorter
   int32_t bytes;
   int32_t datagrams, most;
-  int32_t width;  // parts of a datagram
-  bool ended;     // by a shorter one
+  bool ended;  // by a shorter one
   int32_t tos;
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
 };
 
 constexpr int OUT_MESSAGES = layout::OUT_ROWS;
-constexpr int OUT_PARTS = 2 * layout::OUT_ROWS;
-constexpr int OUT_HEADERS = 128 * 1024;
+constexpr int OUT_DATAGRAMS = layout::OUT_ROWS;
+constexpr int OUT_CUT = 384 * 1024;  // most turns' super-frames
 
 struct udp {
   int family;
@@ -80,7 +80,7 @@ struct udp {
   bool coalesces;
 
   // What the next sendmmsg takes, by the socket of descriptor `out_fd`.
-  int out_fd, messages, parts, headers;
+  int out_fd, messages, datagrams, parts, cut;
   uint32_t told_mtu;  // by ICMP, of the path to `told_of`, when errors were last asked for; 0: none
   int32_t told_of[layout::ADDRESS_WORDS];
   bool narrow;  // it may be fragmented, as it is for narrow paths
@@ -90,10 +90,11 @@ struct udp {
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];
-  // Parts and the rows they are of, in the order of the messages they belong to.
-  iovec out_part[OUT_PARTS];
-  uint16_t out_row[OUT_PARTS];
-  uint8_t out_headers[OUT_HEADERS];  // of the segments of super-frames
+  // Datagrams, in the order of the messages they belong to: the rows they are of, and where they are. Those that lie
+  // one behind the other are one part.
+  uint16_t out_row[OUT_DATAGRAMS];
+  iovec out_part[OUT_DATAGRAMS];
+  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

@@ -425,12 +425,12 @@ describe("super-frames", () => {
     expect(trainsOf(arrived)).toEqual(expected);
   });
 
-  it("leave whole, however many headers are to be written for them", async () => {
-    const { udp, toItself } = await open();
-    const given = { v6: true, extension: 2048, payload: new Uint8Array(60_000).fill(1) };
-    const segments = fill(0, given, 500, toItself());
+  it("leave whole, however much is to be written for them", async () => {
+    const { udp, toItself } = await open({ receiveBuffer: 1 << 22 });
+    const payload = Uint8Array.from({ length: 60_000 }, (_, at) => at >> 8);
+    const segments = fill(0, { v6: true, extension: 2048, payload }, 300, toItself());
     expect(udp.send(numberOf(batch), 1)).toBe(1);
-    const arrived = await collect(udp, 120);
+    const arrived = await collect(udp, 200);
     expect(arrived.map(({ payload }) => payload.subarray(8))).toEqual(
       segments.map((s) => new Uint8Array(s)),
     );
@@ -449,13 +449,13 @@ describe("super-frames", () => {
     );
   });
 
-  it("share no train with a frame that is none", async () => {
+  it("share their last train with a frame that is none, if there is room", async () => {
     const { udp, toItself } = await open();
     const remote = toItself();
     fillSuperFrame(0, 45, 0, remote); // two trains, and room for one more in the second
-    setRow(batch, 1, { offset: 0, length: 100, remote, inRow: 1 });
-    expect(udp.send(numberOf(batch), 2)).toBe(2);
-    expect(trainsOf(await collect(udp, 46))).toEqual([23, 22, 1]);
+    for (const row of [1, 2]) setRow(batch, row, { offset: 0, length: 100, remote, inRow: row });
+    expect(udp.send(numberOf(batch), 3)).toBe(3);
+    expect(trainsOf(await collect(udp, 47))).toEqual([23, 23, 1]);
   });
 
   it.each<[string, Partial<Segment>, number, number]>([
@@ -835,6 +835,51 @@ describe("in a namespace of its own", () => {
     );
     const apart = { sent: 60, errors: [0], lengths: new Array(60).fill(14 + 20 + 8 + 1000) };
     expect(JSON.parse(output)).toEqual([apart, apart]);
+  });
+
+  it.each([
+    ["all of them leave", 0, [0, 0]],
+    ["a segment does not", 3, [EPERM, 0]],
+    ["what rode behind them does not", 64, [0, EPERM]],
+  ])("cuts a refused train of segments into what they were: %s", (_, failing, errors) => {
+    using refusing = preload(`#include <sys/socket.h>
+      static int left = -1;
+      extern "C" int sendmmsg(int, mmsghdr *, unsigned, int) {
+        if (left < 0) left = ${failing};
+        return errno = EIO, -1;
+      }
+      extern "C" ssize_t sendmsg(int fd, const msghdr *message, int flags) {
+        if (left > 0 && --left == 0) return errno = EPERM, -1;
+        return next(sendmsg, "sendmsg")(fd, message, flags);
+      }`);
+    const { output } = moduleChild(
+      `${trains} import { frameOf, segmentsOf, vnetOf } from "./test/native/segments.ts";
+       import { setRow } from "./test/native/fixture.ts";
+       const given = { payload: Uint8Array.from({ length: 63_000 }, (_, at) => at + (at >> 8)) };
+       const frame = frameOf(given, "partial");
+       batch.slab.set(frame, 10);
+       for (const [at, byte] of vnetOf(given, 1000).entries()) batch.inVnet.setUint8(at, byte);
+       batch.inOffset[0] = 10; batch.inLength[0] = frame.length;
+       setRow(batch, 0, { offset: 2, length: frame.length + 8, remote });
+       batch.slab.fill(9, 100_000, 100_100);
+       setRow(batch, 1, { offset: 100_000, length: 100, remote, inRow: 1 }); // there is room in the second of two trains
+       udp.send(numberOf(batch), 2);
+       const arrived = [];
+       for (let rows = 1; rows > 0; ) {
+         rows = taps.read(numberOf(out));
+         for (let row = 0; row < rows; row++) {
+           const [begin, end] = [out.inOffset[row], out.inOffset[row] + out.inLength[row]];
+           const isIpv4 = out.slab[begin + 12] === 8;
+           if (isIpv4) arrived.push(Buffer.from(out.slab.slice(begin + 14 + 20 + 8, end)).toString("hex"));
+         }
+       }
+       const sent = segmentsOf(given, 1000).map((one) => "0".repeat(16) + Buffer.from(one).toString("hex"));
+       const whole = [...sent, "09".repeat(100)];
+       console.log(JSON.stringify([[...batch.outError.subarray(0, 2)], arrived.map((one) => whole.indexOf(one))]));`,
+      ["unshare", "--net", ...refusing.way],
+    );
+    const order = [...Array(64).keys()].filter((at) => at !== failing - 1);
+    expect(JSON.parse(output)).toEqual([errors, order]);
   });
 
   it("sends again what was not for what ICMP had told of others, whatever that was", () => {
