@@ -17,8 +17,9 @@ template <bool copies>
 __attribute__((always_inline)) static inline uint16_t sum_up(const uint8_t *data, size_t length, uint8_t *to) {
   words low[2] = {}, high[2] = {};
   for (; length >= 2 * sizeof(words); length -= 2 * sizeof(words), data += 2 * sizeof(words)) {
-    const unaligned_words *next = reinterpret_cast<const unaligned_words *>(data);
-    if (copies) {
+    const unaligned_words *from = reinterpret_cast<const unaligned_words *>(data);
+    words next[2] = {from[0], from[1]};  // read once: what is copied is what is summed up
+    if constexpr (copies) {
       reinterpret_cast<unaligned_words *>(to)[0] = next[0];
       reinterpret_cast<unaligned_words *>(to)[1] = next[1];
       to += 2 * sizeof(words);
@@ -28,7 +29,10 @@ __attribute__((always_inline)) static inline uint16_t sum_up(const uint8_t *data
     low[1] += next[1] & 0xffffffff;
     high[1] += next[1] >> 32;
   }
-  if (copies) memcpy(to, data, length);
+  if constexpr (copies) {
+    memcpy(to, data, length);
+    data = to;
+  }
   words sums = low[0] + low[1] + high[0] + high[1];
   uint64_t total = sums[0] + sums[1] + sums[2] + sums[3];
   for (; length >= 4; length -= 4, data += 4) {
@@ -48,14 +52,14 @@ __attribute__((always_inline)) static inline uint16_t sum_up(const uint8_t *data
 }
 
 #if defined(__x86_64__)
-#define WITH_AVX2 __attribute__((target_clones("avx2", "default")))
+#define WITH_CLONES __attribute__((target_clones("avx2", "default")))
 #else
-#define WITH_AVX2
+#define WITH_CLONES
 #endif
 
-WITH_AVX2 uint16_t checksum_sum(const uint8_t *data, size_t length) { return sum_up<false>(data, length, nullptr); }
+WITH_CLONES uint16_t checksum_sum(const uint8_t *data, size_t length) { return sum_up<false>(data, length, nullptr); }
 
-WITH_AVX2 uint16_t checksum_copy(uint8_t *to, const uint8_t *data, size_t length) {
+WITH_CLONES uint16_t checksum_copy(uint8_t *to, const uint8_t *data, size_t length) {
   return sum_up<true>(data, length, to);
 }
 

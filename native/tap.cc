@@ -124,7 +124,7 @@ int tap_use_offloads(const tap *t, unsigned offloads) {
 }
 
 static constexpr int32_t VNET = sizeof(virtio_net_hdr);
-static_assert(VNET <= layout::HEADROOM, "it is read to where the headroom is");
+static_assert(VNET <= layout::HEADROOM, "the headroom takes it");
 
 bool has_room(const read_cursor *to) {
   static_assert(layout::TURN_BYTES + layout::HEADROOM + FRAME_ROOM <= layout::SLAB_BYTES);
@@ -141,7 +141,7 @@ static int32_t datagrams_of(const virtio_net_hdr *vnet, int32_t length) {
 int tap_read(const tap *t, const batch *b, read_cursor *to, int limit) {
   for (int frames = 0; frames < limit && has_room(to); frames++) {
     int32_t offset = to->offset + layout::HEADROOM;
-    // In one piece, for readv(2) of two takes longer. What encapsulates the frame will write where its header came to lie.
+    // In one piece, for readv(2) of two takes longer. The virtio_net_hdr comes to lie where the VXLAN header will be.
     uint8_t *begin = b->slab + offset - VNET;
     ssize_t n = read(t->fd, begin, VNET + FRAME_ROOM);
     if (n < 0) return errno == EAGAIN ? 0 : -errno;

@@ -205,7 +205,7 @@ static void prepare_messages(udp *u) {
 }
 
 int udp_open(udp *u, const udp_options *options, const char **syscall) {
-  memset(u, 0, sizeof *u);
+  memset(u, 0, offsetof(udp, out_cut));
   u->family = options->family;
   u->remotes = options->remotes;
   u->discovery = options->whole ? WHOLE : fragmented(u->family);

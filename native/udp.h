@@ -50,9 +50,10 @@ struct train {
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
 };
 
-constexpr int OUT_MESSAGES = layout::OUT_ROWS;
 constexpr int OUT_DATAGRAMS = layout::OUT_ROWS;
-constexpr int OUT_CUT = 384 * 1024;  // most turns' super-frames
+constexpr int OUT_MESSAGES = OUT_DATAGRAMS;
+// A turn's bytes and a frame, with the headers of segments of 1,400 bytes. What is more leaves in several calls.
+constexpr int OUT_CUT = 384 * 1024;
 
 struct udp {
   int family;
@@ -90,11 +91,11 @@ struct udp {
   mmsghdr out[OUT_MESSAGES];
   udp_name out_name[OUT_MESSAGES];
   train out_train[OUT_MESSAGES];
-  // Datagrams, in the order of the messages they belong to: the rows they are of, and where they are. Those that lie
-  // one behind the other are one part.
+  // Datagrams, in the order of the messages they belong to: the rows they are of, and where they are. Those of a message
+  // that lie one behind the other are one part.
   uint16_t out_row[OUT_DATAGRAMS];
   iovec out_part[OUT_DATAGRAMS];
-  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers
+  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers; last, for udp_open does not touch it
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

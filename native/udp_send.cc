@@ -1,12 +1,12 @@
 // Sending: which socket a datagram leaves by, and with which others.
 //
-// A frame leaves as one datagram, from where it lies, a super-frame as one for each segment, whose payload is copied behind
-// its headers while it is summed up: a train in one piece the kernel copies sooner than one in 90. Neighbours that can share
-// trains are cut as if they were one.
+// A frame leaves as one datagram, from where it lies. A super-frame leaves as one for each segment, whose payload is
+// copied behind its headers while it is summed up: the kernel copies one piece faster than two for each segment
+// (bench/RESULTS.md). Super-frames that can share trains are cut as if they were one.
 //
-// Neighbours that go from one socket to one remote and are equally long (the last may be shorter) leave
-// as a train: one message that carries their length, cut into datagrams by the network card, or by the
-// kernel just before it (UDP_SEGMENT). So a train crosses the stack once. Only the message before is
+// Neighbours, segments or whole frames, that go from one socket to one remote and are equally long (the last may
+// be shorter) leave as a train: one message that carries their length, cut into datagrams by the network card, or
+// by the kernel just before it (UDP_SEGMENT). So a train crosses the stack once. Only the message before is
 // asked, hence the order within a socket, and with it within a flow, is that of the rows; but for one frame's to
 // hundreds of remotes, which leave in no order (flood.h).
 //
@@ -217,8 +217,8 @@ static void send_range(udp *u, const batch *b, int begin, int end) {
   }
 }
 
-// The frame of a message goes to another remote with each one until there. Segments of super-frames have headers of their
-// own, so none is the frame of two.
+// The frame of a message goes to another remote with each one until there. Segments of super-frames lie each in a
+// place of its own, so none is the frame of two.
 static int end_of_frame(const udp *u, int message) {
   const void *frame = u->out[message].msg_hdr.msg_iov->iov_base;
   do message++;
@@ -275,10 +275,11 @@ static bool rides(const udp *u, const datagram *d) {
   if (u->narrow && u->family == 6) return false;  // the kernel fragments no trains
   const train *t = &u->out_train[u->messages - 1];
   return !t->ended && t->remote == d->remote && t->tos == d->tos && d->length > 0 &&
-         d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES && t->datagrams < t->most;
+         d->length <= t->segment && t->bytes + d->length <= TRAIN_BYTES && t->datagrams < t->most &&
+         t->most <= d->most;  // or segments behind a frame would not make equal trains
 }
 
-// To the last message. Mostly it continues that one's last part.
+// To the last message, whose last part a segment mostly continues.
 static void add_part(udp *u, const datagram *d) {
   msghdr *header = &u->out[u->messages - 1].msg_hdr;
   size_t length = static_cast<size_t>(d->length);
@@ -320,10 +321,11 @@ static void add_datagram(udp *u, const datagram *d) {
   add_part(u, d);
 }
 
-static void make_room(udp *u, const batch *b, const datagram *d, int cut) {
-  static_assert(OUT_MESSAGES >= OUT_DATAGRAMS && OUT_CUT >= layout::HEADROOM + MOST_HEADERS + UINT16_MAX);
+// For so many bytes in out_cut.
+static void make_room(udp *u, const batch *b, const datagram *d, int bytes) {
+  static_assert(OUT_CUT >= layout::HEADROOM + MOST_HEADERS + UINT16_MAX);
   bool narrow = is_narrow(u, d->words);
-  if (u->datagrams == OUT_DATAGRAMS || u->cut + cut > OUT_CUT || narrow != u->narrow) {
+  if (u->datagrams == OUT_DATAGRAMS || u->cut + bytes > OUT_CUT || narrow != u->narrow) {
     if (u->messages > 0) flush(u, b);
   }
   u->narrow = narrow;

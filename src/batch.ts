@@ -5,7 +5,7 @@
  *     out rows   what is to be written: datagrams to a remote, or frames to TAPs
  *
  * Both directions use it alike: a device fills the in rows, the dataplane decides and fills the out
- * rows, the other device writes them. Payload bytes never move: an out row points into the slab
+ * rows, the other device writes them. In the slab payload bytes never move: an out row points into the slab
  * that an in row was read to. One in row may become many out rows (flooding to several remotes; a
  * train of datagrams that UDP_GRO delivered as one buffer), or none (a drop).
  *

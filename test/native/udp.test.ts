@@ -449,6 +449,24 @@ describe("super-frames", () => {
     );
   });
 
+  it.each([
+    ["as long as a segment", 8 + 54 + MSS],
+    ["longer", 1490],
+  ])("leave in equal trains behind a frame that is none, %s", async (_, length) => {
+    const { udp, toItself } = await open();
+    const remote = toItself();
+    fillSuperFrame(0, 46, 0, remote);
+    setRow(batch, 1, {
+      offset: batch.outOffset[0]!,
+      length: batch.outLength[0]!,
+      remote,
+      inRow: 0,
+    });
+    setRow(batch, 0, { offset: 100_000, length, remote, inRow: 1 });
+    expect(udp.send(numberOf(batch), 2)).toBe(2);
+    expect(trainsOf(await collect(udp, 47))).toEqual([1, 23, 23]);
+  });
+
   it("share their last train with a frame that is none, if there is room", async () => {
     const { udp, toItself } = await open();
     const remote = toItself();
@@ -841,19 +859,22 @@ describe("in a namespace of its own", () => {
     ["all of them leave", 0, [0, 0]],
     ["a segment does not", 3, [EPERM, 0]],
     ["what rode behind them does not", 64, [0, EPERM]],
-  ])("cuts a refused train of segments into what they were: %s", (_, failing, errors) => {
-    using refusing = preload(`#include <sys/socket.h>
+  ])(
+    "sends segments in one piece, and a train of them that is refused as what they were: %s",
+    (_, failing, errors) => {
+      using refusing = preload(`#include <sys/socket.h>
       static int left = -1;
-      extern "C" int sendmmsg(int, mmsghdr *, unsigned, int) {
-        if (left < 0) left = ${failing};
-        return errno = EIO, -1;
+      extern "C" int sendmmsg(int, mmsghdr *messages, unsigned, int) {
+        bool first = left < 0;
+        if (first) left = ${failing};
+        return errno = messages->msg_hdr.msg_iovlen == (first ? 1 : 2) ? EIO : ENOBUFS, -1;
       }
       extern "C" ssize_t sendmsg(int fd, const msghdr *message, int flags) {
         if (left > 0 && --left == 0) return errno = EPERM, -1;
         return next(sendmsg, "sendmsg")(fd, message, flags);
       }`);
-    const { output } = moduleChild(
-      `${trains} import { frameOf, segmentsOf, vnetOf } from "./test/native/segments.ts";
+      const { output } = moduleChild(
+        `${trains} import { frameOf, segmentsOf, vnetOf } from "./test/native/segments.ts";
        import { setRow } from "./test/native/fixture.ts";
        const given = { payload: Uint8Array.from({ length: 63_000 }, (_, at) => at + (at >> 8)) };
        const frame = frameOf(given, "partial");
@@ -876,11 +897,12 @@ describe("in a namespace of its own", () => {
        const sent = segmentsOf(given, 1000).map((one) => "0".repeat(16) + Buffer.from(one).toString("hex"));
        const whole = [...sent, "09".repeat(100)];
        console.log(JSON.stringify([[...batch.outError.subarray(0, 2)], arrived.map((one) => whole.indexOf(one))]));`,
-      ["unshare", "--net", ...refusing.way],
-    );
-    const order = [...Array(64).keys()].filter((at) => at !== failing - 1);
-    expect(JSON.parse(output)).toEqual([errors, order]);
-  });
+        ["unshare", "--net", ...refusing.way],
+      );
+      const order = [...Array(64).keys()].filter((at) => at !== failing - 1);
+      expect(JSON.parse(output)).toEqual([errors, order]);
+    },
+  );
 
   it("sends again what was not for what ICMP had told of others, whatever that was", () => {
     const told =
