@@ -325,7 +325,12 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
       const where = `${mode} mode, ${subject.name}`;
       progress(`${where}: profile`);
       try {
-        result.shares[subject.name] = await javaScriptShare(subject, lab, [near, far]);
+        result.shares[subject.name] = await javaScriptShare(
+          subject,
+          lab,
+          [near, far],
+          chosen.seconds,
+        );
       } catch (error) {
         note(`${where} could not be profiled: ${(error as Error).message}`);
       }

@@ -29,13 +29,14 @@ export function whyNoProfile(): string | undefined {
 }
 
 /**
- * Profiles one of ours under two loads. It is started for this alone: to tell perf what it compiled,
+ * Profiles one of ours under two loads, for so many seconds each. It is started for this alone: to tell perf what it compiled,
  * V8 does more than it otherwise would, so no other figure is taken meanwhile.
  */
 export async function javaScriptShare(
   subject: Subject,
   lab: Lab,
   [near, far]: [Container, Container],
+  seconds: number,
 ): Promise<JavaScriptShare> {
   using scratch = Scratch.folder("perf");
   const before = process.env.NODE_OPTIONS;
@@ -69,10 +70,8 @@ export async function javaScriptShare(
       return share(pids, join(scratch.path, "data"), load);
     };
     return {
-      "TCP 1 stream": await during(() => iperf3(near, far, { seconds: 1 })),
-      "UDP 64 B, one unpaced sender": await during(() =>
-        blast(near, far, { size: 64, seconds: 1 }),
-      ),
+      "TCP 1 stream": await during(() => iperf3(near, far, { seconds })),
+      "UDP 64 B, one unpaced sender": await during(() => blast(near, far, { size: 64, seconds })),
     };
   } finally {
     for (const host of lab.hosts) host.onSpawn = () => {};
@@ -82,8 +81,9 @@ export async function javaScriptShare(
   }
 }
 
+/** Of 2 s it takes some 8,000 samples, of which chance makes a quarter of a percent to either side. */
 async function share(pids: number[], file: string, load: () => Promise<unknown>): Promise<number> {
-  const args = ["record", "--quiet", "--freq", "999", "--output", file, "--pid", pids.join(",")];
+  const args = ["record", "--quiet", "--freq", "3999", "--output", file, "--pid", pids.join(",")];
   const perf = spawn("perf", args, { stdio: "ignore" });
   const closed = once(perf, "close");
   try {
