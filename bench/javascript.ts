@@ -29,8 +29,8 @@ export function whyNoProfile(): string | undefined {
 }
 
 /**
- * Profiles one of ours under two loads, for so many seconds each. It is started for this alone: to tell perf what it compiled,
- * V8 does more than it otherwise would, so no other figure is taken meanwhile.
+ * Profiles one of ours under two loads, for so many seconds each (TCP: whole ones). It is started for this alone: to
+ * tell perf what it compiled, V8 does more than it otherwise would, so no other figure is taken meanwhile.
  */
 export async function javaScriptShare(
   subject: Subject,

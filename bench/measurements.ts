@@ -184,7 +184,7 @@ function tcp(name: string, title: string, streams: number, direction = "forward"
 
 async function tcpStreams(from: Container, to: Container, streams: number, seconds: number) {
   const args = ["--parallel", `${streams}`];
-  const { sent, received } = await iperf3(from, to, { seconds: Math.ceil(seconds), args });
+  const { sent, received } = await iperf3(from, to, { seconds, args });
   return {
     gigabits: received.bits_per_second / 1e9,
     bytes: received.bytes,

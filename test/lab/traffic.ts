@@ -213,8 +213,9 @@ export async function iperf3(
   server.stdin.end();
   try {
     await hears(server.stdout, "listening");
-    const client = ["iperf3", "--client", address, "--time", `${seconds}`, "--json", ...args];
-    const { code, stdout } = await from.finish(client, { timeoutMs: seconds * 1000 + 10_000 });
+    const whole = Math.ceil(seconds); // of less than one it takes 0, which is for ever
+    const client = ["iperf3", "--client", address, "--time", `${whole}`, "--json", ...args];
+    const { code, stdout } = await from.finish(client, { timeoutMs: whole * 1000 + 10_000 });
     if (code === null) throw new Error(`iperf3 to ${address} did not end`);
     const { error, end } = JSON.parse(stdout);
     if (error) throw new Error(`iperf3 to ${address}: ${error}`);
