@@ -9,12 +9,12 @@
 import { statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { Option } from "commander";
-import { Lab, type Mode } from "../test/lab/lab.ts";
+import type { Mode } from "../test/lab/lab.ts";
 import { benchmark, exitOnSignals, note, progress, say, wholeNumber } from "./command-line.ts";
 import { commitOf, conditions } from "./conditions.ts";
-import { type Measurement, measurements, prepare, type Scene } from "./measurements.ts";
+import { type Measurement, measurements, type Scene } from "./measurements.ts";
 import { betweenBuilds, type Trial } from "./report.ts";
-import { started, subjects } from "./subjects.ts";
+import { drawSite, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
 import { take, trialOf } from "./trials.ts";
 
@@ -75,18 +75,15 @@ interface Pair {
 /** What is to be removed again is added to `done`, also when it fails. */
 async function start(done: AsyncDisposable[], build: Build, options: Options): Promise<Pair> {
   const { mode, tunnel, seconds } = options;
-  const lab = await Lab.draw({ hosts: 2, mode });
-  done.push(lab);
-  const near = await lab.host(1).container();
-  const far = await lab.host(2).container();
-  for (const end of [near, far]) await prepare(end);
-  for (const host of lab.hosts) if (build.cli) host.cli = build.cli;
+  const site = await drawSite(mode);
+  done.push(site);
+  for (const host of site.lab.hosts) if (build.cli) host.cli = build.cli;
   const subject = subjects.find(({ name }) => name === (build.cli ? tunnel : KERNEL))!;
-  const running = await started(subject, lab, near, far).catch((error: Error) => {
+  const running = await started(subject, site).catch((error: Error) => {
     throw new Error(`${build.name} does not start: ${error.message.trim()}`);
   });
   done.push(running);
-  return { build, scene: { near, far, seconds, ...running } };
+  return { build, scene: { ...site, ...running, seconds } };
 }
 
 /** Whole rounds are added to `trials`. */

@@ -13,7 +13,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { Option } from "commander";
-import { Lab, type Mode } from "../test/lab/lab.ts";
+import type { Mode } from "../test/lab/lab.ts";
 import {
   aboveZero,
   benchmark,
@@ -27,9 +27,9 @@ import {
 import { conditions } from "./conditions.ts";
 import { htmlReport, type Report } from "./html.ts";
 import { inWords, type JavaScriptShare, javaScriptShare, whyNoProfile } from "./javascript.ts";
-import { type Measurement, measurements, prepare } from "./measurements.ts";
+import { type Measurement, measurements } from "./measurements.ts";
 import { beside, findings, type Trial, tableOf } from "./report.ts";
-import { type Subject, started, subjects } from "./subjects.ts";
+import { drawSite, type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
 import { isTimeFor, take, trialOf } from "./trials.ts";
 
@@ -280,10 +280,6 @@ interface Comparison {
 /** Adds to `result`, so that it is there when this is interrupted; so many modes are `later` ones. */
 async function compare(result: Comparison, chosen: Chosen, later: number): Promise<void> {
   const { mode } = result;
-  await using lab = await Lab.draw({ hosts: 2, mode });
-  const near = await lab.host(1).container();
-  const far = await lab.host(2).container();
-  for (const end of [near, far]) await prepare(end);
   const began = performance.now();
   for (let round = 0; round < chosen.rounds; round++) {
     const now = performance.now();
@@ -291,52 +287,64 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
       note(`${mode} mode: ${round} of ${chosen.rounds} rounds, as time is short`);
       break;
     }
-    const trials: Trial[] = [];
-    for (const subject of chosen.subjects) {
-      const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
-      const of = { mode, round, subject: subject.name };
-      progress(`${where}: starting`);
-      // A function of its own: in a loop esbuild has `using` throw again what an earlier turn has thrown.
-      const measure = async () => {
-        await using tunnel = await started(subject, lab, near, far);
-        result.tunnels[subject.name] = tunnel.description;
-        for (const measurement of chosen.measurements) {
-          progress(`${where}: ${measurement.name}`);
-          const scene = { near, far, ...tunnel, seconds: chosen.seconds };
-          trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
-        }
-      };
-      try {
-        await measure();
-      } catch (error) {
-        note(`${where} could not be measured: ${(error as Error).message}`);
-        process.exitCode = 1;
-        // The others' rounds stay paired.
-        const taken = trials.filter((trial) => trial.subject === subject.name);
-        for (const measurement of chosen.measurements.slice(taken.length)) {
-          trials.push(trialOf(of, measurement));
-        }
-      }
+    try {
+      result.trials.push(...(await trialsOf(round, result, chosen)));
+    } catch (error) {
+      if (round === 0) throw error;
+      note(`${mode} mode: no hosts for round ${round + 1}: ${(error as Error).message}`);
+      process.exitCode = 1;
+      break;
     }
-    result.trials.push(...trials);
   }
   if (chosen.profile) {
     for (const subject of chosen.subjects.filter(({ family }) => family === "vtep")) {
       const where = `${mode} mode, ${subject.name}`;
       progress(`${where}: profile`);
       try {
-        result.shares[subject.name] = await javaScriptShare(
-          subject,
-          lab,
-          [near, far],
-          chosen.seconds,
-        );
+        result.shares[subject.name] = await javaScriptShare(subject, mode, chosen.seconds);
       } catch (error) {
         note(`${where} could not be profiled: ${(error as Error).message}`);
       }
     }
   }
   progress("");
+}
+
+/** A round is drawn anew: what a site has by chance, it has for as long as it lives. */
+async function trialsOf(
+  round: number,
+  { mode, tunnels }: Comparison,
+  chosen: Chosen,
+): Promise<Trial[]> {
+  await using site = await drawSite(mode);
+  const trials: Trial[] = [];
+  for (const subject of chosen.subjects) {
+    const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
+    const of = { mode, round, subject: subject.name };
+    progress(`${where}: starting`);
+    // A function of its own: in a loop esbuild has `using` throw again what an earlier turn has thrown.
+    const measure = async () => {
+      await using tunnel = await started(subject, site);
+      tunnels[subject.name] = tunnel.description;
+      for (const measurement of chosen.measurements) {
+        progress(`${where}: ${measurement.name}`);
+        const scene = { ...site, ...tunnel, seconds: chosen.seconds };
+        trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
+      }
+    };
+    try {
+      await measure();
+    } catch (error) {
+      note(`${where} could not be measured: ${(error as Error).message}`);
+      process.exitCode = 1;
+      // The others' rounds stay paired.
+      const taken = trials.filter((trial) => trial.subject === subject.name);
+      for (const measurement of chosen.measurements.slice(taken.length)) {
+        trials.push(trialOf(of, measurement));
+      }
+    }
+  }
+  return trials;
 }
 
 /** Ours beside the kernel, and then beside the packaged tunnels. */

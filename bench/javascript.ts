@@ -2,12 +2,11 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Container } from "../test/lab/host.ts";
-import type { Lab } from "../test/lab/lab.ts";
+import type { Mode } from "../test/lab/lab.ts";
 import { iperf3, reach } from "../test/lab/traffic.ts";
 import { blast } from "./blast.ts";
 import { Scratch } from "./scratch.ts";
-import type { Subject } from "./subjects.ts";
+import { drawSite, type Subject } from "./subjects.ts";
 
 /** Percent of a VTEP's CPU time that it spends in compiled JavaScript, by the load that it carries; NaN: not known. */
 export type JavaScriptShare = Record<"TCP 1 stream" | "UDP 64 B, one unpaced sender", number>;
@@ -34,10 +33,11 @@ export function whyNoProfile(): string | undefined {
  */
 export async function javaScriptShare(
   subject: Subject,
-  lab: Lab,
-  [near, far]: [Container, Container],
+  mode: Mode,
   seconds: number,
 ): Promise<JavaScriptShare> {
+  await using site = await drawSite(mode);
+  const { lab, near, far } = site;
   using scratch = Scratch.folder("perf");
   const before = process.env.NODE_OPTIONS;
   process.env.NODE_OPTIONS = `${before ?? ""} --perf-basic-prof`;
@@ -74,7 +74,6 @@ export async function javaScriptShare(
       "UDP 64 B, one unpaced sender": await during(() => blast(near, far, { size: 64, seconds })),
     };
   } finally {
-    for (const host of lab.hosts) host.onSpawn = () => {};
     process.off("exit", removeLogs);
     removeLogs();
     for (const map of written) map[Symbol.dispose]();

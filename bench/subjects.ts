@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { Container, type Host, type Kind } from "../test/lab/host.ts";
-import type { Lab } from "../test/lab/lab.ts";
+import { Lab, type Mode } from "../test/lab/lab.ts";
 import { reach } from "../test/lab/traffic.ts";
 import { until } from "../test/lab/until.ts";
 import { Vtep } from "../test/lab/vtep.ts";
@@ -18,6 +18,13 @@ export interface Subject {
   /** The Debian packages without which it is missing. */
   packages?: string[];
   start(lab: Lab): Promise<Tunnel>;
+}
+
+/** A container on each of two hosts, ready to be measured. */
+export interface Site extends AsyncDisposable {
+  lab: Lab;
+  near: Container;
+  far: Container;
 }
 
 /** From its first answer until it is measured: until then a process loads and compiles. */
@@ -102,12 +109,24 @@ function direct(): Subject {
   };
 }
 
+/** Draws the hosts and containers that a tunnel is to join. */
+export async function drawSite(mode: Mode): Promise<Site> {
+  const lab = await Lab.draw({ hosts: 2, mode });
+  try {
+    const near = await lab.host(1).container();
+    const far = await lab.host(2).container();
+    for (const end of [near, far]) await prepare(end);
+    return { lab, near, far, [Symbol.asyncDispose]: () => lab[Symbol.asyncDispose]() };
+  } catch (error) {
+    await lab[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
 /** Starts a tunnel, waits until a ping is answered through it, and lets it come to rest. */
 export async function started(
   subject: Subject,
-  lab: Lab,
-  near: Container,
-  far: Container,
+  { lab, near, far }: Site,
 ): Promise<Tunnel & Pick<Scene, "startedInMs">> {
   // Open vSwitch takes the underlay over, and for seconds after it the hosts do not find each other.
   await reach(lab.host(1), lab.host(2).address, 15_000);

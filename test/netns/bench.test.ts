@@ -1,6 +1,14 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  watch,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -104,8 +112,28 @@ function v8Logs(): string[] {
   return readdirSync(ROOT).filter((name) => /^isolate-.*-v8\.log$/.test(name));
 }
 
+/** The first hosts that were drawn meanwhile. */
+const drawn = new Set<string>();
+
 // At once, as nobody judges their figures: one after the other they take 10 s more.
-beforeAll(() => Promise.all([wholeRun(), interruptedRun(), brokenRun()]), 60_000);
+beforeAll(async () => {
+  const names = "/run/netns"; // where `ip netns add` keeps them
+  mkdirSync(names, { recursive: true });
+  const watcher = watch(names, (_event, name) => {
+    if (name && /^lab-.*-h1$/.test(name)) drawn.add(name);
+  });
+  try {
+    await Promise.all([wholeRun(), interruptedRun(), brokenRun()]);
+  } finally {
+    watcher.close();
+  }
+}, 60_000);
+
+test("every round has hosts of its own, and so has a profile", () => {
+  const drawers = [...drawn].map((name) => name.split("-")[1]);
+  const ofEach = [...new Set(drawers)].map((pid) => drawers.filter((of) => of === pid).length);
+  expect(ofEach.sort()).toEqual([1, 2, 3]);
+});
 
 /** What is between the tags of that name, without other tags. */
 function inside(tag: string, html: string): string[] {
