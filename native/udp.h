@@ -50,6 +50,12 @@ struct train {
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
 };
 
+// The super-frame whose segments were written last, in `out_cut`: all of them but the last are equally long.
+struct last_cut {
+  int32_t row;  // in which it came, or -1
+  int32_t prefix, whole, begin, end;
+};
+
 constexpr int OUT_DATAGRAMS = layout::OUT_ROWS;
 constexpr int OUT_MESSAGES = OUT_DATAGRAMS;
 // A turn's bytes and a frame, with the headers of segments of 1,400 bytes. What is more leaves in several calls.
@@ -85,6 +91,7 @@ struct udp {
   uint32_t told_mtu;  // by ICMP, of the path to `told_of`, when errors were last asked for; 0: none
   int32_t told_of[layout::ADDRESS_WORDS];
   bool narrow;  // it may be fragmented, as it is for narrow paths
+  last_cut last;
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   flow_table *flows;    // or null
   flood *second;        // likewise, until a frame goes to many remotes

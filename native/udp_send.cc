@@ -2,7 +2,8 @@
 //
 // A frame leaves as one datagram, from where it lies. A super-frame leaves as one for each segment, whose payload is
 // copied behind its headers while it is summed up: the kernel copies one piece faster than two for each segment
-// (bench/RESULTS.md). Super-frames that can share trains are cut as if they were one.
+// (bench/RESULTS.md). That is done once, however many remotes the frame goes to. Super-frames that can share trains are
+// cut as if they were one.
 //
 // Neighbours, segments or whole frames, that go from one socket to one remote and are equally long (the last may
 // be shorter) leave as a train: one message that carries their length, cut into datagrams by the network card, or
@@ -217,8 +218,8 @@ static void send_range(udp *u, const batch *b, int begin, int end) {
   }
 }
 
-// The frame of a message goes to another remote with each one until there. Segments of super-frames lie each in a
-// place of its own, so none is the frame of two.
+// The frame of a message goes to another remote with each one until there, and so does the train of a super-frame's
+// segments that are one train.
 static int end_of_frame(const udp *u, int message) {
   const void *frame = u->out[message].msg_hdr.msg_iov->iov_base;
   do message++;
@@ -395,18 +396,37 @@ static void measure_run(udp *u, const batch *b, const outgoing *first, int at, i
   u->run_most = train_of(segments, first->prefix + s->at.payload + s->size);
 }
 
+// To one more remote: they are as they were.
+static void add_segments_again(udp *u, const batch *b, datagram *d) {
+  const last_cut *last = &u->last;
+  for (int32_t at = last->begin; at < last->end; at += last->whole) {
+    make_room(u, b, d, 0);
+    u->cut = std::max(u->cut, last->end);  // or the next super-frame's would take their place
+    d->begin = u->out_cut + at;
+    d->length = std::min(last->whole, last->end - at);
+    add_datagram(u, d);
+  }
+}
+
 static void add_segments(udp *u, const batch *b, const outgoing *o) {
   const super_frame *s = &o->cut;
   datagram d = o->common;
   d.most = u->run_most;
+  last_cut *last = &u->last;
+  if (o->in_row == last->row && o->prefix == last->prefix) return add_segments_again(u, b, &d);
+  int32_t begin = u->cut, bytes = 0;
+  last->row = -1;
   for (int32_t segment = 0; segment < s->segments; segment++) {
     make_room(u, b, &d, o->prefix + s->at.payload + s->size);
     d.begin = u->out_cut + u->cut;
     memcpy(d.begin, s->frame - o->prefix, static_cast<size_t>(o->prefix));
     d.length = o->prefix + super_frame_segment(s, segment, d.begin + o->prefix);
     u->cut += d.length;
+    bytes += d.length;
     add_datagram(u, &d);
   }
+  bool are_all_there = u->cut == begin + bytes;  // none has left to make room for others
+  if (are_all_there) *last = {o->in_row, o->prefix, o->prefix + s->at.payload + s->size, begin, u->cut};
 }
 
 // What a network card does for a frame whose checksum its sender left to it. Once for an in row,
@@ -453,6 +473,7 @@ int udp_send(udp *u, const batch *b, int count) {
   std::iota(sequence, sequence + u->fan, 0);
   std::sort(sequence, sequence + u->fan, [&bytes](int one, int other) { return bytes[one] < bytes[other]; });
   start_over(u);
+  u->last.row = -1;
   for (int i = 0; i < u->fan; i++) {
     int s = sequence[i];
     u->out_fd = u->fan_fd[s];

@@ -449,6 +449,34 @@ describe("super-frames", () => {
     );
   });
 
+  // Of 1,024 at most that leave at once: the second is divided after 34 of each, the first's last after 40.
+  it.each([1, 2, 34, 40])(
+    "reach every remote that they are flooded to, %i segments each",
+    async (count) => {
+      const { udp } = await open();
+      const addresses = Array.from({ length: 30 }, (_, at) => `127.0.1.${1 + at}`);
+      const listeners = await Promise.all(addresses.map(listener));
+      // The second time another one comes in the row that was the last.
+      for (const order of [
+        [0, 1],
+        [1, 0],
+      ]) {
+        const frames = [0, 1].map((row) => fillSuperFrame(row, count - 1, 7 + order[row]!, 0));
+        const rows = order.flatMap((inRow) => {
+          const [offset, length] = [batch.outOffset[inRow]!, batch.outLength[inRow]!];
+          return listeners.map(({ remote }) => ({ offset, length, remote, inRow }));
+        });
+        for (const [at, row] of rows.entries()) setRow(batch, at, row);
+        expect(udp.send(numberOf(batch), rows.length)).toBe(rows.length);
+        const segments = order.flatMap((inRow) => frames[inRow]!);
+        for (const { got } of listeners) {
+          await until("all of it", () => got.length >= segments.length);
+          expect(got.splice(0).map(({ payload }) => payload.subarray(8))).toEqual(segments);
+        }
+      }
+    },
+  );
+
   it.each([
     ["as long as a segment", 8 + 54 + MSS],
     ["longer", 1490],
