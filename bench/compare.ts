@@ -288,10 +288,10 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
       break;
     }
     try {
-      result.trials.push(...(await trialsOf(round, result, chosen)));
+      await takeRound(round, result, chosen);
     } catch (error) {
-      if (round === 0) throw error;
-      note(`${mode} mode: no hosts for round ${round + 1}: ${(error as Error).message}`);
+      if (result.trials.length === 0) throw error;
+      note(`${mode} mode: round ${round + 1} did not end well: ${(error as Error).message}`);
       process.exitCode = 1;
       break;
     }
@@ -311,11 +311,8 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
 }
 
 /** A round is drawn anew: what a site has by chance, it has for as long as it lives. */
-async function trialsOf(
-  round: number,
-  { mode, tunnels }: Comparison,
-  chosen: Chosen,
-): Promise<Trial[]> {
+async function takeRound(round: number, result: Comparison, chosen: Chosen): Promise<void> {
+  const { mode, tunnels } = result;
   await using site = await drawSite(mode);
   const trials: Trial[] = [];
   for (const subject of chosen.subjects) {
@@ -344,7 +341,7 @@ async function trialsOf(
       }
     }
   }
-  return trials;
+  result.trials.push(...trials); // first of all: taking the hosts apart may fail, or be interrupted
 }
 
 /** Ours beside the kernel, and then beside the packaged tunnels. */

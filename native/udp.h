@@ -50,10 +50,11 @@ struct train {
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
 };
 
-// The super-frame whose segments were written last, in `out_cut`: all of them but the last are equally long.
+// The super-frame whose segments were written last, in `out_cut`.
 struct last_cut {
   int32_t row;  // in which it came, or -1
-  int32_t prefix, whole, begin, end;
+  int32_t prefix, begin, end;
+  int32_t step;  // bytes of each but the last
 };
 
 constexpr int OUT_DATAGRAMS = layout::OUT_ROWS;
@@ -91,7 +92,7 @@ struct udp {
   uint32_t told_mtu;  // by ICMP, of the path to `told_of`, when errors were last asked for; 0: none
   int32_t told_of[layout::ADDRESS_WORDS];
   bool narrow;  // it may be fragmented, as it is for narrow paths
-  last_cut last;
+  last_cut last;  // its out rows are all as long as the first
   int run_end, run_most;  // super-frames that share trains: the place in `order` behind them, datagrams of a train
   flow_table *flows;    // or null
   flood *second;        // likewise, until a frame goes to many remotes
@@ -102,7 +103,7 @@ struct udp {
   // that lie one behind the other are one part.
   uint16_t out_row[OUT_DATAGRAMS];
   iovec out_part[OUT_DATAGRAMS];
-  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers; last, for udp_open does not touch it
+  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers; behind all else, for udp_open does not touch it
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

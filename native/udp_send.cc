@@ -2,8 +2,8 @@
 //
 // A frame leaves as one datagram, from where it lies. A super-frame leaves as one for each segment, whose payload is
 // copied behind its headers while it is summed up: the kernel copies one piece faster than two for each segment
-// (bench/RESULTS.md). That is done once, however many remotes the frame goes to. Super-frames that can share trains are
-// cut as if they were one.
+// (bench/RESULTS.md). That is done once, or twice where some had to leave meanwhile, however many remotes the frame
+// goes to. Super-frames that can share trains are cut as if they were one.
 //
 // Neighbours, segments or whole frames, that go from one socket to one remote and are equally long (the last may
 // be shorter) leave as a train: one message that carries their length, cut into datagrams by the network card, or
@@ -399,11 +399,11 @@ static void measure_run(udp *u, const batch *b, const outgoing *first, int at, i
 // To one more remote: they are as they were.
 static void add_segments_again(udp *u, const batch *b, datagram *d) {
   const last_cut *last = &u->last;
-  for (int32_t at = last->begin; at < last->end; at += last->whole) {
+  for (int32_t at = last->begin; at < last->end; at += last->step) {
     make_room(u, b, d, 0);
     u->cut = std::max(u->cut, last->end);  // or the next super-frame's would take their place
     d->begin = u->out_cut + at;
-    d->length = std::min(last->whole, last->end - at);
+    d->length = std::min(last->step, last->end - at);
     add_datagram(u, d);
   }
 }
@@ -426,7 +426,7 @@ static void add_segments(udp *u, const batch *b, const outgoing *o) {
     add_datagram(u, &d);
   }
   bool are_all_there = u->cut == begin + bytes;  // none has left to make room for others
-  if (are_all_there) *last = {o->in_row, o->prefix, o->prefix + s->at.payload + s->size, begin, u->cut};
+  if (are_all_there) *last = {o->in_row, o->prefix, begin, u->cut, o->prefix + s->at.payload + s->size};
 }
 
 // What a network card does for a frame whose checksum its sender left to it. Once for an in row,

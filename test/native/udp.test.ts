@@ -449,33 +449,71 @@ describe("super-frames", () => {
     );
   });
 
-  // Of 1,024 at most that leave at once: the second is divided after 34 of each, the first's last after 40.
-  it.each([1, 2, 34, 40])(
-    "reach every remote that they are flooded to, %i segments each",
-    async (count) => {
-      const { udp } = await open();
-      const addresses = Array.from({ length: 30 }, (_, at) => `127.0.1.${1 + at}`);
-      const listeners = await Promise.all(addresses.map(listener));
-      // The second time another one comes in the row that was the last.
-      for (const order of [
-        [0, 1],
-        [1, 0],
-      ]) {
-        const frames = [0, 1].map((row) => fillSuperFrame(row, count - 1, 7 + order[row]!, 0));
-        const rows = order.flatMap((inRow) => {
-          const [offset, length] = [batch.outOffset[inRow]!, batch.outLength[inRow]!];
-          return listeners.map(({ remote }) => ({ offset, length, remote, inRow }));
-        });
-        for (const [at, row] of rows.entries()) setRow(batch, at, row);
-        expect(udp.send(numberOf(batch), rows.length)).toBe(rows.length);
-        const segments = order.flatMap((inRow) => frames[inRow]!);
-        for (const { got } of listeners) {
-          await until("all of it", () => got.length >= segments.length);
-          expect(got.splice(0).map(({ payload }) => payload.subarray(8))).toEqual(segments);
-        }
-      }
-    },
-  );
+  /** Has frames sent, a row for each remote that one is to go to. */
+  function flood(udp: UdpFamily, to: readonly { inRow: number; remote: number }[]) {
+    const rows = to.map(({ inRow, remote }) => {
+      const [offset, length] = [batch.outOffset[inRow]!, batch.outLength[inRow]!];
+      return { offset, length, remote, inRow };
+    });
+    for (const [at, row] of rows.entries()) setRow(batch, at, row);
+    expect(udp.send(numberOf(batch), rows.length)).toBe(rows.length);
+  }
+
+  async function listeners(count: number) {
+    const addresses = Array.from(
+      { length: count },
+      (_, at) => `127.0.${1 + (at >> 7)}.${1 + (at & 127)}`,
+    );
+    return Promise.all(addresses.map(listener));
+  }
+
+  const hex = (segments: Uint8Array[]) => segments.map((one) => Buffer.from(one).toString("hex"));
+
+  /** In the order in which it came; what has been told is forgotten. */
+  async function gotBy({ got }: { got: { payload: Buffer }[] }, count: number): Promise<string[]> {
+    await until("all of it", () => got.length >= count);
+    return hex(got.splice(0).map(({ payload }) => payload.subarray(8)));
+  }
+
+  // Of 1,024 at most that leave at once: of 34 each the second is divided where it is cut, of 40 the first for its
+  // 26th remote. Of 300 remotes a second thread takes some.
+  it.each([
+    [1, 30],
+    [2, 30],
+    [2, 300],
+    [34, 30],
+    [40, 30],
+  ])("of %i segments each reach all of %i remotes", async (count, remotes) => {
+    const { udp } = await open();
+    const there = await listeners(remotes);
+    // The second time another one comes in the row that was the last.
+    for (const order of [
+      [0, 1],
+      [1, 0],
+    ]) {
+      const frames = [0, 1].map((row) => fillSuperFrame(row, count - 1, 7 + order[row]!, 0));
+      flood(
+        udp,
+        order.flatMap((inRow) => there.map(({ remote }) => ({ inRow, remote }))),
+      );
+      const segments = hex(order.flatMap((inRow) => frames[inRow]!));
+      for (const one of there) expect(await gotBy(one, segments.length)).toEqual(segments);
+    }
+  });
+
+  it("reach a remote behind another one that was divided", async () => {
+    const { udp } = await open();
+    const there = await listeners(27);
+    const frames = [0, 1].map((row) => fillSuperFrame(row, 39, 7 + row, 0));
+    const inRows = there.map((_, at) => (at === 25 ? 1 : 0));
+    flood(
+      udp,
+      there.map(({ remote }, at) => ({ inRow: inRows[at]!, remote })),
+    );
+    for (const [at, one] of there.entries()) {
+      expect(await gotBy(one, 40)).toEqual(hex(frames[inRows[at]!]!));
+    }
+  });
 
   it.each([
     ["as long as a segment", 8 + 54 + MSS],
