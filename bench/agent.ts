@@ -29,10 +29,10 @@ import { blast, compiled } from "./blast.ts";
 import { benchmark, exitOnSignals, note } from "./command-line.ts";
 import { conditions } from "./conditions.ts";
 import { cpuTime, threadTimes } from "./cpu.ts";
-import { delivered, packetRates, pingTimes, prepare, residentMegabytes } from "./measurements.ts";
+import { delivered, packetRates, pingTimes, residentMegabytes } from "./measurements.ts";
 import { Scratch } from "./scratch.ts";
 import { percentile } from "./statistics.ts";
-import { REST_MS } from "./subjects.ts";
+import { drawSite, REST_MS } from "./subjects.ts";
 import { table } from "./table.ts";
 
 const STARTS = 11;
@@ -557,10 +557,9 @@ async function sustains(): Promise<void> {
 
 /** One TCP stream and packet rates with IPv6 inside, and with an IPv6 underlay, beside IPv4 in IPv4. */
 async function carriesIpv6(): Promise<void> {
-  await using wire = await Lab.draw({ hosts: 2, mode: "wire" });
-  const [from, to] = [await wire.host(1).container(), await wire.host(2).container()];
+  await using site = await drawSite("wire");
+  const { lab: wire, near: from, far: to } = site;
   for (const end of [from, to]) {
-    await prepare(end);
     await end.ip("route change fd01::/64 dev eth0 proto kernel metric 256 congctl cubic");
   }
   /** By what they are of; NaN where no rate was free of loss. */

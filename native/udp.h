@@ -103,7 +103,8 @@ struct udp {
   // that lie one behind the other are one part.
   uint16_t out_row[OUT_DATAGRAMS];
   iovec out_part[OUT_DATAGRAMS];
-  uint8_t out_cut[OUT_CUT];  // segments of super-frames, with all their headers; behind all else, for udp_open does not touch it
+  // Segments of super-frames, with all their headers; behind all else, for udp_open does not touch it.
+  uint8_t out_cut[OUT_CUT];
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

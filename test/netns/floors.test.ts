@@ -1,8 +1,9 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { blast } from "../../bench/blast.ts";
-import { delivered, measurements, prepare } from "../../bench/measurements.ts";
+import { delivered, measurements } from "../../bench/measurements.ts";
 import { summary } from "../../bench/statistics.ts";
-import { type Endpoints, Lab } from "../lab/lab.ts";
+import { drawSite } from "../../bench/subjects.ts";
+import type { Endpoints } from "../lab/lab.ts";
 import { reach } from "../lab/traffic.ts";
 import type { Vtep } from "../lab/vtep.ts";
 
@@ -35,11 +36,9 @@ const CEILINGS = {
   veth: { "CPU per GB, whole system": 5, "RTT under it, median": 30, "RTT idle, median": 4 },
 };
 
-const lab = await Lab.draw({ hosts: 2 });
-afterAll(() => lab[Symbol.asyncDispose]());
-const near = await lab.host(1).container();
-const far = await lab.host(2).container();
-for (const end of [near, far]) await prepare(end);
+const site = await drawSite("veth");
+afterAll(() => site[Symbol.asyncDispose]());
+const { lab, near, far } = site;
 
 type Readings = Record<string, number>;
 
