@@ -20,9 +20,22 @@ inline uint16_t checksum_add(uint32_t a, uint32_t b) {
   return static_cast<uint16_t>((sum & 0xffff) + (sum >> 16));
 }
 
+// The sum of what is left of `sum` without `part` of it; 0xffff, which counts as none, if that is nothing.
+inline uint16_t checksum_without(uint16_t sum, uint16_t part) {
+  return checksum_add(sum, static_cast<uint16_t>(~part));
+}
+
 // The sum of the pseudo header of TCP and UDP (RFC 9293, 3.1; RFC 8200, 8.1): both addresses, which
 // lie one behind the other, the protocol, and the length of header and payload.
 uint16_t checksum_pseudo(const uint8_t *addresses, bool v6, uint8_t protocol, uint32_t length);
+
+// The sum of the fields by which the TCP or UDP headers of a super-frame's segments differ, but for the checksum: of the
+// sequence number and the flags, with what shares their word, or of the length.
+uint16_t checksum_own(const uint8_t *l4, bool tcp);
+
+// The sum of the rest of such a header of `length` bytes. Together with the former a segment's costs less than to sum it
+// up, which took half as long as its payload.
+uint16_t checksum_shared(const uint8_t *l4, bool tcp, size_t length);
 
 // What the field holds for a sum: inverted, and 0xffff for zero, which means the same and does not read
 // as "no checksum" in UDP (the kernel's CSUM_MANGLED_0).

@@ -189,28 +189,36 @@ static bool is_ipv4_right(const uint8_t *l3) {
   return checksum_add(checksum_add(sum & 0xffff, sum >> 16 & 0xffff), static_cast<uint32_t>(sum >> 32)) == 0xffff;
 }
 
-static bool is_right(const frame_train *t, const uint8_t *frame, int32_t length) {
+// Of a segment that the train's payload ends with so far. Copies that of the gathered one.
+static bool is_right(coalescer *c, const frame_train *t, const uint8_t *frame, int32_t length, int32_t before) {
   if (!t->at.v6 && !is_ipv4_right(frame + t->at.l3)) return false;
   if (t->at.tcp && get16(frame + t->at.l4 + TCP_CHECKSUM) == OTHER_ZERO) return false;
-  size_t l4_length = static_cast<size_t>(length - t->at.l4);
-  uint16_t sum = checksum_add(t->pseudo, htons(static_cast<uint16_t>(l4_length)));
-  return checksum_add(sum, checksum_sum(frame + t->at.l4, l4_length)) == 0xffff;
+  const uint8_t *l4 = frame + t->at.l4, *payload = frame + t->at.payload;
+  size_t bytes = static_cast<size_t>(length - t->at.payload);
+  uint16_t sum = checksum_add(t->shared, htons(static_cast<uint16_t>(length - t->at.l4)));
+  sum = checksum_add(sum, checksum_own(l4, t->at.tcp));
+  sum = checksum_add(sum, word_at(l4 + (t->at.tcp ? TCP_CHECKSUM : UDP_CHECKSUM)));
+  bool copies = c->gathered == t;
+  uint16_t rest = copies ? checksum_copy(c->payload.data() + before, payload, bytes) : checksum_sum(payload, bytes);
+  return checksum_add(sum, rest) == 0xffff;
 }
 
 // Of any frame: one whose headers are the first one's, under the mask, is of its flow and as fit to join.
-static bool joins(frame_train *t, const uint8_t *frame, int32_t length) {
+static bool joins(coalescer *c, frame_train *t, const uint8_t *frame, int32_t length) {
   const headers *h = &t->at;
   int32_t bytes = length - h->payload;
   if (t->ended || t->rows == TRAIN_SEGMENTS || bytes <= 0 || bytes > t->payload) return false;
-  if (h->payload - h->l3 + t->total + bytes > 65535) return false;
+  if (h->payload - h->l3 + t->total + bytes > MOST_TOTAL) return false;
   if (!same_bits(frame, t->first, mask_for(h), h->payload)) return false;
   if (!continues_ip(t, frame, length) || !continues_transport(t, frame, length)) return false;
   if (!t->verified) {
     t->verified = true;
-    t->pseudo = pseudo_of(t->first, h, 0);
-    t->ended = !is_right(t, t->first, h->payload + t->payload);
+    size_t header = static_cast<size_t>(h->payload - h->l4);
+    t->shared = checksum_add(pseudo_of(t->first, h, 0), checksum_shared(t->first + h->l4, h->tcp, header));
+    if (c->gathered == nullptr) c->gathered = t;
+    t->ended = !is_right(c, t, t->first, h->payload + t->payload, 0);
   }
-  return !t->ended && is_right(t, frame, length);
+  return !t->ended && is_right(c, t, frame, length, t->total);
 }
 
 // ---- trains
@@ -218,6 +226,8 @@ static bool joins(frame_train *t, const uint8_t *frame, int32_t length) {
 static void close_train(coalescer *c, frame_train *t) {
   if (!t->open) return;
   t->open = false;
+  bool is_gathered = c->gathered == t;
+  if (is_gathered) c->gathered = nullptr;
   const headers *h = &t->at;
   t->vnet = {};
   t->part[0] = {&t->vnet, sizeof t->vnet};
@@ -229,6 +239,10 @@ static void close_train(coalescer *c, frame_train *t) {
   }
   t->part[1] = {t->header, static_cast<size_t>(h->payload)};
   t->parts = 2 + t->rows;
+  if (is_gathered) {
+    t->part[2] = {c->payload.data(), static_cast<size_t>(t->total)};
+    t->parts = 3;
+  }
 
   uint8_t *l3 = t->header + h->l3, *l4 = t->header + h->l4;
   int32_t l4_length = h->payload - h->l4 + t->total;
@@ -309,7 +323,7 @@ static frame_train *find(coalescer *c, const uint8_t *frame, const headers *h, u
 void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
   // Mostly it continues what the frame before it did, and then nothing of this is to be asked.
   frame_train *latest = c->latest;
-  if (latest != nullptr && latest->open && joins(latest, frame, length)) return join(latest, row, frame, length);
+  if (latest != nullptr && latest->open && joins(c, latest, frame, length)) return join(latest, row, frame, length);
 
   headers h = {};
   kind k = read_headers(frame, length, &h);
@@ -320,7 +334,7 @@ void coalesce(coalescer *c, int32_t row, const uint8_t *frame, int32_t length) {
   frame_train *t = find(c, frame, &h, flow);
   bool wanted = k == SEGMENT && (h.tcp ? c->tcp : c->udp);
   if (t != nullptr) {
-    if (wanted && t != latest && joins(t, frame, length)) {
+    if (wanted && t != latest && joins(c, t, frame, length)) {
       c->latest = t;
       return join(t, row, frame, length);
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 struct headers {
   int32_t l3, l4, payload;  // bytes from the start of the frame
@@ -10,6 +11,12 @@ struct headers {
 };
 
 inline uint16_t get16(const uint8_t *at) { return static_cast<uint16_t>(at[0] << 8 | at[1]); }
+// In the order of memory, as checksums are (checksum.h).
+inline uint16_t word_at(const uint8_t *at) {
+  uint16_t word;
+  memcpy(&word, at, sizeof word);
+  return word;
+}
 inline uint32_t get32(const uint8_t *at) {
   return static_cast<uint32_t>(get16(at)) << 16 | get16(at + 2);
 }

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <initializer_list>
 
 #include "checksum.h"
 
@@ -16,6 +17,22 @@ static int32_t network_offset(const uint8_t *frame, int32_t length, uint16_t *ty
     if (tags == 2 || (*type != TYPE_VLAN && *type != TYPE_SVLAN)) return at;
     at += TAG;
   }
+}
+
+static void sum_up_headers(super_frame *s) {
+  const headers *h = &s->at;
+  const uint8_t *l3 = s->frame + h->l3, *l4 = s->frame + h->l4;
+  if (!h->v6) {
+    s->network_sum = checksum_sum(l3, static_cast<size_t>(h->l4 - h->l3));
+    for (int32_t field : {IPV4_LENGTH, IPV4_ID, IPV4_CHECKSUM}) {
+      s->network_sum = checksum_without(s->network_sum, word_at(l3 + field));
+    }
+  }
+  // The checksum's field holds the sum of the pseudo header, with the length of the whole. (The addresses would not
+  // do: behind a routing header the last hop's counts.)
+  uint16_t pseudo = word_at(l4 + (h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM));
+  pseudo = checksum_without(pseudo, htons(static_cast<uint16_t>(s->length - h->l4)));
+  s->transport_sum = checksum_add(pseudo, checksum_shared(l4, h->tcp, static_cast<size_t>(h->payload - h->l4)));
 }
 
 int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
@@ -40,7 +57,9 @@ int super_frame_read(super_frame *s, const uint8_t *frame, int32_t length,
   s->length = length;
   s->size = vnet->gso_size;
   s->segments = (length - h->payload + s->size - 1) / s->size;
-  return s->segments <= layout::MOST_SEGMENTS ? 0 : -EINVAL;
+  if (s->segments > layout::MOST_SEGMENTS) return -EINVAL;
+  sum_up_headers(s);
+  return 0;
 }
 
 static void put_network(const super_frame *s, int32_t segment, uint8_t *to, int32_t length) {
@@ -50,11 +69,13 @@ static void put_network(const super_frame *s, int32_t segment, uint8_t *to, int3
     put16(l3 + IPV6_LENGTH, static_cast<uint32_t>(length - h->l3 - IPV6));
     return;
   }
-  put16(l3 + IPV4_LENGTH, static_cast<uint32_t>(length - h->l3));
-  put16(l3 + IPV4_ID, static_cast<uint32_t>(get16(l3 + IPV4_ID) + segment) & 0xffff);
-  put16(l3 + IPV4_CHECKSUM, 0);
-  uint16_t sum = static_cast<uint16_t>(~checksum_sum(l3, static_cast<size_t>(h->l4 - h->l3)));
-  memcpy(l3 + IPV4_CHECKSUM, &sum, sizeof sum);
+  uint16_t total = static_cast<uint16_t>(length - h->l3);
+  uint16_t id = static_cast<uint16_t>(get16(l3 + IPV4_ID) + segment);
+  put16(l3 + IPV4_LENGTH, total);
+  put16(l3 + IPV4_ID, id);
+  uint16_t sum = checksum_add(checksum_add(s->network_sum, htons(total)), htons(id));
+  uint16_t value = static_cast<uint16_t>(~sum);
+  memcpy(l3 + IPV4_CHECKSUM, &value, sizeof value);
 }
 
 int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) {
@@ -66,23 +87,21 @@ int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) 
 
   uint8_t *l4 = to + h->l4;
   int32_t field = h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM;
+  uint16_t length = static_cast<uint16_t>(h->payload - h->l4 + bytes);
+  uint16_t sum = checksum_add(s->transport_sum, htons(length));  // of the pseudo header
   if (h->tcp) {
-    put32(l4 + TCP_SEQUENCE,
-          get32(l4 + TCP_SEQUENCE) + static_cast<uint32_t>(segment) * static_cast<uint32_t>(s->size));
+    uint32_t sequence =
+        get32(l4 + TCP_SEQUENCE) + static_cast<uint32_t>(segment) * static_cast<uint32_t>(s->size);
+    put32(l4 + TCP_SEQUENCE, sequence);
     if (segment > 0) l4[TCP_FLAGS] &= static_cast<uint8_t>(~TCP_CWR);
     if (segment < s->segments - 1) l4[TCP_FLAGS] &= static_cast<uint8_t>(~(TCP_FIN | TCP_PSH));
+    sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence >> 16)));
+    sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence)));
+    sum = checksum_add(sum, htons(get16(l4 + TCP_OFFSET)));
   } else {
-    put16(l4 + UDP_LENGTH, static_cast<uint32_t>(UDP + bytes));
+    put16(l4 + UDP_LENGTH, length);
+    sum = checksum_add(sum, htons(length));
   }
-  // The field holds the sum of the pseudo header with the length of the whole: that of this piece takes
-  // its place. (The addresses would not do: behind a routing header the last hop's counts.)
-  uint16_t sum, whole = htons(static_cast<uint16_t>(s->length - h->l4));
-  memcpy(&sum, l4 + field, sizeof sum);
-  int32_t header = h->payload - h->l4;
-  sum = checksum_add(sum, static_cast<uint16_t>(~whole));
-  sum = checksum_add(sum, htons(static_cast<uint16_t>(header + bytes)));
-  put16(l4 + field, 0);
-  sum = checksum_add(sum, checksum_sum(l4, static_cast<size_t>(header)));
   sum = checksum_add(sum, checksum_copy(to + h->payload, s->frame + from, static_cast<size_t>(bytes)));
   uint16_t value = h->tcp ? static_cast<uint16_t>(~sum) : checksum_field(sum);
   memcpy(l4 + field, &value, sizeof value);

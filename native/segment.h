@@ -16,6 +16,8 @@ struct super_frame {
   int32_t length;   // of the frame
   int32_t size;     // of a piece; the last may be shorter
   int32_t segments;
+  // Sums of what the headers of all segments have in common: of IPv4's, and of the transport's with its pseudo header.
+  uint16_t network_sum, transport_sum;
 };
 
 // Reads a frame with gso_type set, of which `vnet` says where the transport header begins. Returns 0,

@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include "aligned.h"
 #include "flood.h"
 #include "flows.h"
 #include "layout.h"
@@ -104,7 +105,7 @@ struct udp {
   uint16_t out_row[OUT_DATAGRAMS];
   iovec out_part[OUT_DATAGRAMS];
   // Segments of super-frames, with all their headers; behind all else, for udp_open does not touch it.
-  uint8_t out_cut[OUT_CUT];
+  aligned_bytes<OUT_CUT> out_cut;
 };
 
 // Returns 0, or -errno and what failed in `*syscall`; then nothing is left open.

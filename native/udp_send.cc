@@ -402,7 +402,7 @@ static void add_segments_again(udp *u, const batch *b, datagram *d) {
   for (int32_t at = last->begin; at < last->end; at += last->step) {
     make_room(u, b, d, 0);
     u->cut = std::max(u->cut, last->end);  // or the next super-frame's would take their place
-    d->begin = u->out_cut + at;
+    d->begin = u->out_cut.data() + at;
     d->length = std::min(last->step, last->end - at);
     add_datagram(u, d);
   }
@@ -418,7 +418,7 @@ static void add_segments(udp *u, const batch *b, const outgoing *o) {
   last->row = -1;
   for (int32_t segment = 0; segment < s->segments; segment++) {
     make_room(u, b, &d, o->prefix + s->at.payload + s->size);
-    d.begin = u->out_cut + u->cut;
+    d.begin = u->out_cut.data() + u->cut;
     memcpy(d.begin, s->frame - o->prefix, static_cast<size_t>(o->prefix));
     d.length = o->prefix + super_frame_segment(s, segment, d.begin + o->prefix);
     u->cut += d.length;
