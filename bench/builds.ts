@@ -14,7 +14,7 @@ import { benchmark, exitOnSignals, note, progress, say, wholeNumber } from "./co
 import { commitOf, conditions } from "./conditions.ts";
 import { type Measurement, measurements, type Scene } from "./measurements.ts";
 import { betweenBuilds, type Trial } from "./report.ts";
-import { drawSite, started, subjects } from "./subjects.ts";
+import { disposeAll, drawSite, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
 import { take, trialOf } from "./trials.ts";
 
@@ -121,11 +121,7 @@ async function compare(
     }
   } finally {
     progress("");
-    for (const one of done.reverse()) {
-      await Promise.resolve(one[Symbol.asyncDispose]()).catch(({ message }: Error) =>
-        note(message),
-      );
-    }
+    await disposeAll(done).catch(({ message }: Error) => note(message));
   }
 }
 

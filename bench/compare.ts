@@ -5,9 +5,9 @@
  *  container ── br0 ── tunnel ── eth0 ══ veth ══ eth0 ── tunnel ── br0 ── container
  * ```
  *
- * Everything but the tunnel is the same. A trial is one start of one tunnel on both hosts, with all
- * measurements taken through it; a round is one trial of every tunnel, one after the other. What a
- * machine does in absolute figures drifts by tens of percent within minutes: quote the ratios.
+ * Everything but the tunnel is the same. In a round each tunnel is started between hosts of its own, and then measured
+ * beside the others, in turn. What a machine does in absolute figures drifts by tens of percent within seconds: quote
+ * the ratios.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
@@ -29,9 +29,9 @@ import { htmlReport, type Report } from "./html.ts";
 import { inWords, type JavaScriptShare, javaScriptShare, whyNoProfile } from "./javascript.ts";
 import { type Measurement, measurements } from "./measurements.ts";
 import { beside, findings, type Trial, tableOf } from "./report.ts";
-import { drawSite, type Subject, started, subjects } from "./subjects.ts";
+import { disposeAll, drawSite, type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
-import { isTimeFor, take, trialOf } from "./trials.ts";
+import { isTimeFor, type Runner, takeInTurns, trialOf } from "./trials.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -44,7 +44,7 @@ const explanations: Record<Mode, string> = {
 const quick = {
   seconds: 0.5,
   tunnel: ["native"],
-  measure: ["tcp1", "tcp4", "rtt", "udp64"],
+  measure: ["tcp1", "tcp4", "rtt", "udp64", "udp64-paced"],
   profile: false,
 };
 
@@ -310,38 +310,41 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
   progress("");
 }
 
-/** A round is drawn anew: what a site has by chance, it has for as long as it lives. */
+/** A round is drawn anew: what hosts and processes have by chance, they have for as long as they live. */
 async function takeRound(round: number, result: Comparison, chosen: Chosen): Promise<void> {
   const { mode, tunnels } = result;
-  await using site = await drawSite(mode);
   const trials: Trial[] = [];
-  for (const subject of chosen.subjects) {
-    const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${subject.name}`;
-    const of = { mode, round, subject: subject.name };
-    progress(`${where}: starting`);
-    // A function of its own: in a loop esbuild has `using` throw again what an earlier turn has thrown.
-    const measure = async () => {
-      await using tunnel = await started(subject, site);
-      tunnels[subject.name] = tunnel.description;
-      for (const measurement of chosen.measurements) {
-        progress(`${where}: ${measurement.name}`);
-        const scene = { ...site, ...tunnel, seconds: chosen.seconds };
-        trials.push(trialOf(of, measurement, await take(measurement, scene, where)));
-      }
-    };
-    try {
-      await measure();
-    } catch (error) {
-      note(`${where} could not be measured: ${(error as Error).message}`);
-      process.exitCode = 1;
-      // The others' rounds stay paired.
-      const taken = trials.filter((trial) => trial.subject === subject.name);
-      for (const measurement of chosen.measurements.slice(taken.length)) {
-        trials.push(trialOf(of, measurement));
+  const done: AsyncDisposable[] = [];
+  try {
+    const runners: Runner[] = [];
+    for (const subject of chosen.subjects) {
+      const { name } = subject;
+      const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${name}`;
+      progress(`${where}: starting`);
+      const site = await drawSite(mode);
+      done.push(site);
+      try {
+        const tunnel = await started(subject, site);
+        done.push(tunnel);
+        tunnels[name] = tunnel.description;
+        runners.push({ name, where, scene: { ...site, ...tunnel } });
+      } catch (error) {
+        note(`${where} could not be measured: ${(error as Error).message}`);
+        process.exitCode = 1;
       }
     }
+    if (round % 2 === 1) runners.reverse();
+    for (const measurement of chosen.measurements) {
+      const readings = await takeInTurns(measurement, runners, chosen.seconds);
+      for (const { name } of chosen.subjects) {
+        const of = { mode, round, subject: name };
+        trials.push(trialOf(of, measurement, readings.get(name)));
+      }
+    }
+    result.trials.push(...trials); // before the hosts are taken apart, which may fail, or be interrupted
+  } finally {
+    await disposeAll(done);
   }
-  result.trials.push(...trials); // first of all: taking the hosts apart may fail, or be interrupted
 }
 
 /** Ours beside the kernel, and then beside the packaged tunnels. */

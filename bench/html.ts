@@ -47,19 +47,19 @@ export const plots: { title: string; remark: string; measurements: string[]; fig
     title: "Packet rate, 64 bytes",
     remark:
       "Delivered. One unpaced sender is held back by the kernel's own path; read the three together.",
-    measurements: ["udp64"],
+    measurements: ["udp64", "udp64-paced"],
     figures: /^UDP/,
   },
   {
     title: "Packet rate, 1,300 bytes",
     remark: "Delivered, as above.",
-    measurements: ["udp1300"],
+    measurements: ["udp1300", "udp1300-paced"],
     figures: /^UDP/,
   },
   {
     title: "CPU time per byte and packet",
     remark: "Of the whole system; the dark part is that of the tunnel's processes. Less is better.",
-    measurements: ["tcp1", "udp64", "udp1300"],
+    measurements: ["tcp1", "udp64-paced", "udp1300-paced"],
     figures: /^CPU.*whole system/,
   },
 ];

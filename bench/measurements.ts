@@ -1,6 +1,9 @@
 /**
  * What is measured between two containers: TCP with iperf3, UDP with blast.c, latency with ping.
  *
+ * A machine that is shared drifts from one second to the next, so what can be is measured in turns of a second or less,
+ * of every tunnel in turn (bench/RESULTS.md).
+ *
  * One unpaced UDP sender flatters whatever runs in another process: the kernel runs its whole path on
  * the sender's core, so that what it delivers is the sender's speed. So three rates stand together: of
  * one unpaced sender, of two, and the highest paced one that (nearly) all datagrams survive.
@@ -36,6 +39,8 @@ export interface Figure {
   digits: number;
   /** Which is better. One that stands beside another figure, to explain it, has no ratio. */
   better?: "more" | "less";
+  /** Which percentile of the round-trip times it is, if it is one. */
+  ofRtts?: number;
 }
 
 export interface Reading {
@@ -48,11 +53,17 @@ export interface Reading {
 export interface Measurement {
   name: string;
   figures: Figure[];
+  /** Seconds of a turn at most; it is taken as a whole where there is none. */
+  turn?: number;
   take(scene: Scene): Promise<Reading>;
 }
 
 /** Below 10 ms ping sleeps no more between two, but spins (main_loop in iputils' ping_common.c). */
 const PING_INTERVAL_MS = 20;
+/** iperf3 knows whole seconds only. */
+const TCP_TURN = 1;
+const RTT_TURN = 1;
+const UDP_TURN = 0.25;
 /** When slow start is over. */
 const WARM_MS = 300;
 
@@ -77,9 +88,10 @@ export const measurements: Measurement[] = [
   tcp("tcp4-reverse", "TCP 4 streams, reverse", 4, "reverse"),
   {
     name: "rtt",
+    turn: RTT_TURN,
     figures: [
-      { name: "RTT idle, median", unit: "ms", digits: 3, better: "less" },
-      { name: "p99 idle", unit: "ms", digits: 3, better: "less" },
+      { name: "RTT idle, median", unit: "ms", digits: 3, better: "less", ofRtts: 50 },
+      { name: "p99 idle", unit: "ms", digits: 3, better: "less", ofRtts: 99 },
       { name: "pings lost", unit: "%", digits: 1 },
     ],
     async take({ near, far, seconds }) {
@@ -87,8 +99,10 @@ export const measurements: Measurement[] = [
       return { values: [percentile(rtts, 50), percentile(rtts, 99), lost], rtts };
     },
   },
-  udp("udp64", 64),
-  udp("udp1300", 1300),
+  unpacedUdp("udp64", 64),
+  pacedUdp("udp64-paced", 64),
+  unpacedUdp("udp1300", 1300),
+  pacedUdp("udp1300-paced", 1300),
   {
     name: "footprint",
     figures: [
@@ -98,6 +112,15 @@ export const measurements: Measurement[] = [
     take: async ({ pids, startedInMs }) => ({ values: [startedInMs, residentMegabytes(pids)] }),
   },
 ];
+
+/** What turns have found, one or more of a measurement. */
+export function together(figures: Figure[], readings: Reading[]): Reading {
+  const rtts = readings.flatMap((reading) => reading.rtts ?? []);
+  const mean = (at: number) =>
+    readings.reduce((sum, { values }) => sum + values[at]!, 0) / readings.length;
+  const values = figures.map(({ ofRtts }, at) => (ofRtts ? percentile(rtts, ofRtts) : mean(at)));
+  return { values, ...(rtts.length > 0 && { rtts }) };
+}
 
 /** What both ends of every measurement need. */
 export async function prepare(end: Container): Promise<void> {
@@ -116,11 +139,12 @@ export async function prepare(end: Container): Promise<void> {
 function loadedTcp(): Measurement {
   return {
     name: "tcp1",
+    turn: TCP_TURN,
     figures: [
       { name: "TCP 1 stream", unit: "Gbit/s", digits: 2, better: "more" },
       { name: "retransmits", unit: "", digits: 0 },
-      { name: "RTT under it, median", unit: "ms", digits: 3, better: "less" },
-      { name: "p99 under it", unit: "ms", digits: 3, better: "less" },
+      { name: "RTT under it, median", unit: "ms", digits: 3, better: "less", ofRtts: 50 },
+      { name: "p99 under it", unit: "ms", digits: 3, better: "less", ofRtts: 99 },
       { name: "pings lost", unit: "%", digits: 1 },
       { name: "CPU per GB, whole system", unit: "s", digits: 2, better: "less" },
       { name: "CPU per GB, tunnel's processes", unit: "s", digits: 2 },
@@ -170,6 +194,7 @@ async function roundTrips(
 function tcp(name: string, title: string, streams: number, direction = "forward"): Measurement {
   return {
     name,
+    turn: TCP_TURN,
     figures: [
       { name: title, unit: "Gbit/s", digits: 2, better: "more" },
       { name: "retransmits", unit: "", digits: 0 },
@@ -192,38 +217,46 @@ async function tcpStreams(from: Container, to: Container, streams: number, secon
   };
 }
 
-function udp(name: string, size: number): Measurement {
+function unpacedUdp(name: string, size: number): Measurement {
   return {
     name,
+    turn: UDP_TURN,
     figures: [
       { name: `UDP ${size} B, one unpaced sender`, unit: "kpps", digits: 1, better: "more" },
       { name: "lost of one", unit: "%", digits: 2 },
       { name: `UDP ${size} B, two unpaced senders`, unit: "kpps", digits: 1, better: "more" },
       { name: "lost of two", unit: "%", digits: 2 },
-      { name: `UDP ${size} B, paced, < 0.1 % lost`, unit: "kpps", digits: 1, better: "more" },
-      { name: "CPU per million, whole system", unit: "s", digits: 2, better: "less" },
-      { name: "CPU per million, tunnel's processes", unit: "s", digits: 2 },
-      { name: "reordered, of any of them", unit: "%", digits: 2 },
+      { name: "reordered, of either", unit: "%", digits: 2 },
     ],
+    async take({ near, far, seconds }) {
+      const one = await blast(near, far, { size, seconds });
+      const two = await blast(near, far, { size, seconds, senders: 2 });
+      const reordered = 100 * ((one.reordered + two.reordered) / (one.received + two.received));
+      const values = [one, two].flatMap((run) => [delivered(run), lostPercent(run)]);
+      return { values: [...values, reordered] };
+    },
+  };
+}
+
+function pacedUdp(name: string, size: number): Measurement {
+  const figures: Figure[] = [
+    { name: `UDP ${size} B, paced, < 0.1 % lost`, unit: "kpps", digits: 1, better: "more" },
+    { name: "CPU per million, whole system", unit: "s", digits: 2, better: "less" },
+    { name: "CPU per million, tunnel's processes", unit: "s", digits: 2 },
+    { name: "reordered", unit: "%", digits: 2 },
+  ];
+  return {
+    name,
+    figures,
     async take({ near, far, pids, seconds }) {
-      const { one, two, paced } = await packetRates({
-        ...{ near, far, pids, size, seconds },
-        address: far.address,
-      });
-      const all = [one, two, ...(paced ? [paced.run] : [])];
-      const sum = (of: (run: Blast) => number) => all.reduce((total, run) => total + of(run), 0);
-      const millions = (paced?.run.received ?? Number.NaN) / 1e6;
-      const values = [
-        delivered(one),
-        lostPercent(one),
-        delivered(two),
-        lostPercent(two),
-        paced ? delivered(paced.run) : Number.NaN,
-        (paced?.machine ?? Number.NaN) / millions,
-        (paced?.processes ?? Number.NaN) / millions,
-        (sum(({ reordered }) => reordered) / sum(({ received }) => received)) * 100,
-      ];
-      return { values };
+      const { address } = far;
+      const fastest = await blast(near, far, { size, seconds: stepOf(seconds), address });
+      const paced = await highestPaced({ near, far, pids, size, seconds, address }, fastest);
+      if (paced === undefined) return { values: figures.map(() => Number.NaN) };
+      const { run, machine, processes } = paced;
+      const millions = run.received / 1e6;
+      const reordered = 100 * (run.reordered / run.received);
+      return { values: [delivered(run), machine / millions, processes / millions, reordered] };
     },
   };
 }
@@ -257,6 +290,11 @@ export async function packetRates(datagrams: Datagrams): Promise<PacketRates> {
   return { one, two, paced: await highestPaced(datagrams, one) };
 }
 
+/** How long a step of the search takes, in a measurement of so many seconds. */
+function stepOf(seconds: number): number {
+  return Math.max(seconds * STEP, 0.15);
+}
+
 /** No pace is above that of `fastest`, one unpaced sender. */
 async function highestPaced(
   { near, far, pids, size, seconds, address }: Datagrams,
@@ -264,7 +302,7 @@ async function highestPaced(
 ): Promise<Paced | undefined> {
   const run = (rate: number, length: number) =>
     blast(near, far, { size, rate, address, seconds: length });
-  const length = Math.max(seconds * STEP, 0.15);
+  const length = stepOf(seconds);
   const passes = async (rate: number) => {
     for (let attempt = 1; ; attempt++) {
       const { sent, lost, seconds } = await run(rate, length);

@@ -4,7 +4,7 @@ import { percentile, ratios, type Summary, summary } from "./statistics.ts";
 import type { Subject } from "./subjects.ts";
 import { table } from "./table.ts";
 
-/** One measurement of one subject; a round is one trial of every subject, one after the other. */
+/** One measurement of one subject; in a round, every subject's are taken in turn. */
 export interface Trial {
   mode: Mode;
   round: number;

@@ -145,6 +145,19 @@ export async function started(
   return { ...tunnel, startedInMs };
 }
 
+/** All of them, the last first, whatever fails; what failed first is thrown. */
+export async function disposeAll(things: AsyncDisposable[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const thing of things.toReversed()) {
+    try {
+      await thing[Symbol.asyncDispose]();
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (failures.length > 0) throw failures[0];
+}
+
 async function ofProcess(host: Host, pid: number): Promise<string> {
   const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
   const sockets = await host.run("ss", "--no-header", "--udp", "--all", "--numeric", "--memory");

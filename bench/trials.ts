@@ -1,6 +1,6 @@
-/** Rounds, as far as there is time, and a measurement taken, or the gap that it leaves. */
-import { note } from "./command-line.ts";
-import type { Measurement, Reading, Scene } from "./measurements.ts";
+/** Rounds, as far as there is time, and measurements taken, or the gaps that they leave. */
+import { note, progress } from "./command-line.ts";
+import { type Measurement, type Reading, type Scene, together } from "./measurements.ts";
 import type { Trial } from "./report.ts";
 
 /**
@@ -27,6 +27,39 @@ export async function take(
     process.exitCode = 1;
     return undefined;
   }
+}
+
+/** A tunnel that is measured. */
+export interface Runner {
+  name: string;
+  /** It, in what is said of it. */
+  where: string;
+  scene: Omit<Scene, "seconds">;
+}
+
+/**
+ * Takes a measurement of `seconds` of each, in its turns, to and fro, so that what drifts favours none of them. By name;
+ * whoever has failed once has no reading, and no more turns.
+ */
+export async function takeInTurns(
+  measurement: Measurement,
+  runners: Runner[],
+  seconds: number,
+): Promise<Map<string, Reading>> {
+  const { name, figures, turn: most = seconds } = measurement;
+  const turns = Math.ceil(seconds / most);
+  const left = new Map(runners.map((runner) => [runner, [] as Reading[]]));
+  for (let turn = 0; turn < turns; turn++) {
+    const order = [...left];
+    for (const [runner, readings] of turn % 2 === 0 ? order : order.reverse()) {
+      const { where, scene } = runner;
+      progress(`${where}: ${name}${turns > 1 ? ` ${turn + 1}/${turns}` : ""}`);
+      const reading = await take(measurement, { ...scene, seconds: seconds / turns }, where);
+      if (reading) readings.push(reading);
+      else left.delete(runner);
+    }
+  }
+  return new Map([...left].map(([{ name }, readings]) => [name, together(figures, readings)]));
 }
 
 export function trialOf(
