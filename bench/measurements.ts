@@ -1,8 +1,8 @@
 /**
  * What is measured between two containers: TCP with iperf3, UDP with blast.c, latency with ping.
  *
- * A machine that is shared drifts from one second to the next, so what can be is measured in turns of a second or less,
- * of every tunnel in turn (bench/RESULTS.md).
+ * A machine that is shared drifts from one second to the next, so what can be is measured in short turns, of every
+ * tunnel in turn (bench/RESULTS.md).
  *
  * One unpaced UDP sender flatters whatever runs in another process: the kernel runs its whole path on
  * the sender's core, so that what it delivers is the sender's speed. So three rates stand together: of
@@ -60,8 +60,8 @@ export interface Measurement {
 
 /** Below 10 ms ping sleeps no more between two, but spins (main_loop in iputils' ping_common.c). */
 const PING_INTERVAL_MS = 20;
-/** iperf3 knows whole seconds only. */
-const TCP_TURN = 1;
+/** A stream's first half second is slower than the rest (bench/RESULTS.md). iperf3 knows whole ones only. */
+const TCP_TURN = 2;
 const RTT_TURN = 1;
 const UDP_TURN = 0.25;
 /** When slow start is over. */
