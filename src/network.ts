@@ -28,20 +28,23 @@ export interface Settings {
 }
 
 export class Network {
-  readonly vni: number;
+  // What every frame asks for comes first: of thousands of networks none is in the cache, and this is a line or two.
   /** This network's row in the FDB and in the counters, from 1. */
   readonly index: number;
-  /** Seconds after which a learned entry that is not seen again is forgotten; 0: never. */
-  ageSeconds: number;
   /** The TAP's own MAC: its first 16 and its last 32 bits. */
   readonly macHigh: number;
   readonly macLow: number;
-  /** Whether frames from that MAC stay here: they are a gateway's, which is on every host. */
-  readonly hasGateway: boolean;
-  /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
-  clampMtu: number;
   /** The VLAN whose tag its frames have at the TAP, and only there; 0: none. */
   vlan = 0;
+  /** What a packet of a TCP connection may have at most, by its MSS; 0: the host's affair. */
+  clampMtu: number;
+  /** A remote that is allowed, as was found last; −1: none was. */
+  #known = -1;
+  readonly vni: number;
+  /** Seconds after which a learned entry that is not seen again is forgotten; 0: never. */
+  ageSeconds: number;
+  /** Whether frames from that MAC stay here: they are a gateway's, which is on every host. */
+  readonly hasGateway: boolean;
   /** Answers to frames that were too big which may be given still: the shares of flows, then those of stations. */
   readonly answers = new Uint8Array(2 * SHARES).fill(ANSWERS_PER_SHARE);
   /** Frames that are read from its TAP at once, at most. */
@@ -76,6 +79,7 @@ export class Network {
     this.ageSeconds = ageSeconds;
     this.clampMtu = clampMtu;
     this.#allowed = new Uint8Array(0);
+    this.#known = -1;
     for (const remote of allowed) this.allow(remote);
     for (const remote of flood) this.allow(remote);
     this.flood = Int32Array.from(flood);
@@ -111,7 +115,10 @@ export class Network {
   }
 
   allows(remote: number): boolean {
-    return remote < this.#allowed.length && this.#allowed[remote] === 1;
+    if (remote === this.#known) return true;
+    if (remote >= this.#allowed.length || this.#allowed[remote] !== 1) return false;
+    this.#known = remote;
+    return true;
   }
 }
 

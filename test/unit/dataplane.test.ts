@@ -562,6 +562,17 @@ describe("several networks on one underlay", () => {
     expect(vtep.counters.stranger(1)).toBeUndefined();
   });
 
+  it("no longer take what a remote sends that is taken from them", () => {
+    const vtep = script(TWO);
+    const datagram = { bytes: vxlan(100, frame(A, B)), from: OTHER_PEER };
+    vtep.decap(datagram);
+    const settings = { vlan: 0, clampMtu: 0, ageSeconds: 0, flood: [], allowed: [] };
+    vtep.networks[0]!.apply(settings);
+    vtep.decap(datagram);
+    expect(vtep.taps[0]!.written).toHaveLength(1);
+    expect(vtep.drops(0)).toEqual({ VXLAN_REMOTE_NOT_ALLOWED: 1 });
+  });
+
   it("may be any VNI, the first and the last included", () => {
     const vnis = [0, 1, 0x7fffff, 0x800000, 0xffffff];
     const vtep = script(vnis.map((vni) => ({ vni, peers: [PEER] })));
