@@ -121,7 +121,7 @@ async function compare(
     }
   } finally {
     progress("");
-    await disposeAll(done).catch(({ message }: Error) => note(message));
+    await disposeAll(done);
   }
 }
 

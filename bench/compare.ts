@@ -6,8 +6,8 @@
  * ```
  *
  * Everything but the tunnel is the same. In a round each tunnel is started between hosts of its own, and then measured
- * beside the others, in turn. What a machine does in absolute figures drifts by tens of percent within seconds: quote
- * the ratios.
+ * beside the others, in turn; what they do when idle counts as the whole system's. What a machine does in absolute
+ * figures drifts by tens of percent within seconds: quote the ratios.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
@@ -31,7 +31,7 @@ import { type Measurement, measurements } from "./measurements.ts";
 import { beside, findings, type Trial, tableOf } from "./report.ts";
 import { disposeAll, drawSite, type Subject, started, subjects } from "./subjects.ts";
 import { table } from "./table.ts";
-import { isTimeFor, type Runner, takeInTurns, trialOf } from "./trials.ts";
+import { isTimeFor, type Runner, takeInTurns, trialOf, turnsOf } from "./trials.ts";
 
 const modes: Mode[] = ["wire", "veth"];
 
@@ -151,8 +151,10 @@ function conclude(
   { json, html }: Options,
 ): void {
   const trials = results.flatMap((result) => result.trials);
-  const isOfTcp = measurements.some(({ name }) => name.startsWith("tcp"));
-  const longer = isOfTcp && !Number.isInteger(seconds) ? ` (TCP: ${Math.ceil(seconds)} s)` : "";
+  const tcp = measurements.find(({ name }) => name.startsWith("tcp"));
+  const turns = tcp ? turnsOf(tcp, seconds) : 1;
+  const ofTcp = turns * Math.ceil(seconds / turns);
+  const longer = tcp && ofTcp !== seconds ? ` (TCP: ${ofTcp} s)` : "";
   say(`
   Medians of ${roundsOf(trials)} of ${seconds} s${longer} ± half of the range; ↑ more is better, ↓ less. A ratio is taken
   within a round, with the least and the greatest. Absolute figures hold for this run only.`);
@@ -317,7 +319,8 @@ async function takeRound(round: number, result: Comparison, chosen: Chosen): Pro
   const done: AsyncDisposable[] = [];
   try {
     const runners: Runner[] = [];
-    for (const subject of chosen.subjects) {
+    const { subjects } = chosen;
+    for (const subject of round % 2 === 0 ? subjects : subjects.toReversed()) {
       const { name } = subject;
       const where = `${mode} mode, round ${round + 1}/${chosen.rounds}, ${name}`;
       progress(`${where}: starting`);
@@ -333,10 +336,10 @@ async function takeRound(round: number, result: Comparison, chosen: Chosen): Pro
         process.exitCode = 1;
       }
     }
-    if (round % 2 === 1) runners.reverse();
     for (const measurement of chosen.measurements) {
       const readings = await takeInTurns(measurement, runners, chosen.seconds);
-      for (const { name } of chosen.subjects) {
+      // Of those that failed, too, so that the others' rounds stay paired.
+      for (const { name } of subjects) {
         const of = { mode, round, subject: name };
         trials.push(trialOf(of, measurement, readings.get(name)));
       }

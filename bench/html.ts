@@ -91,7 +91,7 @@ export function htmlReport(report: Report): string {
 ${modes.map((mode) => section(report, mode)).join("\n")}
 <section>
 <h2>Conditions</h2>
-<p>Ratios are taken within a round, one trial after the other. Absolute figures hold for this run only.</p>
+<p>Ratios are taken within a round, in which all are measured in turn. Absolute figures hold for this run only.</p>
 ${terms(report.conditions)}
 ${modes.map((mode) => `<h3>${escaped(mode)} mode</h3>\n${terms(report.tunnels[mode] ?? {})}`).join("\n")}
 </section>

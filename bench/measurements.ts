@@ -29,7 +29,7 @@ export interface Scene {
   pids: number[];
   /** From its start on both hosts until a ping was answered through it. */
   startedInMs: number;
-  /** For each measurement; iperf3 knows whole ones only. */
+  /** How long it is measured at once. */
   seconds: number;
 }
 
@@ -41,6 +41,8 @@ export interface Figure {
   better?: "more" | "less";
   /** Which percentile of the round-trip times it is, if it is one. */
   ofRtts?: number;
+  /** Of several turns what all have counted, where others have a mean. */
+  isCount?: true;
 }
 
 export interface Reading {
@@ -113,12 +115,14 @@ export const measurements: Measurement[] = [
   },
 ];
 
-/** What turns have found, one or more of a measurement. */
+/** What turns have found, one or more of a measurement, all equally long. */
 export function together(figures: Figure[], readings: Reading[]): Reading {
   const rtts = readings.flatMap((reading) => reading.rtts ?? []);
-  const mean = (at: number) =>
-    readings.reduce((sum, { values }) => sum + values[at]!, 0) / readings.length;
-  const values = figures.map(({ ofRtts }, at) => (ofRtts ? percentile(rtts, ofRtts) : mean(at)));
+  const values = figures.map(({ ofRtts, isCount }, at) => {
+    if (ofRtts) return percentile(rtts, ofRtts);
+    const sum = readings.reduce((before, { values }) => before + values[at]!, 0);
+    return isCount ? sum : sum / readings.length;
+  });
   return { values, ...(rtts.length > 0 && { rtts }) };
 }
 
@@ -142,7 +146,7 @@ function loadedTcp(): Measurement {
     turn: TCP_TURN,
     figures: [
       { name: "TCP 1 stream", unit: "Gbit/s", digits: 2, better: "more" },
-      { name: "retransmits", unit: "", digits: 0 },
+      { name: "retransmits", unit: "", digits: 0, isCount: true },
       { name: "RTT under it, median", unit: "ms", digits: 3, better: "less", ofRtts: 50 },
       { name: "p99 under it", unit: "ms", digits: 3, better: "less", ofRtts: 99 },
       { name: "pings lost", unit: "%", digits: 1 },
@@ -197,7 +201,7 @@ function tcp(name: string, title: string, streams: number, direction = "forward"
     turn: TCP_TURN,
     figures: [
       { name: title, unit: "Gbit/s", digits: 2, better: "more" },
-      { name: "retransmits", unit: "", digits: 0 },
+      { name: "retransmits", unit: "", digits: 0, isCount: true },
     ],
     async take({ near, far, seconds }) {
       const [from, to] = direction === "forward" ? [near, far] : [far, near];
@@ -250,7 +254,7 @@ function pacedUdp(name: string, size: number): Measurement {
     figures,
     async take({ near, far, pids, seconds }) {
       const { address } = far;
-      const fastest = await blast(near, far, { size, seconds: stepOf(seconds), address });
+      const fastest = await blast(near, far, { size, seconds, address });
       const paced = await highestPaced({ near, far, pids, size, seconds, address }, fastest);
       if (paced === undefined) return { values: figures.map(() => Number.NaN) };
       const { run, machine, processes } = paced;
@@ -290,11 +294,6 @@ export async function packetRates(datagrams: Datagrams): Promise<PacketRates> {
   return { one, two, paced: await highestPaced(datagrams, one) };
 }
 
-/** How long a step of the search takes, in a measurement of so many seconds. */
-function stepOf(seconds: number): number {
-  return Math.max(seconds * STEP, 0.15);
-}
-
 /** No pace is above that of `fastest`, one unpaced sender. */
 async function highestPaced(
   { near, far, pids, size, seconds, address }: Datagrams,
@@ -302,7 +301,7 @@ async function highestPaced(
 ): Promise<Paced | undefined> {
   const run = (rate: number, length: number) =>
     blast(near, far, { size, rate, address, seconds: length });
-  const length = stepOf(seconds);
+  const length = Math.max(seconds * STEP, 0.15);
   const passes = async (rate: number) => {
     for (let attempt = 1; ; attempt++) {
       const { sent, lost, seconds } = await run(rate, length);

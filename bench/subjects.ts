@@ -5,6 +5,7 @@ import { Lab, type Mode } from "../test/lab/lab.ts";
 import { reach } from "../test/lab/traffic.ts";
 import { until } from "../test/lab/until.ts";
 import { Vtep } from "../test/lab/vtep.ts";
+import { note } from "./command-line.ts";
 import { prepare, type Scene } from "./measurements.ts";
 import { packaged } from "./tunnels.ts";
 
@@ -60,7 +61,7 @@ function vxlan(kind: Kind): Subject {
         const description = await (pid ? ofProcess(host, pid) : ofDevice(host));
         return { pids, description, [Symbol.asyncDispose]: end };
       } catch (error) {
-        await end(); // or the next tunnel would have it beside itself
+        await end(); // or it would run beside those that are measured
         throw error;
       }
     },
@@ -145,17 +146,16 @@ export async function started(
   return { ...tunnel, startedInMs };
 }
 
-/** All of them, the last first, whatever fails; what failed first is thrown. */
+/** All of them, the last first. What fails is told of, and keeps none of the others. */
 export async function disposeAll(things: AsyncDisposable[]): Promise<void> {
-  const failures: unknown[] = [];
   for (const thing of things.toReversed()) {
     try {
       await thing[Symbol.asyncDispose]();
     } catch (error) {
-      failures.push(error);
+      note((error as Error).message);
+      process.exitCode = 1;
     }
   }
-  if (failures.length > 0) throw failures[0];
 }
 
 async function ofProcess(host: Host, pid: number): Promise<string> {

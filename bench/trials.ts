@@ -29,6 +29,11 @@ export async function take(
   }
 }
 
+/** In how many turns a measurement of `seconds` is taken. */
+export function turnsOf({ turn: longest }: Pick<Measurement, "turn">, seconds: number): number {
+  return longest === undefined ? 1 : Math.ceil(seconds / longest);
+}
+
 /** A tunnel that is measured. */
 export interface Runner {
   name: string;
@@ -46,20 +51,20 @@ export async function takeInTurns(
   runners: Runner[],
   seconds: number,
 ): Promise<Map<string, Reading>> {
-  const { name, figures, turn: most = seconds } = measurement;
-  const turns = Math.ceil(seconds / most);
-  const left = new Map(runners.map((runner) => [runner, [] as Reading[]]));
+  const { name, figures } = measurement;
+  const turns = turnsOf(measurement, seconds);
+  const standing = new Map(runners.map((runner) => [runner, [] as Reading[]]));
   for (let turn = 0; turn < turns; turn++) {
-    const order = [...left];
+    const order = [...standing];
     for (const [runner, readings] of turn % 2 === 0 ? order : order.reverse()) {
       const { where, scene } = runner;
       progress(`${where}: ${name}${turns > 1 ? ` ${turn + 1}/${turns}` : ""}`);
       const reading = await take(measurement, { ...scene, seconds: seconds / turns }, where);
       if (reading) readings.push(reading);
-      else left.delete(runner);
+      else standing.delete(runner);
     }
   }
-  return new Map([...left].map(([{ name }, readings]) => [name, together(figures, readings)]));
+  return new Map([...standing].map(([{ name }, readings]) => [name, together(figures, readings)]));
 }
 
 export function trialOf(

@@ -189,7 +189,7 @@ static bool is_ipv4_right(const uint8_t *l3) {
   return checksum_add(checksum_add(sum & 0xffff, sum >> 16 & 0xffff), static_cast<uint32_t>(sum >> 32)) == 0xffff;
 }
 
-// Of a segment that the train's payload ends with so far. Copies that of the gathered one.
+// Of the segment behind so many bytes of the train's payload. Copies its own, if the train is the gathered one.
 static bool is_right(coalescer *c, const frame_train *t, const uint8_t *frame, int32_t length, int32_t before) {
   if (!t->at.v6 && !is_ipv4_right(frame + t->at.l3)) return false;
   if (t->at.tcp && get16(frame + t->at.l4 + TCP_CHECKSUM) == OTHER_ZERO) return false;
@@ -208,7 +208,7 @@ static bool joins(coalescer *c, frame_train *t, const uint8_t *frame, int32_t le
   const headers *h = &t->at;
   int32_t bytes = length - h->payload;
   if (t->ended || t->rows == TRAIN_SEGMENTS || bytes <= 0 || bytes > t->payload) return false;
-  if (h->payload - h->l3 + t->total + bytes > MOST_TOTAL) return false;
+  if (h->payload - h->l3 + t->total + bytes > MOST_IP) return false;
   if (!same_bits(frame, t->first, mask_for(h), h->payload)) return false;
   if (!continues_ip(t, frame, length) || !continues_transport(t, frame, length)) return false;
   if (!t->verified) {

@@ -42,13 +42,14 @@ struct frame_train {
   headers at;
   int32_t payload, total;  // bytes of the first one's payload, and of all of them
   uint32_t flow;           // a hash of it
-  uint16_t shared;         // sum of what the segments' headers share, and of their pseudo header without a length
+  uint16_t shared;         // once verified: sum of what the segments' headers share, and of their pseudo header without
+                           // a length
   bool open, verified, ended;
   uint8_t header[MAX_HEADERS];
 };
 
 constexpr int OPEN_TRAINS = 16;
-constexpr int MOST_TOTAL = 65535;
+constexpr int MOST_IP = 65535;  // bytes of a packet
 
 struct coalescer {
   void (*close)(void *owner, const frame_train *train);
@@ -61,7 +62,7 @@ struct coalescer {
   // The payload of one of the open trains, if any, is copied to one place while it is summed up: the kernel copies one
   // piece faster than 46 (bench/RESULTS.md). One place, so that it stays in the cache.
   frame_train *gathered;
-  aligned_bytes<MOST_TOTAL> payload;
+  aligned_bytes<MOST_IP> payload;
 };
 
 // Takes the next frame, which must stay where it is until its train is closed.

@@ -58,6 +58,7 @@ static void gather(void *owner, const frame_train *t) {
   for (int i = 0; i < t->rows; i++) rows[static_cast<uint32_t>(i)] = t->row[i];
   Napi::Object train = Napi::Object::New(g->env);
   train.Set("rows", rows);
+  train.Set("parts", t->parts);
   train.Set("vnet", Napi::Buffer<uint8_t>::Copy(
                         g->env, static_cast<const uint8_t *>(t->part[0].iov_base),
                         t->part[0].iov_len));
@@ -65,7 +66,7 @@ static void gather(void *owner, const frame_train *t) {
   g->trains[g->trains.Length()] = train;
 }
 
-// coalesce(frames, tcp, udp) → [{rows, vnet, frame}], in the order in which they are handed on
+// coalesce(frames, tcp, udp) → [{rows, parts, vnet, frame}], in the order in which they are handed on
 static Napi::Value coalesce_frames(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   if (!info[0].IsArray() || !info[1].IsBoolean() || !info[2].IsBoolean()) {

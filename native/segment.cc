@@ -22,6 +22,7 @@ static int32_t network_offset(const uint8_t *frame, int32_t length, uint16_t *ty
 static void sum_up_headers(super_frame *s) {
   const headers *h = &s->at;
   const uint8_t *l3 = s->frame + h->l3, *l4 = s->frame + h->l4;
+  s->network_sum = 0;
   if (!h->v6) {
     s->network_sum = checksum_sum(l3, static_cast<size_t>(h->l4 - h->l3));
     for (int32_t field : {IPV4_LENGTH, IPV4_ID, IPV4_CHECKSUM}) {
@@ -95,6 +96,7 @@ int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) 
     put32(l4 + TCP_SEQUENCE, sequence);
     if (segment > 0) l4[TCP_FLAGS] &= static_cast<uint8_t>(~TCP_CWR);
     if (segment < s->segments - 1) l4[TCP_FLAGS] &= static_cast<uint8_t>(~(TCP_FIN | TCP_PSH));
+    // As checksum_own, which would wait for what has just been written.
     sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence >> 16)));
     sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence)));
     sum = checksum_add(sum, htons(get16(l4 + TCP_OFFSET)));

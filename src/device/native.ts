@@ -141,7 +141,7 @@ export interface Addon {
     frames: readonly Uint8Array[],
     tcp: boolean,
     udp: boolean,
-  ): { rows: number[]; vnet: Buffer; frame: Buffer }[];
+  ): { rows: number[]; parts: number; vnet: Buffer; frame: Buffer }[];
   /** All that is decided by on a lone frame of a TAP (`native/flows.h`); undefined where more may be. */
   flowKey(frame: Uint8Array): Buffer | undefined;
   /**

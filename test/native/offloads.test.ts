@@ -354,6 +354,21 @@ describe("coalescing", () => {
     );
   });
 
+  it("copies the payload of one train at a time to one piece, and leaves that of others in several", () => {
+    const [one, other] = [40_000, 40_001].map((port) =>
+      segmentsOf({ port, payload: new Uint8Array(300).map((_, at) => at + port) }, 100),
+    ) as [Uint8Array[], Uint8Array[]];
+    const interleaved = one.flatMap((segment, at) => [segment, other[at]!]);
+    const frames = [...interleaved, one[0]!, one[1]!]; // sent once more, which ends the first train
+    const trains = coalesce(frames);
+    expect(trains.map(({ rows, parts }) => ({ rows, parts }))).toEqual([
+      { rows: [0, 2, 4], parts: 3 }, // virtio_net_hdr, headers, payload
+      { rows: [1, 3, 5], parts: 2 + 3 },
+      { rows: [6, 7], parts: 3 },
+    ]);
+    expectSame(trains.flatMap(cutUp), [...one, ...other, one[0]!, one[1]!]);
+  });
+
   it.each([0, 1, 2])("hands on a corrupted segment as it came, segment %i of three", (spoilt) => {
     const frames = segmentsOf({ payload: new Uint8Array(300).fill(7) }, 100);
     frames[spoilt]![60]! ^= 0x10;
