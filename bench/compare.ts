@@ -12,6 +12,7 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
 import { Option } from "commander";
 import type { Mode } from "../test/lab/lab.ts";
 import {
@@ -292,6 +293,9 @@ async function compare(result: Comparison, chosen: Chosen, later: number): Promi
     try {
       await takeRound(round, result, chosen);
     } catch (error) {
+      // Ctrl-C ends what draws hosts, too, and is to be heard first. One turn of the event loop may have looked for it before.
+      await turn();
+      await turn();
       if (result.trials.length === 0) throw error;
       note(`${mode} mode: round ${round + 1} did not end well: ${(error as Error).message}`);
       process.exitCode = 1;
