@@ -348,7 +348,7 @@ async function takeRound(round: number, result: Comparison, chosen: Chosen): Pro
         trials.push(trialOf(of, measurement, readings.get(name)));
       }
     }
-    result.trials.push(...trials); // before the hosts are taken apart, which may fail, or be interrupted
+    result.trials.push(...trials); // before the hosts are taken apart, which may be interrupted
   } finally {
     await disposeAll(done);
   }

@@ -81,14 +81,14 @@ uint16_t checksum_pseudo(const uint8_t *addresses, bool v6, uint8_t protocol, ui
 }
 
 uint16_t checksum_own(const uint8_t *l4, bool tcp) {
-  if (!tcp) return word_at(l4 + UDP_LENGTH);
+  uint16_t checksum = word_at(l4 + checksum_offset(tcp));
+  if (!tcp) return checksum_add(checksum, word_at(l4 + UDP_LENGTH));
   uint16_t sequence = checksum_add(word_at(l4 + TCP_SEQUENCE), word_at(l4 + TCP_SEQUENCE + 2));
-  return checksum_add(sequence, word_at(l4 + TCP_OFFSET));
+  return checksum_add(checksum, checksum_add(sequence, word_at(l4 + TCP_OFFSET)));
 }
 
 uint16_t checksum_shared(const uint8_t *l4, bool tcp, size_t length) {
-  uint16_t others = checksum_add(checksum_own(l4, tcp), word_at(l4 + (tcp ? TCP_CHECKSUM : UDP_CHECKSUM)));
-  return checksum_without(checksum_sum(l4, length), others);
+  return checksum_without(checksum_sum(l4, length), checksum_own(l4, tcp));
 }
 
 int checksum_complete(uint8_t *frame, size_t length, size_t start, size_t offset) {

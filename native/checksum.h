@@ -29,7 +29,7 @@ inline uint16_t checksum_without(uint16_t sum, uint16_t part) {
 // lie one behind the other, the protocol, and the length of header and payload.
 uint16_t checksum_pseudo(const uint8_t *addresses, bool v6, uint8_t protocol, uint32_t length);
 
-// The sum of the fields by which the TCP or UDP headers of a super-frame's segments differ, but for the checksum: of the
+// The sum of the fields by which the TCP or UDP headers of a super-frame's segments differ: of the checksum, and of the
 // sequence number and the flags, with what shares their word, or of the length.
 uint16_t checksum_own(const uint8_t *l4, bool tcp);
 

@@ -197,7 +197,6 @@ static bool is_right(coalescer *c, const frame_train *t, const uint8_t *frame, i
   size_t bytes = static_cast<size_t>(length - t->at.payload);
   uint16_t sum = checksum_add(t->shared, htons(static_cast<uint16_t>(length - t->at.l4)));
   sum = checksum_add(sum, checksum_own(l4, t->at.tcp));
-  sum = checksum_add(sum, word_at(l4 + (t->at.tcp ? TCP_CHECKSUM : UDP_CHECKSUM)));
   bool copies = c->gathered == t;
   uint16_t rest = copies ? checksum_copy(c->payload.data() + before, payload, bytes) : checksum_sum(payload, bytes);
   return checksum_add(sum, rest) == 0xffff;
@@ -255,7 +254,7 @@ static void close_train(coalescer *c, frame_train *t) {
     memcpy(l3 + IPV4_CHECKSUM, &sum, sizeof sum);
   }
   if (!h->tcp) put16(l4 + UDP_LENGTH, static_cast<uint32_t>(l4_length));
-  int32_t field = h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM;
+  int32_t field = checksum_offset(h->tcp);
   uint16_t pseudo = pseudo_of(t->header, h, l4_length);
   memcpy(l4 + field, &pseudo, sizeof pseudo);
 

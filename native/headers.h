@@ -59,6 +59,9 @@ constexpr int32_t UDP_DESTINATION = 2;
 constexpr int32_t UDP_LENGTH = 4;
 constexpr int32_t UDP_CHECKSUM = 6;
 
+// Of the checksum in the transport header.
+constexpr int32_t checksum_offset(bool tcp) { return tcp ? TCP_CHECKSUM : UDP_CHECKSUM; }
+
 constexpr uint8_t PROTOCOL_TCP = 6, PROTOCOL_UDP = 17;
 constexpr uint16_t TYPE_IPV4 = 0x0800, TYPE_IPV6 = 0x86dd, TYPE_VLAN = 0x8100, TYPE_SVLAN = 0x88a8;
 

@@ -31,7 +31,7 @@ static void sum_up_headers(super_frame *s) {
   }
   // The checksum's field holds the sum of the pseudo header, with the length of the whole. (The addresses would not
   // do: behind a routing header the last hop's counts.)
-  uint16_t pseudo = word_at(l4 + (h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM));
+  uint16_t pseudo = word_at(l4 + checksum_offset(h->tcp));
   pseudo = checksum_without(pseudo, htons(static_cast<uint16_t>(s->length - h->l4)));
   s->transport_sum = checksum_add(pseudo, checksum_shared(l4, h->tcp, static_cast<size_t>(h->payload - h->l4)));
 }
@@ -87,7 +87,7 @@ int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) 
   put_network(s, segment, to, h->payload + bytes);
 
   uint8_t *l4 = to + h->l4;
-  int32_t field = h->tcp ? TCP_CHECKSUM : UDP_CHECKSUM;
+  int32_t field = checksum_offset(h->tcp);
   uint16_t length = static_cast<uint16_t>(h->payload - h->l4 + bytes);
   uint16_t sum = checksum_add(s->transport_sum, htons(length));  // of the pseudo header
   if (h->tcp) {
@@ -96,7 +96,7 @@ int32_t super_frame_segment(const super_frame *s, int32_t segment, uint8_t *to) 
     put32(l4 + TCP_SEQUENCE, sequence);
     if (segment > 0) l4[TCP_FLAGS] &= static_cast<uint8_t>(~TCP_CWR);
     if (segment < s->segments - 1) l4[TCP_FLAGS] &= static_cast<uint8_t>(~(TCP_FIN | TCP_PSH));
-    // As checksum_own, which would wait for what has just been written.
+    // As checksum_own, which would wait for what has just been written, and but for the checksum.
     sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence >> 16)));
     sum = checksum_add(sum, htons(static_cast<uint16_t>(sequence)));
     sum = checksum_add(sum, htons(get16(l4 + TCP_OFFSET)));

@@ -35,9 +35,14 @@ async function taken(seconds: number, read: (pid: number, turn: number) => Readi
 
 const at = (rate: number, ...rtts: number[]): Reading => ({ values: [rate, Number.NaN, 1], rtts });
 
+/** What is said from now on, until the test ends; nor is the exit code that goes with it the tests'. */
 function unheard() {
   const spy = vi.spyOn(process.stderr, "write").mockReturnValue(true);
-  onTestFinished(() => spy.mockRestore());
+  const code = process.exitCode;
+  onTestFinished(() => {
+    spy.mockRestore();
+    process.exitCode = code;
+  });
   return spy;
 }
 
@@ -86,10 +91,6 @@ describe("a measurement that is taken in turns", () => {
 
   it("leaves out whoever fails, from then on, and tells of it", async () => {
     const said = unheard();
-    const code = process.exitCode;
-    onTestFinished(() => {
-      process.exitCode = code;
-    });
     const { turns, found } = await taken(0.75, (pid, turn) => {
       if (pid === NATIVE && turn === 1) throw new Error("broken");
       return at(1);
@@ -103,10 +104,6 @@ describe("a measurement that is taken in turns", () => {
 
 test("what is taken apart goes last first, and one that fails keeps no other", async () => {
   const said = unheard();
-  const code = process.exitCode;
-  onTestFinished(() => {
-    process.exitCode = code;
-  });
   const gone: number[] = [];
   const things = [1, 2, 3].map((number) => ({
     async [Symbol.asyncDispose]() {
